@@ -1,0 +1,183 @@
+"""How far x̂ is from x: one number for the error, and where it comes from.
+
+Sums are taken in float64, whatever the type of the data, so that a million small squares add up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from qlearn.affine import QParams, align, fake_quantize, quantize
+from qlearn.arrays import Array, as_array, as_floats
+
+SCALE_BITS = 32  # a scale is stored as float32
+
+
+def mse(x: Any, x_hat: Any) -> float:
+    """Mean squared error, in the squared units of x.
+
+        mse = mean((x − x̂)²)
+
+    Args:
+        x, x_hat: arrays of one shape.
+    Raises:
+        ValueError: different shapes, an empty array, NaN or infinity.
+    Cost: O(n).
+
+    >>> mse([1.0, 2.0, 3.0], [1.0, 2.5, 2.5])
+    0.16666666666666666
+    """
+    return _mean(_difference(x, x_hat) ** 2)
+
+
+def sqnr_db(x: Any, x_hat: Any) -> float:
+    """Signal-to-quantization-noise ratio in decibel: how much larger the signal is than the error.
+
+        sqnr = 10 · log10( Σ x² / Σ (x − x̂)² )
+
+    One bit more is about 6.02 dB more: half the step, a quarter of the squared error.
+    No error at all is infinity; an error on an all-zero signal is minus infinity.
+    Arguments, errors and cost are those of `mse`.
+
+    Source: W. R. Bennett, "Spectra of quantized signals", Bell System Technical Journal 27 (1948).
+
+    >>> round(sqnr_db([1.0, -1.0], [0.9, -0.9]), 6)
+    20.0
+    """
+    x = as_floats(x)
+    noise = mse(x, x_hat)
+    signal = mse(x, 0 * x)
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def split(x: Any, qparams: QParams) -> tuple[float, float]:
+    """The mean squared error's two parts: (rounding, clipping). Their sum is the MSE.
+
+        clipped  ⇔  rint(x / scale) + zero_point lies outside quant_min … quant_max
+        clipping = Σ over clipped values of (x − x̂)² / n        rounding = the same over all others
+
+    A wider range has larger steps, so more rounding error; a narrower one cuts off more, so more clipping error.
+
+    Returns:
+        Two floats, in the squared units of x.
+    Raises:
+        ValueError: as `quantize`.
+    Cost: O(n).
+
+    >>> split([0.25, 1.0, 9.0], QParams(scale=1.0, zero_point=0, quant_min=0, quant_max=7))
+    (0.020833333333333332, 1.3333333333333333)
+    """
+    x = as_floats(x)
+    squares = _difference(x, fake_quantize(x, qparams)) ** 2
+    outside = clipped(x, qparams)
+    return _mean(squares * ~outside), _mean(squares * outside)
+
+
+def clipped(x: Any, qparams: QParams) -> Array:
+    """Which values of `x` have no tick of their own and get the first or the last one: booleans of x's shape.
+
+        rint(x / scale) + zero_point < quant_min   or   > quant_max
+
+    >>> clipped([-0.4, 0.4, 7.4, 7.6], QParams(scale=1.0, zero_point=0, quant_min=0, quant_max=7))
+    array([False, False, False,  True])
+    """
+    x = as_floats(x)
+    view, scale, zero_point = align(x, qparams, x.dtype)
+    code = array_namespace(x).round(view / scale) + zero_point
+    return ((code < qparams.quant_min) | (code > qparams.quant_max)).reshape(x.shape)
+
+
+def bits_per_value(shape: tuple[int, ...], qparams: QParams) -> float:
+    """What one value really costs: its code, and its share of the scales and zero points.
+
+        bits + number of scales · (32 + bits if asymmetric) / number of values
+
+    >>> bits_per_value((4, 128), QParams(scale=1.0, zero_point=0, quant_min=-7, quant_max=7))
+    4.0625
+    """
+    scales = math.prod(as_array(qparams.scale).shape)
+    zero_point_bits = qparams.bits if qparams.quant_min == 0 else 0
+    return qparams.bits + scales * (SCALE_BITS + zero_point_bits) / math.prod(shape)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What quantizing did to a tensor. `print` shows a small table.
+
+    Attributes:
+        mse: mean squared error; `rounding` and `clipping` are its two parts.
+        sqnr_db: signal-to-quantization-noise ratio in decibel.
+        max_error: the largest |x − x̂|.
+        clipped: share of values outside the range of the ticks, 0 … 1.
+        codes_used: how many different codes occur, all blocks taken together.
+        bits_per_value: code, scales and zero points.
+    """
+
+    mse: float
+    rounding: float
+    clipping: float
+    sqnr_db: float
+    max_error: float
+    clipped: float
+    codes_used: int
+    bits_per_value: float
+
+    def __str__(self) -> str:
+        return "\n".join(
+            (
+                f"mean squared error  {self.mse:.3g}  (rounding {self.rounding:.3g}, clipping {self.clipping:.3g})",
+                f"SQNR                {self.sqnr_db:.1f} dB",
+                f"largest error       {self.max_error:.3g}",
+                f"clipped values      {100 * self.clipped:.3g} %",
+                f"codes used          {self.codes_used}",
+                f"bits per value      {self.bits_per_value:.3g}",
+            )
+        )
+
+
+def report(x: Any, qparams: QParams) -> Report:
+    """Quantize `x` and measure everything this file can measure.
+
+    Args, errors: as `quantize`.  Cost: O(n log n), for counting the codes.
+
+    >>> print(report([-1.0, 0.3, 0.5, 9.0], QParams(scale=0.5, zero_point=2, quant_min=0, quant_max=7)))
+    mean squared error  10.6  (rounding 0.01, clipping 10.6)
+    SQNR                2.9 dB
+    largest error       6.5
+    clipped values      25 %
+    codes used          3
+    bits per value      11.8
+    """
+    x = as_floats(x)
+    xp = array_namespace(x)
+    x_hat = fake_quantize(x, qparams)
+    rounding, clipping = split(x, qparams)
+    return Report(
+        mse=mse(x, x_hat),
+        rounding=rounding,
+        clipping=clipping,
+        sqnr_db=sqnr_db(x, x_hat),
+        max_error=float(xp.max(xp.abs(_difference(x, x_hat)))),
+        clipped=_mean(clipped(x, qparams)),
+        codes_used=int(xp.unique_values(as_array(quantize(x, qparams))).shape[0]),
+        bits_per_value=bits_per_value(x.shape, qparams),
+    )
+
+
+def _difference(x: Any, x_hat: Any) -> Array:
+    x, x_hat = as_floats(x), as_floats(x_hat, "x_hat")
+    if x.shape != x_hat.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)}, x_hat has shape {tuple(x_hat.shape)}: they must agree.")
+    xp = array_namespace(x, x_hat)
+    return xp.astype(x, xp.float64) - xp.astype(x_hat, xp.float64)
+
+
+def _mean(values: Array) -> float:
+    xp = array_namespace(values)
+    return float(xp.mean(xp.astype(values, xp.float64)))

@@ -1,0 +1,87 @@
+"""How many values share one scale: a whole tensor, one channel, or a group of a few.
+
+A granularity turns the shape of x into the shape of its scales. Everything else follows from one rule:
+each entry of scale covers one block of x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for all of x.
+
+        x: (A, B)  →  scale: ()
+
+    >>> PerTensor().scale_shape((4, 6))
+    ()
+    """
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the scales for x of this shape: a single number."""
+        return ()
+
+
+@dataclass(frozen=True)
+class PerAxis:
+    """One scale for each index along `axis`, the axis that is kept. Rows of a weight matrix are axis 0.
+
+        x: (A, B), axis 0  →  scale: (A, 1)            x: (O, I, kh, kw), axis 0  →  scale: (O, 1, 1, 1)
+
+    >>> PerAxis(0).scale_shape((4, 6)), PerAxis(-1).scale_shape((4, 6))
+    ((4, 1), (1, 6))
+    """
+
+    axis: int
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the scales for x of this shape.
+
+        Raises:
+            ValueError: x has no such axis.
+        """
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(
+                f"PerAxis(axis={self.axis}): x has shape {tuple(shape)}, so axis must be "
+                + (f"from {-len(shape)} to {len(shape) - 1}." if shape else "left alone: a single number has no axis.")
+            )
+        kept = self.axis % len(shape)
+        return tuple(n if i == kept else 1 for i, n in enumerate(shape))
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale for each run of `group_size` values along the last axis.
+
+        x: (A, B)  →  scale: (A, B / group_size)
+
+    >>> PerGroup(32).scale_shape((4, 128))
+    (4, 4)
+    """
+
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.group_size, int) or self.group_size < 1:
+            raise ValueError(f"group_size={self.group_size!r} must be a whole number of 1 or more.")
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the scales for x of this shape.
+
+        Raises:
+            ValueError: the group size does not divide the last axis; names the sizes that do.
+        """
+        if not shape:
+            raise ValueError(f"PerGroup({self.group_size}): x is a single number and has no axis to cut into groups.")
+        n = shape[-1]
+        if n % self.group_size:
+            sizes = ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+            raise ValueError(
+                f"group_size={self.group_size} does not divide x's last axis of length {n}. Sizes that do: {sizes}."
+            )
+        return (*shape[:-1], n // self.group_size)
+
+
+Granularity = PerTensor | PerAxis | PerGroup

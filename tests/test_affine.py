@@ -1,0 +1,259 @@
+"""choose_qparams, quantize, dequantize and fake_quantize do what their docstrings say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import qlearn
+from qlearn import QParams, choose_qparams, dequantize, fake_quantize, find_qparams, quantize
+from tests.strategies import arrays, codes_of, moderate
+
+EPS = np.finfo(np.float32).eps
+
+
+@given(arrays(), codes_of())
+def test_error_is_at_most_half_a_step(x, codes):
+    qparams = find_qparams(x, **codes)
+    error = np.abs(x.astype(np.float64) - fake_quantize(x, qparams))
+    # Asymmetric: lo and hi may both lie up to half a step beyond the shifted grid. The rest is float32 rounding
+    # of x / scale and of the product, relative to the largest value.
+    rounding = 4 * EPS * np.abs(x).max()
+    assert error.max() <= 0.5 * qparams.scale * (1 if codes["symmetric"] else 2) + rounding
+
+
+@given(arrays(), codes_of())
+def test_inside_the_ticks_the_error_is_half_a_step_even_if_asymmetric(x, codes):
+    qparams = find_qparams(x, **codes)
+    inside = ~qlearn.errors.clipped(x, qparams)
+    error = np.abs(x.astype(np.float64) - fake_quantize(x, qparams))[inside]
+    assert error.size == 0 or error.max() <= 0.5 * qparams.scale + 4 * EPS * np.abs(x).max()
+
+
+@given(moderate, moderate, codes_of(st.integers(1, 16)))
+def test_zero_is_exact(a, b, codes):
+    qparams = choose_qparams(min(a, b), max(a, b), **codes)
+    zero = quantize(np.zeros(1, dtype=np.float32), qparams)
+    assert zero[0] == qparams.zero_point
+    assert dequantize(zero, qparams)[0] == 0.0
+
+
+@given(arrays(), codes_of(st.integers(1, 16)))
+def test_codes_stay_inside_their_limits_and_keep_the_order(x, codes):
+    qparams = find_qparams(x / 2, **codes)  # a range of half the size, so that some values saturate
+    q = quantize(x, qparams)
+    assert q.min() >= qparams.quant_min
+    assert q.max() <= qparams.quant_max
+    order = np.argsort(x, axis=None)
+    assert (np.diff(q.reshape(-1)[order].astype(int)) >= 0).all()
+
+
+@given(arrays(), codes_of())
+def test_quantizing_twice_changes_nothing(x, codes):
+    qparams = find_qparams(x, **codes)
+    once = fake_quantize(x, qparams)
+    assert np.array_equal(fake_quantize(once, qparams), once)
+
+
+@given(arrays(), codes_of(st.integers(1, 16)))
+def test_numpy_and_torch_give_the_same_bits(x, codes):
+    ours, theirs = find_qparams(x, **codes), find_qparams(torch.from_numpy(x), **codes)
+    assert float(ours.scale) == float(theirs.scale)
+    assert ours.zero_point == theirs.zero_point
+    q, t = quantize(x, ours), quantize(torch.from_numpy(x), theirs)
+    assert str(t.dtype) == f"torch.{q.dtype}"
+    assert np.array_equal(q, t.numpy())
+    assert np.array_equal(dequantize(q, ours), dequantize(t, theirs).numpy())
+    assert dequantize(q, ours).dtype == np.float32
+
+
+@given(st.data())
+def test_blocks_equal_one_call_for_each_block(data):
+    x = data.draw(arrays(dims=3))
+    axis = data.draw(st.integers(-x.ndim, x.ndim - 1))
+    qparams = find_qparams(x, granularity=qlearn.PerAxis(axis))
+    whole = quantize(x, qparams)
+    for i in range(x.shape[axis]):
+        part = np.take(x, i, axis)
+        assert np.array_equal(np.take(whole, i, axis), quantize(part, find_qparams(part)))
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 3, 6])
+def test_groups_equal_one_call_for_each_group(group_size):
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    qparams = find_qparams(x, bits=3, granularity=qlearn.PerGroup(group_size))
+    assert qparams.scale.shape == (4, 6 // group_size)
+    groups = x.reshape(-1, group_size)
+    each = [fake_quantize(group, find_qparams(group, bits=3)) for group in groups]
+    assert np.array_equal(fake_quantize(x, qparams), np.reshape(each, x.shape))
+
+
+def test_large_arrays_are_cut_into_slabs_without_a_seam():
+    x = np.random.default_rng(0).normal(size=(3, 100_003)).astype(np.float32)
+    qparams = find_qparams(x)
+    formula = np.clip(np.round(x / np.float32(qparams.scale)) + qparams.zero_point, 0, 255).astype(np.uint8)
+    assert np.array_equal(quantize(x, qparams), formula)
+    per_row = find_qparams(x, granularity=qlearn.PerAxis(0))
+    assert np.array_equal(quantize(x, per_row)[1], quantize(x[1], find_qparams(x[1])))
+    assert np.array_equal(quantize(x[:, ::2], qparams), quantize(x, qparams)[:, ::2])
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "bits", "scale", "zero_point"),
+    [
+        (-1.0, 3.0, 8, 4 / 255, 64),  # not 64.0 − 128: codes start at 0
+        (-1.0, 2.0, 8, 3 / 255, 85),
+        (-1.5, 2.8, 8, 4.3 / 255, 89),
+        (10.0, 11.0, 8, 11 / 255, 0),  # widened down to 0
+        (-11.0, -10.0, 8, 11 / 255, 255),  # widened up to 0
+        (0.0, 0.0, 8, 1.0, 0),
+        (-1.0, 1.0, 1, 2.0, 0),  # rint(0.5): half to even
+    ],
+)
+def test_asymmetric_qparams_by_hand(lo, hi, bits, scale, zero_point):
+    qparams = choose_qparams(lo, hi, bits=bits)
+    assert qparams.scale == pytest.approx(scale, rel=1e-15)
+    assert qparams.zero_point == zero_point
+
+
+@pytest.mark.parametrize(
+    ("narrow_range", "scale", "limits"),
+    [(True, 4 / 127, (-127, 127)), (False, max(4 / 128, 3 / 127), (-128, 127))],
+)
+def test_symmetric_qparams_by_hand(narrow_range, scale, limits):
+    qparams = choose_qparams(-4.0, 3.0, symmetric=True, narrow_range=narrow_range)
+    assert qparams.scale == pytest.approx(scale, rel=1e-15)
+    assert (qparams.quant_min, qparams.quant_max) == limits
+    assert qparams.zero_point == 0
+
+
+def test_a_range_far_from_zero_survives():
+    x = np.array([10.0, 10.5, 11.0])
+    assert np.abs(fake_quantize(x, find_qparams(x)) - x).max() <= 11 / 255 / 2
+
+
+def test_out_of_range_values_saturate_and_never_wrap():
+    qparams = QParams(0.005, 0, -127, 127)
+    x = np.array([0.9, -0.9, 3e38, -3e38, 1e30], dtype=np.float32)
+    assert quantize(x, qparams).tolist() == [127, -127, 127, -127, 127]
+    assert quantize(torch.from_numpy(x), qparams).tolist() == [127, -127, 127, -127, 127]
+
+
+@pytest.mark.parametrize("hi", [3e38, 1e-38, 1e-44, 1e-45])
+def test_extreme_ranges_give_a_finite_quantizer(hi):
+    x = np.array([0, hi / 2, hi], dtype=np.float32)
+    qparams = find_qparams(x)
+    assert np.isfinite(qparams.scale)
+    assert qparams.scale > 0
+    assert quantize(x, qparams)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "dtype"),
+    [
+        ((0, 255), "uint8"),
+        ((-128, 127), "int8"),
+        ((0, 1023), "int16"),
+        ((-32767, 32767), "int16"),
+        ((0, 65535), "int32"),
+    ],
+)
+def test_codes_take_the_smallest_type_that_holds_them(limits, dtype):
+    qparams = QParams(1.0, 0, *limits)
+    assert quantize(np.array([0.0, 1e9]), qparams).dtype == dtype
+    assert quantize(np.array([0.0, 1e9]), qparams)[1] == limits[1]
+    assert quantize(torch.tensor([0.0, 1e9]), qparams).tolist() == [0, limits[1]]
+
+
+def test_shapes_and_types_of_the_result():
+    qparams = QParams(0.5, 1, 0, 7)
+    assert quantize(0.25, qparams) == 1
+    assert fake_quantize(np.float16([1.1]), qparams).dtype == np.float16
+    assert fake_quantize(torch.tensor([1.1], dtype=torch.bfloat16), qparams).dtype == torch.bfloat16
+    assert fake_quantize([[1, 2], [3, 4]], qparams).tolist() == [[1, 2], [3, 3]]
+    leaf = torch.ones(3, requires_grad=True)
+    assert not fake_quantize(leaf, qparams).requires_grad
+    assert dequantize(quantize(np.ones(2, np.float32), qparams), QParams(np.float32(0.5), 1, 0, 7)).dtype == np.float32
+
+
+def test_the_scale_is_stored_in_the_data_s_type():
+    assert find_qparams(np.ones(3, dtype=np.float32)).scale.dtype == np.float32
+    assert find_qparams(np.ones(3, dtype=np.float16)).scale.dtype == np.float32
+    assert find_qparams(torch.ones(3, dtype=torch.bfloat16)).scale.dtype == torch.float32
+    assert isinstance(choose_qparams(-1.0, 1.0).scale, float)
+
+
+def test_inputs_are_left_alone():
+    x = np.linspace(-1, 1, 11, dtype=np.float32)
+    before = x.copy()
+    x.flags.writeable = False
+    quantize(x, find_qparams(x, bits=3))
+    assert np.array_equal(x, before)
+
+
+# What is wrong is said, with where and what would be right.
+
+FINITE = "x holds 2 values that are not finite; the first is {} at index {}"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("call", [lambda x: quantize(x, QParams(1.0, 0, 0, 3)), qlearn.find_range, find_qparams])
+def test_nan_and_infinity_are_named_and_placed(bad, make, call):
+    x = np.zeros((300, 700), dtype=np.float32)
+    x[217, 3] = x[299, 699] = bad
+    with pytest.raises(ValueError) as error:
+        call(make(x))
+    assert FINITE.format(bad, (217, 3)) in str(error.value)
+
+
+def test_one_bad_number_is_said_in_the_singular():
+    with pytest.raises(ValueError, match="x holds 1 value that is not finite; the first is nan at index 1"):
+        quantize([0.0, np.nan], QParams(1.0, 0, 0, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: quantize([], QParams(1.0, 0, 0, 3)), r"x is empty \(shape \(0,\)\): it needs at least one value"),
+        (lambda: find_qparams(np.zeros((3, 0))), r"x is empty \(shape \(3, 0\)\)"),
+        (lambda: choose_qparams(-1, 1, bits=0), "bits=0 must be a whole number from 1 to 16"),
+        (lambda: choose_qparams(-1, 1, bits=17), "bits=17 must be a whole number from 1 to 16"),
+        (lambda: choose_qparams(-1, 1, bits=1, symmetric=True), "bits=1 must be a whole number from 2 to 16"),
+        (lambda: choose_qparams(-1, 1, bits=4.0), "bits=4.0 must be a whole number from 1 to 16"),  # type: ignore[arg-type]
+        (lambda: choose_qparams(-1, 1, bits=True), "bits=True must be a whole number"),
+        (lambda: choose_qparams(2.0, 1.0), "lo=2.0 is larger than hi=1.0: a range needs lo <= hi"),
+        (lambda: choose_qparams(np.nan, 1.0), "lo holds 1 value that is not finite; the first is nan"),
+        (lambda: choose_qparams(np.zeros(2), np.ones(3)), r"lo has shape \(2,\), hi has shape \(3,\)"),
+        (lambda: QParams(0.0, 0, 0, 255), r"scale=0.0 must be larger than 0"),
+        (lambda: QParams(1.0, 300, 0, 255), "zero_point=300 lies outside the codes 0 … 255"),
+        (lambda: QParams(1.0, 0, 7, 7), "quant_min=7 must be smaller than quant_max=7"),
+        (lambda: QParams(np.ones(2), np.zeros(3, int), 0, 3), r"zero_point has shape \(3,\), scale has shape \(2,\)"),
+        (
+            lambda: quantize(np.zeros((4, 6)), QParams(np.ones((3, 1)), 0, 0, 3)),
+            r"scale has shape \(3, 1\), x has shape \(4, 6\)",
+        ),
+        (lambda: quantize(np.zeros((4, 6)), QParams(np.ones(6), 0, 0, 3)), r"scale needs as many axes as x"),
+    ],
+)
+def test_wrong_values_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: quantize(np.array([True]), QParams(1.0, 0, 0, 3)), "x has dtype bool: it must hold real numbers"),
+        (lambda: quantize(np.array([1j]), QParams(1.0, 0, 0, 3)), "x has dtype complex128"),
+        (lambda: quantize(["a"], QParams(1.0, 0, 0, 3)), "x has dtype <U1"),
+        (lambda: dequantize(np.array([0.5]), QParams(1.0, 0, 0, 3)), "codes have dtype float64: they must be integers"),
+        (lambda: QParams(1.0, 0.5, 0, 3), "zero_point has dtype float64: it is a code, so it must be an integer"),
+    ],
+)
+def test_wrong_types_are_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
