@@ -49,7 +49,8 @@ class QParams:
             raise TypeError(f"zero_point has dtype {dtype_name(zero_point)}: it is a code, so it must be an integer.")
         if tuple(zero_point.shape) not in ((), tuple(scale.shape)):
             raise ValueError(
-                f"zero_point has shape {tuple(zero_point.shape)}, scale has shape {tuple(scale.shape)}: they must agree."
+                f"zero_point has shape {tuple(zero_point.shape)}, "
+                f"scale has shape {tuple(scale.shape)}: they must agree."
             )
         if not bool(((zero_point >= self.quant_min) & (zero_point <= self.quant_max)).all()):
             raise ValueError(

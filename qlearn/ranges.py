@@ -126,7 +126,7 @@ def find_qparams(
     >>> find_qparams([-1.0, 0.0, 3.0], bits=2)
     QParams(scale=1.3333333333333333, zero_point=1, quant_min=0, quant_max=3)
     """
-    codes = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
+    codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
     lo, hi = find_range(x, method, granularity=granularity, **codes, **options)
     return choose_qparams(lo, hi, **codes)
 

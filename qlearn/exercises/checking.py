@@ -1,0 +1,244 @@
+"""How an attempt is checked, and how a mistake is recognised.
+
+An exercise has a solution that is short enough to read, a few examples, a Hypothesis strategy for many more
+inputs, and the mistakes that people make: each one is a wrong function and what to say to whoever wrote it.
+An attempt that fails is compared with those wrong functions; if it gives the same wrong answers as one of
+them, the learner is told that mistake's diagnosis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dis
+import html
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
+
+Case = Mapping[str, Any]  # one call's arguments by name
+
+SEARCH = settings(
+    max_examples=200,
+    derandomize=True,  # the same attempt gets the same answer every time
+    database=None,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate, Phase.shrink],
+)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong function, and the sentence that helps whoever wrote it."""
+
+    function: Callable[..., Any]
+    diagnosis: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise of a lesson.
+
+    Attributes:
+        id: lesson and number, such as "01.2".
+        solution: the reference; its name is the one that the lesson's stub has.
+        examples: calls to show and to try first.
+        cases: many more calls.
+        mistakes: what goes wrong often, most telling first.
+        hints: from a nudge to almost the answer.
+    """
+
+    id: str
+    solution: Callable[..., Any]
+    examples: tuple[Case, ...]
+    cases: SearchStrategy[Case]
+    mistakes: tuple[Mistake, ...]
+    hints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the checker found: `status` is "correct", "wrong" or "not attempted"; `message` says it in words."""
+
+    status: str
+    message: str
+
+    def __repr__(self) -> str:
+        return self.message
+
+    def _repr_html_(self) -> str:
+        colour = {"correct": "#009E73", "wrong": "#D55E00"}.get(self.status, "#888888")
+        return (
+            f'<div role="status" style="border-left: 4px solid {colour}; padding: 0.2em 0.8em">'
+            f'<pre style="white-space: pre-wrap; margin: 0; background: none">{html.escape(self.message)}</pre></div>'
+        )
+
+
+class _Wrong(Exception):
+    """An attempt failed on one case; the message says how."""
+
+    def __init__(self, case: Case, message: str) -> None:
+        super().__init__(message)
+        self.case = case
+
+
+def examine(exercise: Exercise, attempt: Any) -> Result:
+    """Try an attempt on the examples, then on many more inputs, and say in words what came out.
+
+    Whatever the attempt does, this returns: an exception inside it becomes part of the message.
+    """
+    if attempt is Ellipsis or (callable(attempt) and _is_stub(attempt)):
+        return Result(
+            "not attempted",
+            f"… {exercise.id} not attempted yet. Replace the three dots above with your code and run the cell again.\n"
+            f'  Stuck? exercises.hint("{exercise.id}") helps, exercises.solution("{exercise.id}") shows it all.',
+        )
+    if not callable(attempt):
+        return Result(
+            "wrong",
+            f"✗ {exercise.id}: the checker got {_show(attempt)}, which is not a function. "
+            f"Pass {exercise.solution.__name__} itself, without brackets behind it.",
+        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            for case in exercise.examples:
+                _try(exercise, attempt, case)
+            _search(exercise, attempt)
+    except _Wrong as wrong:
+        return Result("wrong", f"✗ {exercise.id}: {wrong}{_diagnose(exercise, attempt, wrong.case)}")
+    return Result("correct", f"✓ {exercise.id} correct.")
+
+
+def _search(exercise: Exercise, attempt: Callable[..., Any]) -> None:
+    """Raise `_Wrong` for the simplest input that Hypothesis finds."""
+
+    @SEARCH
+    @given(exercise.cases)
+    def claim(case: Case) -> None:
+        _try(exercise, attempt, case)
+
+    claim()
+
+
+def _try(exercise: Exercise, attempt: Callable[..., Any], case: Case) -> None:
+    """Raise `_Wrong` unless the attempt does on this case what the solution does."""
+    wanted = exercise.solution(**copy.deepcopy(case))
+    arguments = copy.deepcopy(case)
+    call = f"{exercise.solution.__name__}({', '.join(f'{name}={_show(value)}' for name, value in case.items())})"
+    try:
+        given_ = attempt(**arguments)
+    except (Exception, SystemExit) as error:
+        raise _Wrong(case, f"your function raised {type(error).__name__}: {error}\n  in the call {call}") from None
+    changed = [name for name in case if not _same(case[name], arguments[name])]
+    if changed:
+        raise _Wrong(
+            case,
+            f"your function changed its input {changed[0]}.\n  in the call {call}\n"
+            "  Work on a copy: whoever calls it still needs the original.",
+        )
+    complaint = _compare(wanted, given_)
+    if complaint:
+        raise _Wrong(case, f"{complaint}\n  call    {call}\n  wanted  {_show(wanted)}\n  yours   {_show(given_)}")
+
+
+def _compare(wanted: Any, given_: Any) -> str:
+    """What is wrong with the given value, in a few words; nothing if it is right."""
+    if given_ is None:
+        return "your function returned nothing. Is there a return at its end?"
+    if isinstance(wanted, tuple):
+        if not isinstance(given_, tuple) or len(given_) != len(wanted):
+            return f"your function must return {len(wanted)} values, separated by commas."
+        complaints = (_compare(w, g) for w, g in zip(wanted, given_, strict=True))
+        return next((c for c in complaints if c), "")
+    if isinstance(wanted, np.ndarray) and not isinstance(given_, np.ndarray):
+        return f"your function returned a {type(given_).__name__}; a NumPy array is wanted."
+    try:
+        array = np.asarray(given_)
+        numeric = array.dtype.kind in "iufb"
+    except ValueError:
+        numeric = False
+    if not numeric:
+        return f"your function returned a {type(given_).__name__}; a number is wanted."
+    if np.shape(wanted) != array.shape:
+        return f"your result has shape {array.shape}; wanted is shape {np.shape(wanted)}."
+    if isinstance(wanted, np.ndarray) and wanted.dtype.kind in "iu" and array.dtype != wanted.dtype:
+        # Of a wrong type the values may still be right: say which of the two it is.
+        same = np.array_equal(wanted, array)
+        return (
+            f"your result has dtype {array.dtype}; wanted is {wanted.dtype}{' (the values are right)' if same else ''}."
+        )
+    return "" if _same(wanted, given_) else "your result has other values than wanted."
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) or isinstance(b, tuple):
+        same_kind = isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b)
+        return same_kind and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    a, b = np.asarray(a), np.asarray(b)
+    kinds = {a.dtype.kind, b.dtype.kind}
+    if a.shape == b.shape and "f" in kinds and kinds <= set("biuf"):
+        # Another order of the same operations may round differently in the last digits.
+        tolerance = 1e-6 if np.float32 in (a.dtype, b.dtype) else 1e-9
+        return bool(np.allclose(a, b, rtol=tolerance, atol=1e-30, equal_nan=True))
+    return bool(np.array_equal(a, b))
+
+
+def _diagnose(exercise: Exercise, attempt: Callable[..., Any], failed: Case) -> str:
+    """The diagnosis of the first known mistake that gives the attempt's answers; nothing if none does."""
+    cases = (failed, *exercise.examples)
+    with contextlib.redirect_stdout(io.StringIO()):
+        answers = [_outcome(attempt, case) for case in cases]
+        for mistake in exercise.mistakes:
+            if all(
+                _equal_outcomes(answer, _outcome(mistake.function, case))
+                for answer, case in zip(answers, cases, strict=True)
+            ):
+                return f"\n  {mistake.diagnosis}"
+    return ""
+
+
+def _outcome(function: Callable[..., Any], case: Case) -> tuple[str, Any]:
+    arguments = copy.deepcopy(case)
+    try:
+        value = function(**arguments)
+    except (Exception, SystemExit) as error:
+        return "raised", type(error).__name__
+    return "returned", (value, tuple(arguments.values()))  # a mistake may be to change the input
+
+
+def _equal_outcomes(a: tuple[str, Any], b: tuple[str, Any]) -> bool:
+    if a[0] != b[0] or a[0] == "raised":
+        return a == b
+    (mine, my_inputs), (theirs, their_inputs) = a[1], b[1]
+    same_type = getattr(mine, "dtype", None) == getattr(theirs, "dtype", None)
+    return same_type and _same(mine, theirs) and _same(my_inputs, their_inputs)
+
+
+def _is_stub(function: Any) -> bool:
+    """Whether a function's body is only `...` (and perhaps a docstring): it loads a constant and returns it."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    names = {instruction.opname for instruction in dis.get_instructions(code)}
+    constants = {constant for constant in code.co_consts if constant != function.__doc__}
+    return names <= {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"} and constants <= {None, Ellipsis}
+
+
+def _show(value: Any) -> str:
+    """A value on one line, long arrays shortened."""
+    if isinstance(value, np.ndarray):
+        text = np.array2string(value, separator=", ", threshold=12, precision=6, max_line_width=10_000)
+        return " ".join(text.split()) + f" ({value.dtype})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_show, value))})"
+    if isinstance(value, np.generic):
+        value = value.item()
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,277 @@
+"""Exercises of lesson 01, quantization from scratch."""
+
+# mypy: disallow-untyped-defs=False
+# What learners read and write has no types.
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from qlearn.exercises.checking import Exercise, Mistake
+
+_values = st.integers(-4000, 4000).map(lambda n: n / 8)  # exact in binary, many halves among them
+_vectors = hnp.arrays(np.float64, st.integers(1, 6), elements=_values)
+
+
+# 01.1 clamp, then cast
+
+
+def to_uint8(values):
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _cast_first(values):
+    return np.clip(np.rint(values).astype(np.int64).astype(np.uint8), 0, 255)
+
+
+def _no_rounding(values):
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _half_up(values):
+    return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
+
+
+def _clamp_in_place(values):
+    values[values < 0] = 0
+    values[values > 255] = 255
+    return np.rint(values).astype(np.uint8)
+
+
+def _not_cast(values):
+    return np.clip(np.rint(values), 0, 255)
+
+
+def _one_too_few(values):
+    return np.clip(np.rint(values), 0, 254).astype(np.uint8)
+
+
+TO_UINT8 = Exercise(
+    id="01.1",
+    solution=to_uint8,
+    examples=(
+        {"values": np.array([-3.2, 0.0, 99.7, 255.0, 300.0])},
+        {"values": np.array([0.5, 1.5, 2.5])},
+    ),
+    cases=st.fixed_dictionaries({"values": _vectors}),
+    mistakes=(
+        Mistake(_cast_first, "Your codes wrapped around: clamp before the cast, while 300 is still 300."),
+        Mistake(_no_rounding, "A cast cuts the fraction off. Round to the nearest integer first, with np.rint."),
+        Mistake(_half_up, "You round halves up. np.rint rounds them to the even neighbour: 0.5 to 0, 1.5 to 2."),
+        Mistake(_clamp_in_place, "values[...] = ... writes into the caller's array. np.clip gives you a new one."),
+        Mistake(_not_cast, "The values are right, but they are still floats: end with .astype(np.uint8)."),
+        Mistake(_one_too_few, "The largest of 256 codes that start at 0 is 255."),
+    ),
+    hints=(
+        "What does a cast from 300.0 to uint8 do, and what would you rather have?",
+        "Three steps in this order: np.rint, np.clip to 0 and 255, .astype(np.uint8).",
+    ),
+)
+
+
+# 01.2 symmetric quantization
+
+
+def quantize_symmetric(x, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.max(np.abs(x)) / quant_max
+    codes = np.clip(np.rint(x / scale), -quant_max, quant_max).astype(np.int8)
+    return codes, scale
+
+
+def _largest_not_absolute(x, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.max(x) / quant_max
+    return np.clip(np.rint(x / scale), -quant_max, quant_max).astype(np.int8), scale
+
+
+def _unsigned_limit(x, bits):
+    quant_max = 2**bits - 1
+    scale = np.max(np.abs(x)) / quant_max
+    return np.clip(np.rint(x / scale), -quant_max, quant_max).astype(np.int8), scale
+
+
+def _whole_signed_range(x, bits):
+    scale = np.max(np.abs(x)) / 2 ** (bits - 1)
+    codes = np.clip(np.rint(x / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).astype(np.int8)
+    return codes, scale
+
+
+def _half_a_step_too_fine(x, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.max(np.abs(x)) / (quant_max + 0.5)
+    return np.clip(np.rint(x / scale), -quant_max, quant_max).astype(np.int8), scale
+
+
+def _reciprocal_scale(x, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = quant_max / np.max(np.abs(x))
+    return np.clip(np.rint(x * scale), -quant_max, quant_max).astype(np.int8), scale
+
+
+QUANTIZE_SYMMETRIC = Exercise(
+    id="01.2",
+    solution=quantize_symmetric,
+    examples=(
+        {"x": np.array([-4.0, 0.0, 1.0, 3.0]), "bits": 8},
+        {"x": np.array([-1.5, 0.25, 6.0]), "bits": 3},
+    ),
+    cases=st.fixed_dictionaries(
+        {"x": _vectors.filter(lambda x: x.max() > 0), "bits": st.integers(2, 8)},
+    ),
+    mistakes=(
+        Mistake(_largest_not_absolute, "Your scale looks at the largest value only; −4 is further from 0 than 3 is."),
+        Mistake(
+            _unsigned_limit,
+            "2**bits − 1 counts unsigned codes. A sign takes one bit: the largest code is 2**(bits − 1) − 1.",
+        ),
+        Mistake(
+            _whole_signed_range, "You divide by 2**(bits − 1). The positive side has one code fewer: 2**(bits − 1) − 1."
+        ),
+        Mistake(
+            _half_a_step_too_fine,
+            "You divide by the number of codes halved, 127.5; the largest value should get code 127, so divide by 127.",
+        ),
+        Mistake(
+            _reciprocal_scale,
+            "Your scale is upside down. It is the size of one step: max|x| divided by the largest code.",
+        ),
+    ),
+    hints=(
+        "Which value must land on the outermost code? Which code is that, with one bit spent on the sign?",
+        "quant_max = 2 ** (bits - 1) - 1, scale = max|x| / quant_max; then round x / scale, clip to ±quant_max, cast to int8.",
+    ),
+)
+
+
+# 01.3 back to real numbers
+
+
+def dequantize(codes, scale, zero_point):
+    return scale * (codes.astype(np.float64) - zero_point)
+
+
+def _zero_point_added(codes, scale, zero_point):
+    return scale * codes.astype(np.float64) + zero_point
+
+
+def _zero_point_kept(codes, scale, zero_point):
+    return scale * codes.astype(np.float64) - zero_point
+
+
+def _subtracted_in_uint8(codes, scale, zero_point):
+    return scale * (codes - np.uint8(zero_point)).astype(np.float64)
+
+
+def _divided(codes, scale, zero_point):
+    return (codes.astype(np.float64) - zero_point) / scale
+
+
+def _zero_point_forgotten(codes, scale, zero_point):
+    return scale * codes.astype(np.float64)
+
+
+DEQUANTIZE = Exercise(
+    id="01.3",
+    solution=dequantize,
+    examples=(
+        {"codes": np.array([0, 64, 255], dtype=np.uint8), "scale": 0.5, "zero_point": 64},
+        {"codes": np.array([3, 200], dtype=np.uint8), "scale": 0.25, "zero_point": 0},
+    ),
+    cases=st.fixed_dictionaries(
+        {
+            "codes": hnp.arrays(np.uint8, st.integers(1, 6)),
+            "scale": st.integers(1, 64).map(lambda n: n / 16),
+            "zero_point": st.integers(0, 255),
+        }
+    ),
+    mistakes=(
+        Mistake(
+            _zero_point_added,
+            "You add the zero point to real numbers. It is a code: subtract it from the codes, before scaling.",
+        ),
+        Mistake(
+            _zero_point_kept,
+            "You scale first and subtract a code from a real number. Subtract zero_point before you multiply.",
+        ),
+        Mistake(
+            _subtracted_in_uint8, "The subtraction wrapped: in uint8, 0 − 64 is 192. Cast the codes to float first."
+        ),
+        Mistake(_divided, "Quantizing divided by the scale; the way back multiplies."),
+        Mistake(_zero_point_forgotten, "The zero point is missing: code zero_point must come back as 0.0."),
+    ),
+    hints=(
+        "Which code must come back as 0.0? And what does uint8 do with 0 − 64?",
+        "Cast the codes to float, subtract zero_point, multiply by scale.",
+    ),
+)
+
+
+# 01.4 the range must hold zero
+
+
+def asymmetric_qparams(lo, hi, bits):
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / (2**bits - 1)
+    zero_point = int(np.rint(-lo / scale))
+    return scale, zero_point
+
+
+def _not_widened(lo, hi, bits):
+    scale = (hi - lo) / (2**bits - 1)
+    return scale, int(np.clip(np.rint(-lo / scale), 0, 2**bits - 1))
+
+
+def _not_widened_not_clipped(lo, hi, bits):
+    scale = (hi - lo) / (2**bits - 1)
+    return scale, int(np.rint(-lo / scale))
+
+
+def _one_step_too_many(lo, hi, bits):
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / 2**bits
+    return scale, int(np.rint(-lo / scale))
+
+
+def _zero_point_not_rounded(lo, hi, bits):
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / (2**bits - 1)
+    return scale, -lo / scale
+
+
+def _sign_lost(lo, hi, bits):
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / (2**bits - 1)
+    return scale, int(np.rint(lo / scale))
+
+
+_ends = st.tuples(_values, _values).map(sorted).filter(lambda ends: ends[0] < ends[1])
+
+ASYMMETRIC_QPARAMS = Exercise(
+    id="01.4",
+    solution=asymmetric_qparams,
+    examples=(
+        {"lo": 10.0, "hi": 11.0, "bits": 8},
+        {"lo": -11.0, "hi": -10.0, "bits": 8},
+        {"lo": -1.0, "hi": 3.0, "bits": 8},
+    ),
+    cases=st.builds(lambda ends, bits: {"lo": ends[0], "hi": ends[1], "bits": bits}, _ends, st.integers(1, 8)),
+    mistakes=(
+        Mistake(
+            _not_widened,
+            "Clipping the zero point hides the trouble: [10, 11] comes back as 1.0. Widen the range to hold 0 first.",
+        ),
+        Mistake(
+            _not_widened_not_clipped, "For [10, 11] your zero point is no code at all. Widen the range to hold 0 first."
+        ),
+        Mistake(_one_step_too_many, "Between 256 ticks there are 255 steps: divide by 2**bits − 1."),
+        Mistake(_zero_point_not_rounded, "zero_point is a code, so it must be a whole number: round it."),
+        Mistake(_sign_lost, "The tick at lo has code 0, and 0.0 lies −lo / scale ticks further right: mind the sign."),
+    ),
+    hints=(
+        "Where on the line of ticks is 0.0, if the ticks run from 10 to 11?",
+        "Before anything else: lo = min(lo, 0.0) and hi = max(hi, 0.0).",
+    ),
+)
+
+EXERCISES = (TO_UINT8, QUANTIZE_SYMMETRIC, DEQUANTIZE, ASYMMETRIC_QPARAMS)

@@ -1,0 +1,178 @@
+"""Checkers know a right answer, and say what is wrong with a wrong one."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+
+import qlearn
+from qlearn import exercises
+from qlearn.exercises.lesson_01 import asymmetric_qparams, dequantize, quantize_symmetric
+
+ALL = [exercises.find(exercise_id) for exercise_id in exercises.ids()]
+EVERY_MISTAKE = [
+    pytest.param(exercise, mistake, id=f"{exercise.id} {mistake.function.__name__.strip('_')}")
+    for exercise in ALL
+    for mistake in exercise.mistakes
+]
+
+
+@pytest.mark.parametrize("exercise", ALL, ids=lambda exercise: exercise.id)
+def test_the_solution_is_correct(exercise):
+    result = exercises.check(exercise.id, exercise.solution)
+    assert result.status == "correct", result.message
+    assert f"✓ {exercise.id} correct" in repr(result)
+
+
+@pytest.mark.parametrize("exercise", ALL, ids=lambda exercise: exercise.id)
+def test_there_are_hints_and_at_least_three_mistakes(exercise):
+    assert len(exercise.mistakes) >= 3
+    assert len(exercise.hints) == 2
+    assert "TODO" not in inspect.getsource(exercise.solution)
+
+
+@pytest.mark.parametrize(("exercise", "mistake"), EVERY_MISTAKE)
+def test_each_mistake_gets_its_own_diagnosis(exercise, mistake):
+    result = exercises.check(exercise.id, mistake.function)
+    assert result.status == "wrong"
+    assert mistake.diagnosis in result.message
+    others = {other.diagnosis for other in exercise.mistakes} - {mistake.diagnosis}
+    assert not any(other in result.message for other in others)
+
+
+# Wrong answers written another way than the checker's own, as a learner might.
+@pytest.mark.parametrize(
+    ("exercise_id", "attempt", "message"),
+    [
+        ("01.1", lambda values: np.clip(values.astype(np.uint8), 0, 255), "A cast cuts|wrapped|other values"),
+        (
+            "01.1",
+            lambda values: np.asarray([min(max(int(v), 0), 255) for v in values], np.uint8),
+            "A cast cuts the fraction off",
+        ),
+        (
+            "01.2",
+            lambda x, bits: (np.rint(x / (x.max() / 127)).astype(np.int8), x.max() / 127),
+            "your result has other values",
+        ),
+        ("01.3", lambda codes, scale, zero_point: codes * scale + zero_point, "You add the zero point to real numbers"),
+        ("01.3", lambda codes, scale, zero_point: scale * (codes - zero_point), "raised OverflowError|wrapped"),
+        ("01.4", lambda lo, hi, bits: ((hi - lo) / 255, round(-lo / ((hi - lo) / 255))), "no code at all"),
+        ("05.1", lambda lo, hi, batch: (batch.min(), batch.max()), "Your observer forgets"),
+        (
+            "05.2",
+            lambda x_codes, x_zero_point, w_codes: np.dot(x_codes.astype(int), w_codes.T.astype(int)),
+            "wanted is int32",
+        ),
+        ("05.3", lambda outputs, inputs, bits: outputs * inputs * bits / 8, "other values|Codes alone"),
+    ],
+)
+def test_wrong_answers_in_other_words(exercise_id, attempt, message):
+    result = exercises.check(exercise_id, attempt)
+    assert result.status == "wrong"
+    assert any(part in result.message for part in message.split("|")), result.message
+
+
+def _stub(values):
+    """Still to be written."""
+    ...
+
+
+@pytest.mark.parametrize("attempt", [..., _stub, lambda values: ...])
+def test_unattempted_is_no_error(attempt):
+    result = exercises.check("01.1", attempt)
+    assert result.status == "not attempted"
+    assert "01.1 not attempted yet" in result.message
+
+
+def _raises(values):
+    raise ZeroDivisionError("division by zero")
+
+
+def _changes_its_input(values):
+    values.sort()
+    return exercises.find("01.1").solution(values)
+
+
+def _endless_recursion(values):
+    return _endless_recursion(values)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (_raises, "your function raised ZeroDivisionError: division by zero\n  in the call to_uint8(values="),
+        (lambda: 0, "your function raised TypeError"),
+        (lambda values: exit(), "your function raised SystemExit"),
+        (_endless_recursion, "your function raised RecursionError"),
+        (lambda values: np.uint8([1, 2]), "your result has shape (2,); wanted is shape (5,)"),
+        (lambda values: [0, 0, 100, 255, 255], "your function returned a list; a NumPy array is wanted"),
+        (lambda values: "codes", "your function returned a str; a NumPy array is wanted"),
+        (lambda values: print(values), "your function returned nothing. Is there a return at its end?"),
+        (_changes_its_input, "your function changed its input values"),
+        (np.uint8([0]), "is not a function. Pass to_uint8 itself, without brackets"),
+        (
+            lambda values: np.clip(np.rint(values), 0, 255).astype(np.int16),
+            "dtype int16; wanted is uint8 (the values are right)",
+        ),
+        (lambda values: np.array([object()] * 5), "a number is wanted"),
+    ],
+)
+def test_whatever_an_attempt_does_the_lesson_goes_on(attempt, message, capsys):
+    result = exercises.check("01.1", attempt)
+    assert result.status == "wrong"
+    assert message in result.message
+    assert capsys.readouterr().out == ""
+
+
+def test_a_tuple_is_checked_part_by_part():
+    assert "must return 2 values" in exercises.check("01.2", lambda x, bits: x).message
+    assert "must return 2 values" in exercises.check("01.2", lambda x, bits: (x, x, x)).message
+    wrong_scale = exercises.check("01.2", lambda x, bits: (quantize_symmetric(x, bits)[0], "1"))
+    assert "returned a str; a number is wanted" in wrong_scale.message
+
+
+def test_messages_show_wanted_and_given():
+    message = exercises.check("01.1", lambda values: np.zeros(len(values), np.uint8)).message
+    assert "call    to_uint8(values=[ -3.2, 0. , 99.7, 255. , 300. ] (float64))" in message
+    assert "wanted  [ 0, 0, 100, 255, 255] (uint8)" in message
+    assert "yours   [0, 0, 0, 0, 0] (uint8)" in message
+    html = exercises.check("01.1", _raises)._repr_html_()
+    assert "&lt;" not in exercises.check("01.1", ...)._repr_html_()
+    assert 'role="status"' in html
+
+
+def test_solved_exercises_are_counted():
+    exercises.check("05.3", exercises.find("05.3").solution)
+    assert "of 3 in this lesson" in exercises.check("05.1", exercises.find("05.1").solution).message
+
+
+def test_hints_come_one_after_the_other(capsys):
+    for expected in ("Hint 1 of 2", "Hint 2 of 2", "Hint 2 of 2"):
+        exercises.hint("05.2")
+        assert expected in capsys.readouterr().out
+    exercises.solution("05.2")
+    assert capsys.readouterr().out.startswith("def accumulate(x_codes, x_zero_point, w_codes):")
+
+
+def test_unknown_ids_are_named():
+    with pytest.raises(ValueError, match=r"no exercise '1.2'; the exercises are 01.1, 01.2"):
+        exercises.check("1.2", ...)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_solutions_agree_with_the_package(bits):
+    x = np.random.default_rng(0).normal(size=50)
+    codes, scale = quantize_symmetric(x, bits)
+    qparams = qlearn.find_qparams(x, bits=bits, symmetric=True)
+    assert scale == qparams.scale
+    assert np.array_equal(codes, qlearn.quantize(x, qparams))
+    for lo, hi in ((-1.0, 3.0), (10.0, 11.0), (-11.0, -10.0)):
+        ours = qlearn.choose_qparams(lo, hi, bits=bits)
+        assert asymmetric_qparams(lo, hi, bits) == pytest.approx((ours.scale, ours.zero_point), rel=1e-15)
+        codes = np.arange(2**bits).astype(np.uint8)
+        assert dequantize(codes, ours.scale, ours.zero_point) == pytest.approx(
+            qlearn.dequantize(codes, ours), rel=1e-15
+        )
