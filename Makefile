@@ -1,0 +1,12 @@
+# Each target is one line; tools/dev.py makes .venv and installs what is missing. Without make: python tools/dev.py lab
+PYTHON ?= python3
+.PHONY: lab test lessons weights
+
+# JupyterLab on the lessons. PORT=8999 chooses the port, BROWSER=none opens no window.
+lab: ; @$(PYTHON) tools/dev.py lab
+# Every check there is.
+test: ; @$(PYTHON) tools/dev.py test
+# Run the lessons afresh and store their outputs. LESSON=05 runs one.
+lessons: ; @$(PYTHON) tools/dev.py lessons
+# Train the shipped networks again.
+weights: ; @$(PYTHON) tools/dev.py weights

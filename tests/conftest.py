@@ -1,0 +1,13 @@
+"""What all tests share."""
+
+import os
+
+from hypothesis import settings
+
+# No window, and no lesson's backend, for the figures that tests draw.
+os.environ["MPLBACKEND"] = "Agg"
+
+# The same examples in every run, on every machine. HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))

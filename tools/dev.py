@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""The project's everyday commands. Needs nothing but Python, so that it can install the rest.
+
+    python tools/dev.py lab        JupyterLab on the lessons             PORT=8999  BROWSER=none
+    python tools/dev.py test       every check there is
+    python tools/dev.py lessons    run the lessons, store their outputs  LESSON=05
+    python tools/dev.py weights    train the shipped networks again
+
+`make lab` and so on are the same. The first call makes `.venv` and installs into it; later calls see from a
+stamp that nothing has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
+STAMP = VENV / "qlearn-installed.txt"
+OLDEST = (3, 11)
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the first argument says; NAME=value arguments are as good as environment variables."""
+    for setting in [a for a in arguments if "=" in a]:
+        name, _, value = setting.partition("=")
+        os.environ[name] = value
+    commands = [a for a in arguments if "=" not in a]
+    known = {"lab": lab, "test": test, "lessons": lessons, "weights": weights, "find-browser": show_browser}
+    if len(commands) != 1 or commands[0] not in known:
+        print(__doc__)
+        return 2
+    if sys.version_info < OLDEST:
+        say(
+            f"Python {'.'.join(map(str, OLDEST))} or newer is needed, and this is {sys.version.split()[0]} "
+            f"({sys.executable}). With a newer one beside it: make {commands[0]} PYTHON=python3.13"
+        )
+        return 1
+    os.chdir(ROOT)
+    return known[commands[0]]()
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def lab() -> int:
+    """Start JupyterLab on notebooks/, on this computer only, with its token."""
+    python = environment()
+    command = [python, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT / 'notebooks'}", "--ServerApp.ip=127.0.0.1"]
+    if os.environ.get("PORT"):
+        command += [f"--ServerApp.port={os.environ['PORT']}", "--ServerApp.port_retries=0"]
+    if os.environ.get("BROWSER") == "none":
+        del os.environ["BROWSER"]
+        command += ["--no-browser"]
+    if (ROOT / "notebooks/00_start_here.ipynb").exists():
+        command += ["--LabApp.default_url=/lab/tree/00_start_here.ipynb"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command += ["--allow-root"]
+    say("JupyterLab prints its address, with the token, below. Ctrl-C twice stops it.")
+    if os.name == "posix":
+        # Jupyter takes this process's place: signals reach it, and nothing is left behind when it ends.
+        os.execve(python, command, own_environment())
+    with subprocess.Popen(command, env=own_environment()) as server:
+        while True:
+            try:
+                return server.wait()
+            except KeyboardInterrupt:
+                pass  # the server got it too, and asks before it stops
+
+
+def lessons() -> int:
+    """Run the lessons in fresh kernels and store their outputs."""
+    command = [environment(), "tools/lessons.py", *os.environ.get("LESSON", "").split()]
+    return subprocess.call(command, env=own_environment())
+
+
+def weights() -> int:
+    """Train the networks that the package ships."""
+    return subprocess.call([environment(), "tools/weights.py"], env=own_environment())
+
+
+def test() -> int:
+    """Run every check, even after one has failed, and say at the end what passed."""
+    python = environment()
+    began = time.perf_counter()
+    results = []
+    with tempfile.TemporaryDirectory(prefix="qlearn-test-") as folder:
+        home = Path(folder)
+        env = notebook_environment(home)
+
+        def check(title: str, *command: str) -> None:
+            heading(title)
+            start = time.perf_counter()
+            code = subprocess.call([python, "-m", *command], env=env)
+            results.append(Result(title, int(code == 0), int(code != 0), 0, time.perf_counter() - start))
+
+        def pytest(title: str, *options: str) -> None:
+            heading(title)
+            start = time.perf_counter()
+            report = home / f"{len(results)}.xml"
+            command = [python, "-m", "pytest", "-q", f"--junitxml={report}", *options]
+            code = subprocess.call(command, env=env)
+            results.append(from_report(title, code, report, time.perf_counter() - start))
+
+        check("ruff check", "ruff", "check", ".")
+        check("ruff format", "ruff", "format", "--check", ".")
+        check("mypy", "mypy")
+        pytest("unit, property and oracle tests, doctests", "-n", "2", "-m", "not timing")
+        pytest("timings", "-m", "timing")
+
+        if list((ROOT / "notebooks").glob("*.ipynb")):
+            # The kernel is this environment's own, whatever kernels the user has.
+            options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "-n", "2", "--dist=loadfile"]
+            pytest("lessons, outputs compared", "notebooks", "--durations=5", *options)
+
+        if list((ROOT / "tests/browser").glob("test_*.py")):
+            ask = "import sys; sys.path[:0] = ['tools']; import real_lab; print(real_lab.browser_path())"
+            browser = find_browser() or subprocess.run([python, "-c", ask], capture_output=True, text=True).stdout
+            if browser.strip() or os.environ.get("CI", "").lower() == "true":
+                pytest("browser tests", "tests/browser")  # alone: they measure time too
+            else:
+                heading("browser tests")
+                say("Skipped: no Chromium or Chrome found. Install one, or name it in CHROMIUM.")
+                results.append(Result("browser tests", 0, 0, 1, 0.0))
+
+    heading("summary")
+    for result in results:
+        print(result)
+    passed, failed, skipped = (sum(getattr(r, name) for r in results) for name in ("passed", "failed", "skipped"))
+    print(f"{time.perf_counter() - began:.0f} s in all\n")
+    print(f"total: {passed} passed, {failed} failed, {skipped} skipped", flush=True)
+    return int(failed > 0)
+
+
+def show_browser() -> int:
+    """Print the browser that the tests would use; fail if there is none."""
+    browser = find_browser()
+    print(browser or "none")
+    return int(not browser)
+
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+
+def environment() -> str:
+    """The path of the Python that has everything installed; makes `.venv` and installs where that is needed."""
+    if os.environ.get("CONDA_DEFAULT_ENV") == "qlearn" and (Path(sys.prefix) / "conda-meta").is_dir():
+        return sys.executable  # made from environment.yml
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():  # a link to a Python that is gone does not exist either
+        make_venv()
+    wanted = fingerprint()
+    if STAMP.exists() and STAMP.read_text() == wanted:
+        return str(python)
+
+    if not STAMP.exists():
+        say("Installing qlearn, PyTorch, JupyterLab and the test tools into .venv, once: 2 to 10 minutes.")
+        say("On Linux PyTorch comes with its GPU libraries: about 3 GB to download, 5.4 GB on disk.")
+    else:
+        say("pyproject.toml or Python has changed: bringing .venv up to date.")
+    start = time.perf_counter()
+    # One command for everything, so that torch and torchvision are chosen together and fit each other.
+    install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-e", ".[torch,lab,test]"]
+    if subprocess.call(install) != 0:
+        fail("pip could not install the packages; its last lines say why. The next call tries again.")
+    # Proves that they do fit, and builds Matplotlib's list of fonts here and not inside a lesson.
+    proof = "import torchvision, matplotlib.font_manager, qlearn"
+    if subprocess.call([str(python), "-W", "ignore", "-c", proof]) != 0:
+        fail("The installed packages do not work together. Delete the folder .venv and try again.")
+    STAMP.write_text(wanted)  # last: an install that was interrupted is done again
+    say(f"Installed in {time.perf_counter() - start:.0f} s.")
+    return str(python)
+
+
+def make_venv() -> None:
+    """Make `.venv` with the Python that runs this."""
+    say(f"Making .venv with Python {sys.version.split()[0]}.")
+    if subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)]) != 0:
+        shutil.rmtree(VENV, ignore_errors=True)  # half an environment would be taken for a whole one
+        fail("Python could not make it. On Debian and Ubuntu the package python3-venv is needed: apt install it.")
+
+
+def fingerprint() -> str:
+    """What an installation depends on: the list of packages, Python's version, and where the folder lies."""
+    config = (VENV / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+    version = next((line.partition("=")[2].strip() for line in config if line.startswith("version")), "")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        fail(f"The folder .venv holds Python {version}, which is too old. Delete it and try again.")
+    packages = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    return f"{packages}\n{version}\n{ROOT}\n"
+
+
+def own_environment() -> dict[str, str]:
+    """The user's environment less what would lead Python or Jupyter to another installation's files."""
+    away = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "MPLBACKEND", "JUPYTER_PATH", "JUPYTER_CONFIG_PATH")
+    env = {name: value for name, value in os.environ.items() if name not in away}
+    env.update(PYTHONNOUSERSITE="1", JUPYTER_PREFER_ENV_PATH="1")
+    return env
+
+
+def notebook_environment(home: Path) -> dict[str, str]:
+    """An environment in which a notebook finds nothing that an earlier run left: whatever it stores is in `home`."""
+    return {
+        **own_environment(),
+        "QLEARN_DATA": str(home / "qlearn"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(home / "jupyter-config"),
+        "JUPYTER_DATA_DIR": str(home / "jupyter-data"),
+    }
+
+
+def find_browser() -> str:
+    """The path of a Chromium or Chrome, or nothing."""
+    names = ["chromium", "google-chrome", "google-chrome-stable", "chromium-browser"]
+    found = [os.environ.get("CHROMIUM", "")] + [shutil.which(name) or "" for name in names]
+    return next((path for path in found if path and Path(path).exists()), "")
+
+
+# --- reporting -------------------------------------------------------------------------------------------------------
+
+
+class Result:
+    """How one step went."""
+
+    def __init__(self, title: str, passed: int, failed: int, skipped: int, seconds: float) -> None:
+        self.title, self.passed, self.failed, self.skipped, self.seconds = title, passed, failed, skipped, seconds
+
+    def __str__(self) -> str:
+        verdict = "FAILED" if self.failed else "ok" if self.passed else "nothing run"
+        counts = f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+        return f"{self.title:45} {verdict:12} {counts:40} {self.seconds:6.1f} s"
+
+
+def from_report(title: str, code: int, report: Path, seconds: float) -> Result:
+    """Count what pytest wrote into its JUnit report. No test found (code 5) is no failure; a crash is one."""
+    tests = failed = skipped = 0
+    if report.exists():
+        for suite in ElementTree.parse(report).iter("testsuite"):
+            tests += int(suite.get("tests", 0))
+            failed += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+            skipped += int(suite.get("skipped", 0))
+    passed = max(0, tests - failed - skipped)
+    if code not in (0, 5) and not failed:
+        failed = 1
+    return Result(title, passed, failed, skipped, seconds)
+
+
+def heading(title: str) -> None:
+    """A line that is easy to find in a long output."""
+    print(f"\n━━━ {title} {'━' * (70 - len(title))}", flush=True)
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def fail(line: str) -> None:
+    """Print a line and stop."""
+    raise SystemExit(line)
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a console without these characters
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
