@@ -76,8 +76,8 @@ def mnist_arrays() -> MnistArrays:
     >>> for name, part in mnist_arrays()._asdict().items():
     ...     print(f"{name:12} {part.images.shape} {part.labels[:5]}")
     train        (55000, 28, 28) [5 0 4 1 9]
-    validation   (4000, 28, 28) [6 8 3 3 4]
-    calibration  (1000, 28, 28) [8 0 5 8 1]
+    validation   (4000, 28, 28) [1 2 8 7 4]
+    calibration  (1000, 28, 28) [6 3 5 7 2]
     test         (10000, 28, 28) [7 2 1 0 4]
     """
     folder = mnist_folder()

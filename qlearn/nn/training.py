@@ -1,0 +1,176 @@
+"""Training and measuring a small classifier on images that fit into memory.
+
+The images stay as bytes in one array and each batch is cut out of it: no `DataLoader`, which would spend
+more time on collecting single images than these networks spend on learning from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def train(
+    model: nn.Module,
+    images: Any,
+    labels: Any,
+    *,
+    epochs: int = 8,
+    batch_size: int = 128,
+    learning_rate: float = 4e-3,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[float]:
+    """Train `model` in place to name the class of each image, and leave it in eval mode.
+
+    Adam on the cross-entropy; the learning rate falls in a straight line to 0. Interrupt it when you like:
+    the model keeps what it has learnt so far, in eval mode.
+
+    Args:
+        model: maps inputs (N, 1, H, W) to logits (N, C).
+        images: N images as `to_inputs` takes them.
+        labels: N whole numbers 0 … C − 1.
+        epochs: how many times every image is seen.
+        batch_size: images in one step; the last step of an epoch takes what is left.
+        learning_rate: of the first step.
+        seed: of the order of the images. With the same start and the same number of threads it gives the same
+            model; torch's own random state is neither used nor changed.
+        progress: show a progress bar with the time left.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        ValueError: images and labels of different number, or none; epochs or batch_size below 1.
+
+    Source: Kingma and Ba 2015, https://arxiv.org/abs/1412.6980.
+
+    >>> dark, bright = torch.zeros(50, 2, 2), torch.ones(50, 2, 2)
+    >>> images, labels = torch.cat([dark, bright]), [0] * 50 + [1] * 50
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> losses = train(model, images, labels, epochs=20, batch_size=10, learning_rate=0.1, progress=False)
+    >>> len(losses), accuracy(model, images, labels)
+    (200, 1.0)
+    """
+    from tqdm.auto import tqdm
+
+    losses: list[float] = []
+    steps = training_steps(
+        model, images, labels, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+    )
+    an_epoch = -(-len(images) // batch_size) if batch_size > 0 else 1
+    bar = tqdm(total=epochs * an_epoch, desc="Training", unit="step", disable=not progress)
+    with bar, closing(steps):  # an interrupt in this loop, too, must end the steps: they put the model into eval mode
+        for loss in steps:
+            losses.append(loss)
+            recent = losses[-50:]
+            epoch = (len(losses) - 1) // an_epoch + 1
+            bar.set_postfix_str(f"epoch {epoch} of {epochs}, loss {sum(recent) / len(recent):.3f}", refresh=False)
+            bar.update()
+    return losses
+
+
+def training_steps(
+    model: nn.Module, images: Any, labels: Any, *, epochs: int, batch_size: int, learning_rate: float, seed: int
+) -> Generator[float]:
+    """Train as `train` does, and hand over the loss after every step: for whoever draws it, or wants to stop early.
+
+    Close the generator to stop; the model is then in eval mode.
+    """
+    images, labels = _paired(images, labels)
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be 1 or more.")
+    device = _device(model)
+    order = torch.Generator().manual_seed(seed)
+    total = epochs * -(-len(images) // batch_size)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    threads = torch.get_num_threads()
+    # One thread, because the number of threads changes the sums' last digits, and with them the trained model.
+    # It costs next to nothing: the batches are small, and threads would mostly wait for each other.
+    torch.set_num_threads(1)
+    model.train()
+    try:
+        for _ in range(epochs):
+            for batch in torch.randperm(len(images), generator=order).split(batch_size):
+                logits = model(to_inputs(images[batch]).to(device))
+                loss = nn.functional.cross_entropy(logits, labels[batch].to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                decay.step()
+                yield loss.item()
+    finally:
+        model.eval()
+        torch.set_num_threads(threads)
+
+
+def accuracy(model: nn.Module, images: Any, labels: Any, *, batch_size: int = 500) -> float:
+    """The share of images whose largest logit is that of their label, from 0.0 to 1.0.
+
+    The model is measured in eval mode and without gradients; every module gets its own mode back.
+
+    Args:
+        model: maps inputs (N, 1, H, W) to logits (N, C).
+        images, labels: as for `train`.
+        batch_size: images at once.
+
+    Raises:
+        ValueError: images and labels of different number, or none.
+
+    >>> images, labels = torch.eye(3).reshape(3, 1, 3), [0, 1, 0]
+    >>> accuracy(nn.Flatten(), images, labels)
+    0.6666666666666666
+    """
+    images, labels = _paired(images, labels)
+    device = _device(model)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    right = 0
+    try:
+        with torch.no_grad():
+            for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+                right += int((model(to_inputs(x).to(device)).argmax(1) == y.to(device)).sum())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return right / len(images)
+
+
+def to_inputs(images: Any) -> Tensor:
+    """Images as a network takes them: float32 of shape (N, 1, H, W), pixels from 0.0 to 1.0.
+
+    Args:
+        images: array or tensor (N, H, W) or (N, 1, H, W). Bytes are divided by 255; floats are taken as they are.
+
+    Raises:
+        TypeError: neither bytes (uint8) nor floats.  ValueError: another shape.
+
+    >>> to_inputs(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8))
+    tensor([[[[0.0000, 0.2000, 1.0000]]]])
+    """
+    pixels = torch.as_tensor(images)
+    if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+        raise TypeError(f"images have dtype {pixels.dtype}: they must be bytes (uint8) from 0 to 255, or floats.")
+    if pixels.ndim not in (3, 4):
+        raise ValueError(f"images have shape {tuple(pixels.shape)}: (N, H, W) or (N, 1, H, W) would do.")
+    inputs = pixels.to(torch.float32)
+    if pixels.dtype == torch.uint8:
+        inputs = inputs / 255
+    return inputs.unsqueeze(1) if pixels.ndim == 3 else inputs
+
+
+def _paired(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    if len(images) != len(labels) or len(images) == 0:
+        raise ValueError(f"{len(images)} images and {len(labels)} labels: there must be one label for each image.")
+    return images, labels.long()
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the model's numbers are; a model without any is content with the processor."""
+    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
