@@ -117,6 +117,9 @@ class Report:
         clipped: share of values outside the range of the ticks, 0 … 1.
         codes_used: how many different codes occur, all blocks taken together.
         bits_per_value: code, scales and zero points.
+
+    >>> report([0.0, 1.5], QParams(scale=1.0, zero_point=0, quant_min=0, quant_max=3)).max_error
+    0.5
     """
 
     mse: float

@@ -3,7 +3,6 @@
 exercises.check("01.2", my_function)      exercises.hint("01.2")      exercises.solution("01.2")
 """
 
-from qlearn.exercises.checking import Exercise, Mistake, Result
 from qlearn.exercises.shelf import check, find, hint, ids, solution, solution_source
 
-__all__ = ["Exercise", "Mistake", "Result", "check", "find", "hint", "ids", "solution", "solution_source"]
+__all__ = ["check", "find", "hint", "ids", "solution", "solution_source"]

@@ -147,7 +147,7 @@ QUANTIZE_SYMMETRIC = Exercise(
 # 01.3 back to real numbers
 
 
-def dequantize(codes, scale, zero_point):
+def dequantize_uint8(codes, scale, zero_point):
     return scale * (codes.astype(np.float64) - zero_point)
 
 
@@ -173,7 +173,7 @@ def _zero_point_forgotten(codes, scale, zero_point):
 
 DEQUANTIZE = Exercise(
     id="01.3",
-    solution=dequantize,
+    solution=dequantize_uint8,
     examples=(
         {"codes": np.array([0, 64, 255], dtype=np.uint8), "scale": 0.5, "zero_point": 64},
         {"codes": np.array([3, 200], dtype=np.uint8), "scale": 0.25, "zero_point": 0},
@@ -210,7 +210,7 @@ DEQUANTIZE = Exercise(
 # 01.4 the range must hold zero
 
 
-def asymmetric_qparams(lo, hi, bits):
+def asymmetric_qparams_repaired(lo, hi, bits):
     lo, hi = min(lo, 0.0), max(hi, 0.0)
     scale = (hi - lo) / (2**bits - 1)
     zero_point = int(np.rint(-lo / scale))
@@ -249,7 +249,7 @@ _ends = st.tuples(_values, _values).map(sorted).filter(lambda ends: ends[0] < en
 
 ASYMMETRIC_QPARAMS = Exercise(
     id="01.4",
-    solution=asymmetric_qparams,
+    solution=asymmetric_qparams_repaired,
     examples=(
         {"lo": 10.0, "hi": 11.0, "bits": 8},
         {"lo": -11.0, "hi": -10.0, "bits": 8},

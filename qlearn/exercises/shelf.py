@@ -54,7 +54,12 @@ def hint(exercise_id: str) -> None:
 
 
 def solution(exercise_id: str) -> None:
-    """Print the solution's source."""
+    """Print the solution's source.
+
+    >>> solution("01.1")
+    def to_uint8(values):
+        return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    """
     print(solution_source(exercise_id))
 
 
