@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+__all__ = ["mnist", "mnist_arrays", "text", "trained"]
+
 # The last images of the training set are held out. Ranges are chosen on the calibration images, settings
 # on the validation images, and the test images judge the result: no image has two of these tasks.
 TRAIN = slice(0, 55_000)
@@ -100,6 +102,10 @@ def mnist(train: bool = True, transform: Callable[[Any], Any] | None = None) -> 
 
     Raises:
         ImportError: torchvision is not installed.  Else as `mnist_arrays`.
+
+    >>> image, label = mnist(train=False)[0]
+    >>> image.size, label
+    ((28, 28), 7)
     """
     try:
         from torchvision.datasets import MNIST

@@ -198,6 +198,23 @@ def test_nothing_half_written_is_left(empty, monkeypatch, stop):
     assert_whole(empty)
 
 
+def test_a_file_gets_its_name_when_it_is_complete(tmp_path, monkeypatch):
+    moved = []
+    really_replace = os.replace
+
+    def watch(source, target):
+        assert Path(source).read_bytes() == b"all of it" and not Path(target).exists()
+        moved.append(Path(source).name)
+        really_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        datasets.write_whole(tmp_path / name / "file", b"all of it")
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["file"]
+    assert len(set(moved)) == 2, "two processes would write to one unfinished file"
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("QLEARN_DATA", str(tmp_path / "file" / "below"))

@@ -37,8 +37,8 @@ def train(
         epochs: how many times every image is seen.
         batch_size: images in one step; the last step of an epoch takes what is left.
         learning_rate: of the first step.
-        seed: of the order of the images. With the same start and the same number of threads it gives the same
-            model; torch's own random state is neither used nor changed.
+        seed: of the order of the images. With the same start it gives the same model, however many cores there
+            are; torch's own random state is neither used nor changed.
         progress: show a progress bar with the time left.
 
     Returns:
