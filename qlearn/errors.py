@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams, align, fake_quantize, quantize
@@ -89,7 +90,8 @@ def clipped(x: Any, qparams: QParams) -> Array:
     """
     x = as_floats(x)
     view, scale, zero_point = align(x, qparams, x.dtype)
-    code = array_namespace(x).round(view / scale) + zero_point
+    with np.errstate(over="ignore"):  # infinitely far outside is outside
+        code = array_namespace(x).round(view / scale) + zero_point
     return ((code < qparams.quant_min) | (code > qparams.quant_max)).reshape(x.shape)
 
 

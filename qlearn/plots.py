@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qlearn.affine import QParams, dequantize, fake_quantize, quantize
-from qlearn.style import BLACK, BLUE, DPI, GREY, INK, ORANGE, PALE, SKY, STILL_RATIO, STYLE, VERMILLION
+from qlearn.style import BLACK, BLUE, DPI, GREY, INK, ORANGE, PALE, SKY, STILL_RATIO, VERMILLION, own_style
 
 MARKERS = ("o", "s", "^", "D")  # the second cue beside the colour
 COLOURS = (BLUE, VERMILLION, BLACK, ORANGE)
@@ -44,7 +43,7 @@ class Picture:
     def png(self) -> bytes:
         """The picture as PNG, with two pixels for each one of the page."""
         buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
+        with own_style():
             FigureCanvasAgg(self.figure).print_figure(buffer, format="png", dpi=DPI * STILL_RATIO)
         return buffer.getvalue()
 
@@ -63,7 +62,7 @@ def picture(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Picture]:
 
     @wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Picture:
-        with matplotlib.rc_context(STYLE):
+        with own_style():
             return Picture(*draw(*args, **kwargs))
 
     return drawn

@@ -11,7 +11,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams, choose_qparams, quant_limits
-from qlearn.arrays import Array, as_floats, block_rows
+from qlearn.arrays import Array, as_floats, block_rows, ordered
 from qlearn.granularity import Granularity, PerTensor
 
 
@@ -61,8 +61,8 @@ def percentile(x: Any, *, percentile: float = 99.9) -> tuple[Array, Array]:
             f"percentile={percentile} must be more than 50 and at most 100: it is where the upper end lies."
         )
     x = as_floats(x)
-    ordered = array_namespace(x).sort(x, axis=-1)
-    return _interpolate(ordered, (100 - percentile) / 100), _interpolate(ordered, percentile / 100)
+    rows = ordered(x)
+    return _interpolate(rows, (100 - percentile) / 100), _interpolate(rows, percentile / 100)
 
 
 METHODS = {"min_max": min_max, "percentile": percentile}
@@ -131,15 +131,15 @@ def find_qparams(
     return choose_qparams(lo, hi, **codes)
 
 
-def _interpolate(ordered: Array, share: float) -> Array:
+def _interpolate(rows: Array, share: float) -> Array:
     """The value below which this share of each sorted row lies, in float64, rounded to the row's type at the end."""
-    xp = array_namespace(ordered)
-    last = ordered.shape[-1] - 1
+    xp = array_namespace(rows)
+    last = rows.shape[-1] - 1
     place = share * last
     k = min(int(place), max(last - 1, 0))
-    below = xp.astype(ordered[..., k], xp.float64)
-    above = xp.astype(ordered[..., min(k + 1, last)], xp.float64)
+    below = xp.astype(rows[..., k], xp.float64)
+    above = xp.astype(rows[..., min(k + 1, last)], xp.float64)
     # Counted from the nearer end, so that the result never leaves the two values (numpy.percentile's rule).
     t = place - k
     value = below + (above - below) * t if t < 0.5 else above - (above - below) * (1 - t)
-    return xp.astype(value, ordered.dtype)[()]
+    return xp.astype(value, rows.dtype)[()]

@@ -1,6 +1,11 @@
 """How all pictures look: colours that colour-blind readers can tell apart, one font, few lines."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import matplotlib
 
 # Okabe and Ito's colours: https://jfly.uni-koeln.de/color/
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -38,3 +43,17 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8,
     "hatch.linewidth": 0.7,
 }
+
+
+# One picture at a time in a process: Matplotlib shares fonts and settings between its figures, and current
+# kernels call an explorer's controls from another thread than the one that runs the cells.
+DRAWING = threading.RLock()
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw in our style, whatever style the learner has chosen for their own figures."""
+    with DRAWING, matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield

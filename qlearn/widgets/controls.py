@@ -1,0 +1,92 @@
+"""What a learner moves and what they read: sliders, choices and numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import ipywidgets
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A control for a number from `lo` to `hi`; whole numbers only if `step` is one.
+
+    `help` is the sentence that is shown when the pointer rests on the control.
+    """
+
+    label: str
+    help: str
+    lo: float
+    hi: float
+    value: float
+    step: float = 1
+
+    def widget(self, value: float) -> ipywidgets.Widget:
+        kind = ipywidgets.IntSlider if self.whole else ipywidgets.FloatSlider
+        form = {} if self.whole else {"readout_format": f".{max(0, -math.floor(math.log10(self.step)))}f"}
+        return kind(value=value, min=self.lo, max=self.hi, step=self.step, continuous_update=True, **form)
+
+    def check(self, name: str, value: Any, lo: float, hi: float) -> float:
+        """`value`, if this control can take it."""
+        is_number = isinstance(value, Integral if self.whole else Real) and not isinstance(value, (bool, np.bool_))
+        if not is_number or not lo <= value <= hi:
+            kind = "a whole number" if self.whole else "a number"
+            raise ValueError(f"{name}={value!r} must be {kind} from {lo:g} to {hi:g}.")
+        return int(value) if self.whole else float(value)
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.step, int)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A control for one of a few values: `options` maps what the learner reads to the value."""
+
+    label: str
+    help: str
+    options: Mapping[str, Any]
+    value: Any
+
+    def widget(self, value: Any) -> ipywidgets.Widget:
+        return ipywidgets.Dropdown(options=list(self.options.items()), value=value)
+
+    def check(self, name: str, value: Any) -> Any:
+        """`value`, if this control can take it."""
+        for allowed in self.options.values():
+            if value is allowed or (type(value) is type(allowed) and value == allowed):
+                return allowed
+        names = ", ".join(f"{allowed!r} ({label})" for label, allowed in self.options.items())
+        raise ValueError(f"{name}={value!r} must be one of {names}.")
+
+
+@dataclass(frozen=True)
+class Number:
+    """How one of `compute`'s numbers is shown: its label and its unit, which may name others, as "of {codes}"."""
+
+    label: str
+    unit: str = ""
+
+    def text(self, name: str, result: Mapping[str, Any]) -> str:
+        return f"{rounded(result[name])} {self.unit.format_map(result)}".rstrip()
+
+
+def rounded(value: float) -> str:
+    """Three significant digits, in the shortest form; whole numbers in full.
+
+    >>> rounded(0.034567), rounded(1234.5), rounded(255), rounded(4.0), rounded(-0.0001)
+    ('0.0346', '1230', '255', '4', '-0.0001')
+    """
+    if isinstance(value, Integral):
+        return str(int(value))
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "−∞" if value < 0 else "not a number"
+    text = f"{value:.3g}"
+    if "e" in text and 1e-5 < abs(value) < 1e5:
+        text = f"{float(text):f}".rstrip("0").rstrip(".")
+    return "0" if float(text) == 0 else text

@@ -1,0 +1,382 @@
+"""The engine of the explorers: controls in, numbers and a picture out.
+
+    move a control  →  compute (numbers and arrays)  →  table  →  update (the artists)  →  picture
+
+An explorer states its controls, a pure `compute`, and how to draw. Everything else is here.
+
+What makes it quick: the figure is drawn once; afterwards only the artists that move are drawn, over a stored
+copy of everything that stays. The picture travels as a PNG with a palette. Only widgets of ipywidgets itself
+are used, so that it works wherever ipywidgets does.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import ipywidgets
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from qlearn.style import DPI, DRAWING, GREY, STILL_RATIO, own_style
+from qlearn.widgets.controls import Choice, Number, Slider, rounded
+from qlearn.widgets.inline import flush_on_main_thread_only
+from qlearn.widgets.picture import Palette, pixels_of, to_png
+
+# Colours come from the page, so that the numbers can be read in a light and in a dark theme.
+PAGE_STYLE = """<style>
+.qlearn-numbers {border-collapse: collapse; font-size: 13px; line-height: 1.3; color: inherit;
+  font-variant-numeric: tabular-nums}
+.qlearn-numbers th {text-align: left; font-weight: normal; opacity: .8; padding: 2px 6px 2px 0}
+.qlearn-numbers td {text-align: left; font-weight: 600; padding: 2px 14px 2px 0; min-width: 58px}
+.qlearn-numbers th, .qlearn-numbers td {white-space: nowrap}
+.qlearn-steps {max-width: 800px; font-size: 13px; line-height: 1.5; margin: 4px 0 2px; padding: 0; color: inherit}
+.qlearn-steps li {display: inline-block; list-style: none}
+.qlearn-steps li + li::before {content: "→"; opacity: .6; padding: 0 6px}
+.qlearn-error {font-size: 13px; line-height: 1.4; color: inherit; border-left: 4px solid #D55E00; padding: 2px 8px}
+.qlearn-explorer :focus-visible {outline: 2px solid #0072B2; outline-offset: 1px}
+</style>"""
+
+
+class Explorer:
+    """A picture and a table of numbers that follow their controls.
+
+    A subclass states `title`, `shown` and `controls` (the last one before it calls `__init__`) and writes:
+
+        compute(**values)   →  a dict of numbers and arrays. Pure: no drawing, no state, so that it can be tested.
+        setup(figure)       →  draw everything once; return the artists that move
+        update(result)      →  give these artists their data
+        explain(result)     →  a calculation in steps, for the line under the table (optional)
+        limits(**values)    →  controls whose limits depend on the others: name → (lo, hi) (optional)
+
+    Axes are fixed in `setup`: an axis that moves would have to be drawn again, which costs more than all else.
+
+    Args:
+        start: where controls stand at first, and after a reset; without it each stands at its own `value`.
+        pixel_ratio: pixels of the picture for one of the page: 2 is sharp on a screen with device scale factor 2.
+
+    Raises:
+        Whatever `compute` raises for the first values. Later, an error is shown as a line under the controls.
+    """
+
+    title: ClassVar[str] = ""
+    size: ClassVar[tuple[int, int]] = (800, 400)
+    shown: ClassVar[Mapping[str, Number]] = {}
+    controls: Mapping[str, Slider | Choice] = {}
+
+    def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+        flush_on_main_thread_only()
+        self._busy = False
+        self._background: Any = None
+        self._palette: Palette | None = None
+        self.result: dict[str, Any] = {}
+        self._start = {name: control.value for name, control in self.controls.items()}
+        self._start |= self._checked(start or {}, self._start)
+        with own_style():
+            self.figure = Figure(figsize=(self.size[0] / DPI, self.size[1] / DPI), dpi=DPI * pixel_ratio)
+            self._canvas = FigureCanvasAgg(self.figure)
+            self._build_page()
+            self._fit_limits()
+            self.result = self.compute(**self.values)
+            self._moving = sorted(self.setup(self.figure), key=lambda artist: artist.get_zorder())
+            self._show()
+        for widget in self._inputs.values():
+            widget.observe(self._on_move, "value")
+
+    # What a subclass writes
+
+    def compute(self, *_: Any, **values: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def setup(self, figure: Figure) -> list[Artist]:
+        raise NotImplementedError
+
+    def update(self, result: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def explain(self, result: dict[str, Any]) -> list[str]:
+        return []
+
+    def limits(self, **values: Any) -> dict[str, tuple[float, float]]:
+        return {}
+
+    # What a learner calls
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Where the controls stand."""
+        return {name: widget.value for name, widget in self._inputs.items()}
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The numbers of the table, not rounded."""
+        return {name: self.result[name] for name in self.shown}
+
+    def set(self, **controls: Any) -> None:
+        """Move controls, as a hand would do: `explorer.set(bits=3)`.
+
+        Raises:
+            ValueError: a control that does not exist, or a value that it cannot take; then nothing moves.
+        """
+        with DRAWING:
+            checked = self._checked(controls, self.values)
+            with self._hands_off():
+                self._fit_limits({**self.values, **checked})
+                for name, value in checked.items():
+                    self._inputs[name].value = value
+            try:
+                self._follow()
+            except Exception as error:
+                self._complain(error)
+                raise
+
+    def reset(self) -> None:
+        """Move all controls back to where they were at first."""
+        self.set(**self._start)
+
+    def __str__(self) -> str:
+        """One sentence with the values of the controls and the rounded numbers."""
+        numbers = ", ".join(f"{number.label} {number.text(name, self.result)}" for name, number in self.shown.items())
+        return f"{self.title} ({self._settings()}): {numbers}."
+
+    __repr__ = __str__
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Live widgets, a still picture and a sentence: every reader shows the best that it can."""
+        with DRAWING:
+            sentence, (png, width, height) = str(self), self._still()
+        data = {
+            "text/plain": sentence,
+            "image/png": base64.b64encode(png).decode("ascii"),
+            "application/vnd.jupyter.widget-view+json": {
+                "version_major": 2,
+                "version_minor": 0,
+                "model_id": self._page.model_id,
+            },
+        }
+        return data, {"image/png": {"alt": sentence, "width": width, "height": height}}
+
+    def save(self, path: Any) -> None:
+        """Write the still picture, a PNG with the numbers under it, to a file."""
+        with DRAWING, open(path, "wb") as file:
+            file.write(self._still()[0])
+
+    # What happens when a control moves
+
+    def _on_move(self, change: Any) -> None:
+        # Whoever holds the lock may be moving several controls at once; then they follow, with all of them moved.
+        with DRAWING:
+            if self._busy:
+                return
+            try:
+                with self._hands_off():
+                    self._fit_limits()
+                self._follow()
+            except Exception as error:
+                self._complain(error)
+
+    def _follow(self) -> None:
+        self.result = self.compute(**self.values)
+        self._show()
+        self._message.value = ""
+
+    def _show(self) -> None:
+        self._table.value = self._table_html()  # the numbers first: they are on their way while the picture is drawn
+        self.update(self.result)
+        self._draw()
+        self._picture.value = self._encode()
+
+    def _complain(self, error: Exception) -> None:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        self._message.value = (
+            f'<div class="qlearn-error" role="alert">{html.escape(kind + str(error))} '
+            "Picture and numbers are those of the last values that worked.</div>"
+        )
+
+    @contextmanager
+    def _hands_off(self) -> Iterator[None]:
+        """Controls that are moved in here are moved by us, so nothing follows them."""
+        before, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = before
+
+    def _checked(self, wanted: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """What `set` is asked for, if the controls can take all of it while the others stand at `values`."""
+        for name in wanted:
+            if name not in self.controls:
+                raise ValueError(f"There is no control {name!r}. The controls are {', '.join(self.controls)}.")
+        limits = self._limits({**values, **wanted})
+        checked = {}
+        for name, value in wanted.items():
+            control = self.controls[name]
+            checked[name] = control.check(name, value, *limits.get(name, ()))
+        return checked
+
+    def _limits(self, values: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        fixed = {
+            name: (control.lo, control.hi) for name, control in self.controls.items() if isinstance(control, Slider)
+        }
+        return {**fixed, **self.limits(**values)}
+
+    def _fit_limits(self, values: dict[str, Any] | None = None) -> None:
+        """Give every slider its limits; one that stands outside them moves to the nearest."""
+        for name, (lo, hi) in self._limits(values or self.values).items():
+            slider = self._inputs[name]
+            if (slider.min, slider.max) != (lo, hi):
+                slider.min, slider.max = min(lo, slider.min), max(hi, slider.max)  # min never passes max on the way
+                slider.min, slider.max = lo, hi
+
+    # The picture
+
+    def _draw(self) -> None:
+        """Lay the artists that move over the stored picture of everything that stays."""
+        if self._background is None:
+            seen = [artist for artist in self._moving if artist.get_visible()]
+            for artist in seen:
+                artist.set_visible(False)
+            try:
+                with own_style():
+                    self._canvas.draw()
+            finally:
+                for artist in seen:
+                    artist.set_visible(True)
+            self._background = self._canvas.copy_from_bbox(self.figure.bbox)
+        self._canvas.restore_region(self._background)
+        for artist in self._moving:
+            self.figure.draw_artist(artist)
+
+    def _encode(self) -> bytes:
+        """The canvas as a PNG with a palette: a quarter of the bytes, and quicker than one with all colours."""
+        pixels = pixels_of(self._canvas)
+        if self._palette is None:
+            self._palette = Palette(pixels)
+        return to_png(self._palette.encode(pixels), compress_level=1)
+
+    def _still(self) -> tuple[bytes, int, int]:
+        """The picture for where no kernel runs, with the numbers under it: PNG, width and height on the page."""
+        dpi = self.figure.dpi
+        try:
+            self.figure.dpi = DPI * STILL_RATIO
+            with own_style():
+                self._canvas.draw()
+            pixels = np.concatenate([pixels_of(self._canvas), pixels_of(self._footer())])
+        finally:
+            self.figure.dpi = dpi
+        png = to_png(Palette(pixels).encode(pixels), optimize=True)
+        return png, pixels.shape[1] // STILL_RATIO, pixels.shape[0] // STILL_RATIO
+
+    def _footer(self) -> FigureCanvasAgg:
+        """Controls, numbers and calculation as a picture, laid out as on the page."""
+        row, width = 20, self.size[0]
+        steps = _lines(self.explain(self.result), width // 7)
+        rows = self._rows()
+        height = row * (1 + len(rows) + len(steps)) + 14
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI * STILL_RATIO, facecolor="#F4F4F4")
+
+        def write(x: float, y: float, text: str, weight: str, colour: str) -> None:
+            figure.text(
+                x / width, 1 - y / height, text, va="top", family="DejaVu Sans", size=8.5, weight=weight, color=colour
+            )
+
+        y = 8
+        write(14, y, self._settings(), "bold", "#222222")
+        for cells in rows:
+            y += row
+            for column, (label, text) in enumerate(cells):
+                x = 14 + column * (width - 28) / len(rows[0])
+                write(x, y, label, "normal", GREY)
+                write(x + 96, y, text, "bold", "#222222")
+        for line in steps:
+            y += row
+            write(14, y, line, "normal", "#222222")
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return canvas
+
+    # The page
+
+    def _build_page(self) -> None:
+        self._inputs: dict[str, ipywidgets.Widget] = {}
+        for name, control in self.controls.items():
+            widget = control.widget(self._start[name])
+            widget.description = control.label
+            widget.style.description_width = "88px"
+            widget.layout = ipywidgets.Layout(width="300px", max_width="100%")
+            _set_tooltip(widget, control.help)
+            self._inputs[name] = widget
+        button = ipywidgets.Button(
+            description="Reset", layout=ipywidgets.Layout(width="90px", margin="2px 2px 2px 96px")
+        )
+        _set_tooltip(button, "Move all controls back to where they were at first.")
+        button.on_click(lambda _: self.reset())
+        self._button = button
+        self._message = ipywidgets.HTML()
+        self._table = ipywidgets.HTML()
+        self._picture = ipywidgets.Image(format="png", width=str(self.size[0]), height=str(self.size[1]))
+        self._picture.layout = ipywidgets.Layout(max_width="100%", height="auto", object_fit="contain")
+        wrap = ipywidgets.Layout(flex_flow="row wrap", max_width="660px")
+        self._page = ipywidgets.VBox(
+            [
+                ipywidgets.HTML(PAGE_STYLE, layout=ipywidgets.Layout(display="none")),
+                ipywidgets.Box([*self._inputs.values(), button], layout=wrap),
+                self._message,
+                self._table,
+                self._picture,
+            ],
+            layout=ipywidgets.Layout(align_items="flex-start", max_width="100%"),
+        )
+        self._page.add_class("qlearn-explorer")
+
+    def _settings(self) -> str:
+        """The controls' values: "bits 4, scheme asymmetric"."""
+        parts = []
+        for name, control in self.controls.items():
+            value = self._inputs[name].value
+            if isinstance(control, Choice):
+                value = next(label for label, allowed in control.options.items() if allowed == value)
+            parts.append(f"{control.label} {value if isinstance(value, str) else rounded(value)}")
+        return ", ".join(parts)
+
+    def _rows(self) -> list[list[tuple[str, str]]]:
+        """The table: label and number, four in a row."""
+        cells = [(number.label, number.text(name, self.result)) for name, number in self.shown.items()]
+        return [cells[start : start + 4] for start in range(0, len(cells), 4)]
+
+    def _table_html(self) -> str:
+        rows = "".join(
+            "<tr>"
+            + "".join(f'<th scope="row">{html.escape(a)}</th><td>{html.escape(b)}</td>' for a, b in cells)
+            + "</tr>"
+            for cells in self._rows()
+        )
+        steps = "".join(f"<li>{html.escape(step)}</li>" for step in self.explain(self.result))
+        return (
+            f'<table class="qlearn-numbers" aria-label="{html.escape(self.title)}: numbers">{rows}</table>'
+            f'<ol class="qlearn-steps" aria-label="One value, step by step">{steps}</ol>'
+        )
+
+
+def _lines(steps: list[str], width: int) -> list[str]:
+    """The steps with arrows between them, on lines of at most `width` letters."""
+    lines: list[str] = []
+    for step in steps:
+        if lines and len(lines[-1]) + len(step) + 3 <= width:
+            lines[-1] += f" → {step}"
+        else:
+            lines.append(f"→ {step}" if lines else step)
+    return lines
+
+
+def _set_tooltip(widget: ipywidgets.Widget, text: str) -> None:
+    """Its name is tooltip in ipywidgets 8, description_tooltip in ipywidgets 7."""
+    for name in ("tooltip", "description_tooltip"):
+        if widget.has_trait(name):
+            setattr(widget, name, text)
+            return
