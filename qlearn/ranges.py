@@ -6,13 +6,20 @@ and calls the method by its name.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
-from qlearn.affine import QParams, choose_qparams, quant_limits
+from qlearn.affine import QParams, choose_qparams, fake_quantize, quant_limits
 from qlearn.arrays import Array, as_floats, block_rows, ordered
 from qlearn.granularity import Granularity, PerTensor
+from qlearn.range_search import CANDIDATES, by_quantizing, by_sorting, by_sweeping, grid_of
+
+SORTED_FROM = 64  # times 2ᵇ values in a row: from there on sorting once is quicker than quantizing every time
+SWEEP_UP_TO = 1 << 14  # breakpoints in a row: so many are sorted in a millisecond
+HISTOGRAM_BINS = 2048  # of |x| from 0 to its largest value, as in TensorRT's calibrator
 
 
 def min_max(x: Any) -> tuple[Array, Array]:
@@ -65,7 +72,184 @@ def percentile(x: Any, *, percentile: float = 99.9) -> tuple[Array, Array]:
     return _interpolate(rows, (100 - percentile) / 100), _interpolate(rows, percentile / 100)
 
 
-METHODS = {"min_max": min_max, "percentile": percentile}
+def mse(
+    x: Any,
+    *,
+    bits: int = 8,
+    symmetric: bool = False,
+    narrow_range: bool = True,
+    candidates: int = CANDIDATES,
+) -> tuple[Array, Array]:
+    """The range with the smallest mean squared error between x and x̂.
+
+        (lo, hi) = argmin over clip_grid of Σ (x − fake_quantize(x, choose_qparams(lo, hi)))²
+
+    Exact: every candidate is judged on all values. Long rows are sorted once, and a candidate then costs
+    O(2ᵇ log n) instead of O(n). Among equals the narrower range wins. Short symmetric rows get the best range
+    there is, on the grid or off it: the codes change only where |x| / scale crosses j − ½, so all scales
+    between two such breakpoints share their codes, and the best scale for given codes q is Σ|x|q / Σq².
+
+    Args:
+        x: (..., n); each row of n values gets its own range.
+        bits, symmetric, narrow_range: the codes to be used.
+        candidates: how many ranges to try.
+    Returns:
+        lo, hi: (...), of x's type.
+    Raises:
+        ValueError: candidates below 2, bits outside their limits, empty `x`, NaN or infinity in `x`.
+    Cost: O(n log n + candidates · 2ᵇ log n) a row; O(candidates · n) for rows shorter than 64 · 2ᵇ.
+
+    >>> lo, hi = mse([-1.0, -1.0, 0.0, 1.0, 1.0, 2.0], bits=2, symmetric=True)
+    >>> float(hi)
+    1.2
+    """
+    if not isinstance(candidates, int) or candidates < 2:
+        raise ValueError(f"candidates={candidates!r} must be a whole number of 2 or more.")
+    x = as_floats(x)
+    codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
+    quant_min, quant_max = quant_limits(**codes)
+    n = int(x.shape[-1])
+    rows = x.reshape(-1, n)
+    if symmetric and n * -quant_min <= SWEEP_UP_TO:
+        lo, hi = by_sweeping(rows, quant_min, quant_max)
+    elif n >= SORTED_FROM * 2**bits:
+        lo, hi = by_sorting(rows, codes, candidates)
+    else:
+        lo, hi = by_quantizing(rows, codes, candidates)
+    return lo.reshape(x.shape[:-1])[()], hi.reshape(x.shape[:-1])[()]
+
+
+def cross_entropy(
+    x: Any,
+    *,
+    bits: int = 8,
+    symmetric: bool = False,
+    narrow_range: bool = True,
+    candidates: int = CANDIDATES,
+) -> tuple[Array, Array]:
+    """For logits: the range after which the network's output, the softmax, is nearest to what it was.
+
+        (lo, hi) = argmin over clip_grid of mean over rows of −Σ_c softmax(x)_c · log softmax(x̂)_c
+
+    What counts is the softmax, not the values: an error on a logit far below the largest one costs nothing.
+
+    Args:
+        x: logits (..., C) of C ≥ 2 classes; all rows share one range.
+        bits, symmetric, narrow_range, candidates: as for `mse`.
+    Returns:
+        lo, hi: scalars of x's type.
+    Raises:
+        ValueError: one class only, candidates below 2, bits outside their limits, NaN or infinity in `x`.
+    Cost: O(candidates · n).
+    Source: Nagel et al. 2021, https://arxiv.org/abs/2106.08295, section 3.1.
+
+    >>> logits = np.array([[4.0, 0.5, -1.0], [0.1, 9.0, 0.0]])
+    >>> lo, hi = cross_entropy(logits, bits=3)
+    >>> round(float(lo), 2), round(float(hi), 2)
+    (-1.0, 7.48)
+    """
+    x = as_floats(x)
+    if x.ndim < 1 or x.shape[-1] < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}: cross_entropy needs logits (..., C) of at least two classes.")
+    if not isinstance(candidates, int) or candidates < 2:
+        raise ValueError(f"candidates={candidates!r} must be a whole number of 2 or more.")
+    xp = array_namespace(x)
+    codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
+    lo, hi = (end[0] for end in grid_of(x.reshape(1, -1), candidates))
+    target = xp.exp(_log_softmax(x))
+    losses = []
+    for i in range(candidates):
+        x_hat = fake_quantize(x, choose_qparams(lo[i], hi[i], **codes))
+        losses.append(-float(xp.mean(xp.sum(target * _log_softmax(x_hat), axis=-1))))
+    best = int(np.argmin(losses))
+    return lo[best], hi[best]
+
+
+def entropy(
+    x: Any,
+    *,
+    bits: int = 8,
+    symmetric: bool = False,
+    narrow_range: bool = True,
+    bins: int = HISTOGRAM_BINS,
+) -> tuple[Array, Array]:
+    """The clip at which the histogram of |x| loses least information, by Kullback-Leibler divergence.
+
+        t = argmin over bins k of KL(P_k ‖ Q_k)        lo = max(min(x), −t),  hi = min(max(x), t)
+        P_k: the first k bins of the histogram of |x|, everything beyond added to the last of them
+        Q_k: the same k bins without that, merged into as many levels as |x| has codes, and spread out evenly
+             over those of them that hold something
+
+    The result depends on such details: on how many bins there are, on where the clipped values go, on how empty
+    bins are treated. Libraries that call this method by the same name differ.
+
+    Args:
+        x: array of any shape; all of it shares one range.
+        bits, symmetric, narrow_range: the codes to be used.
+        bins: of the histogram.
+    Returns:
+        lo, hi: scalars of x's type.
+    Raises:
+        ValueError: fewer bins than levels, bits outside their limits, empty `x`, NaN or infinity in `x`.
+    Cost: O(n + bins²).
+    Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017.
+
+    >>> lo, hi = entropy(np.array([0.0, 0.1, 0.2, 0.3, 8.0]), bits=2, bins=8)
+    >>> float(hi)
+    8.0
+    """
+    x = as_floats(x).reshape(-1)
+    xp = array_namespace(x)
+    _, quant_max = quant_limits(bits, symmetric=symmetric, narrow_range=narrow_range)
+    lo, hi = xp.min(x), xp.max(x)
+    one_sided = float(lo) >= 0 or float(hi) <= 0
+    levels = quant_max if symmetric or one_sided else 2 ** (bits - 1)
+    levels = max(levels, 2)
+    if not isinstance(bins, int) or bins < levels:
+        raise ValueError(f"bins={bins!r} must be a whole number of at least {levels}, the number of levels of |x|.")
+    largest = max(-float(lo), float(hi))
+    if largest == 0:
+        return lo[()], hi[()]
+    magnitude = np.abs(np.asarray(x.cpu() if hasattr(x, "cpu") else x, dtype=np.float64))
+    counts, edges = np.histogram(magnitude, bins=bins, range=(0, largest))
+    divergences = [kl_divergence(counts, k, levels) for k in range(levels, bins + 1)]
+    t = float(edges[levels + int(np.argmin(divergences))])
+    limit = xp.full_like(hi, t)
+    return xp.maximum(lo, -limit)[()], xp.minimum(hi, limit)[()]
+
+
+def kl_divergence(counts: Any, k: int, levels: int) -> float:
+    """What is lost if a histogram is cut off after `k` bins and merged into `levels`: KL(P ‖ Q) as in `entropy`.
+
+    Infinity where Q has nothing and P has something.
+
+    >>> kl_divergence(np.array([4, 4, 2, 2]), 4, 2)
+    0.0
+    """
+    q_counts = np.asarray(counts[:k], dtype=np.float64)
+    p = q_counts.copy()
+    p[-1] += float(np.sum(counts[k:]))
+    starts = np.arange(levels) * k // levels
+    filled = q_counts > 0
+    mass = np.add.reduceat(q_counts, starts)
+    share = mass / np.maximum(np.add.reduceat(filled.astype(np.float64), starts), 1)
+    q = np.where(filled, np.repeat(share, np.diff(np.append(starts, k))), 0)
+    if q.sum() == 0 or (q[p > 0] == 0).any():
+        return math.inf
+    p, q = p / p.sum(), q / q.sum()
+    there = p > 0
+    return float(np.sum(p[there] * np.log(p[there] / q[there])))
+
+
+METHODS = {
+    "min_max": min_max,
+    "percentile": percentile,
+    "mse": mse,
+    "cross_entropy": cross_entropy,
+    "entropy": entropy,
+}
+KNOW_THE_CODES = ("mse", "cross_entropy", "entropy")  # take bits, symmetric and narrow_range
+WHOLE_TENSOR = ("cross_entropy", "entropy")  # one range for everything
 
 
 def find_range(
@@ -84,7 +268,7 @@ def find_range(
 
     Args:
         x: array of any shape.
-        method: "min_max" or "percentile".
+        method: "min_max", "percentile", "mse", "cross_entropy" or "entropy"; the last two per tensor only.
         bits, symmetric, narrow_range: the codes that the range is for; they matter to methods that weigh errors.
         granularity: PerTensor(), PerAxis(axis) or PerGroup(group_size).
         options: the method's own, such as `percentile=99.9`.
@@ -103,8 +287,16 @@ def find_range(
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known; the methods are {', '.join(map(repr, METHODS))}.")
     quant_limits(bits, symmetric=symmetric, narrow_range=narrow_range)
+    if method in KNOW_THE_CODES:
+        options = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range, **options}
     x = as_floats(x)
     shape = granularity.scale_shape(tuple(x.shape))
+    if method in WHOLE_TENSOR:
+        if shape != ():
+            raise ValueError(
+                f"method={method!r} finds one range for a whole tensor: use PerTensor(), not {granularity}."
+            )
+        return METHODS[method](x, **options)
     if shape == ():
         return METHODS[method](x.reshape(-1), **options)
     lo, hi = METHODS[method](block_rows(x, shape), **options)
@@ -143,3 +335,10 @@ def _interpolate(rows: Array, share: float) -> Array:
     t = place - k
     value = below + (above - below) * t if t < 0.5 else above - (above - below) * (1 - t)
     return xp.astype(value, rows.dtype)[()]
+
+
+def _log_softmax(x: Array) -> Array:
+    xp = array_namespace(x)
+    wide = xp.astype(x, xp.float64)
+    shifted = wide - xp.max(wide, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))

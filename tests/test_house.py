@@ -106,7 +106,7 @@ def test_import_takes_a_quarter_of_a_second_at_most():
 # Arrows point one way: a module imports only modules of its own layer and of those below.
 LAYERS = [
     {"arrays", "datasets"},
-    {"affine", "errors", "ranges", "granularity", "config", "sorted_view"}
+    {"affine", "errors", "ranges", "granularity", "config", "sorted_view", "range_search"}
     | {"integer", "codebooks", "formats", "packing"},
     {"observers"},
     {"nn"},

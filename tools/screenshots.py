@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 import real_lab
 
 OVERLAP = 60  # pixels that two tiles share, so that no line is cut in both
@@ -32,10 +34,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--width", nargs="+", type=int, default=[1280, 800])
     parser.add_argument("--height", type=int, default=1000, help="height of a tile")
     parser.add_argument("--scale", type=float, default=1, help="pixels of the picture for one of the page")
-    parser.add_argument("--explorer", type=Path, help="write explore_affine's picture to this file")
+    parser.add_argument("--explorer", type=Path, help="photograph explore_affine to this file")
     options = parser.parse_args(arguments)
     if options.explorer:
-        draw_explorer(options.explorer)
+        photograph_explorer(options.explorer)
         print(options.explorer)
     for theme in options.theme if options.notebooks else []:
         with tempfile.TemporaryDirectory() as folder, real_lab.running_lab(Path(folder), theme) as lab:
@@ -70,12 +72,22 @@ def tiles(page: Any, folder: Path, name: str) -> None:
             return
 
 
-def draw_explorer(path: Path) -> None:
-    """One picture that says what the explorers do: three bits, and a few outliers that spoil them."""
-    from qlearn import widgets
-
+def photograph_explorer(path: Path) -> None:
+    """The explorer of lesson 01 as the browser shows it, with its controls: five outliers spoil four bits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    widgets.explore_affine(bits=4, outliers=5, size=15).save(path)
+    with tempfile.TemporaryDirectory() as folder, real_lab.running_lab(Path(folder)) as lab:
+        start = "bits=4, outliers=5, size=15, pixel_ratio=2"
+        source = f"from qlearn import widgets\n\nexplorer = widgets.explore_affine({start})\nexplorer"
+        real_lab.write_notebook(Path(folder, "explorer.ipynb"), source)
+        with real_lab.browser_page(1100, 900, device_scale=2) as page:
+            real_lab.open_notebook(page, lab, "explorer.ipynb")
+            real_lab.run_all(page)
+            explorer = page.locator(".qlearn-explorer").first
+            explorer.wait_for(timeout=30_000)
+            time.sleep(1)  # the picture arrives after the controls
+            explorer.screenshot(path=path)
+    with Image.open(path) as picture:  # few colours: a fifth of the bytes
+        picture.convert("RGB").quantize(128).save(path, optimize=True)
 
 
 if __name__ == "__main__":
