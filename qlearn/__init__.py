@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from qlearn import errors, observers, packing
+from qlearn import errors, integer, observers, packing
 from qlearn.affine import QParams, choose_qparams, dequantize, fake_quantize, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor
@@ -31,6 +31,7 @@ __all__ = [
     "fake_quantize",
     "find_qparams",
     "find_range",
+    "integer",
     "observers",
     "packing",
     "quantize",

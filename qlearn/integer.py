@@ -1,0 +1,175 @@
+"""Integer arithmetic: products of codes, and the way from an accumulator back to a narrow code.
+
+    codes → matmul → int32 accumulator → requantize → codes
+
+No floating-point number takes part, but for one multiplier that is turned into integers before the work starts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, is_torch_array
+
+from qlearn.arrays import Array, as_array, as_floats, dtype_name, like
+
+INT32_MAX = 2**31 - 1
+
+
+def matmul(a: Any, b: Any, *, a_zero_point: Any = 0, b_zero_point: Any = 0, bias: Any = None) -> Array:
+    """Multiply two matrices of codes, exactly.
+
+        acc = Σₖ (aₖ − z_a) · (bₖ − z_b) + bias
+            = Σ aₖ bₖ − z_a Σ bₖ − z_b Σ aₖ + K z_a z_b + bias      the four terms that hardware computes
+
+    Computed in float64, where every partial sum is an integer below 2⁵³ and therefore exact: processors are
+    quicker at that than at integer products.
+
+    Args:
+        a, b: integer codes, (…, M, K) and (…, K, N).
+        a_zero_point: a whole number, or an array that broadcasts against a: (M, 1) for one a row.
+        b_zero_point: a whole number, or an array that broadcasts against b: (1, N) for one a column.
+        bias: integers on the accumulator's grid, (N,), or None.
+
+    Returns:
+        int32, (…, M, N).
+
+    Raises:
+        TypeError: codes that are not integers.
+        ValueError: shapes that do not fit; sums that could leave int32, naming K and the bound.
+
+    Cost: O(M K N).
+    Source: gemmlowp, doc/low-precision.md; ONNX MatMulInteger, to which it is equal bit for bit.
+
+    >>> matmul([[0, 3]], [[1, 2], [3, 4]], a_zero_point=1)
+    array([[5, 6]], dtype=int32)
+    """
+    a, b = as_array(a), as_array(b)
+    for name, codes in (("a", a), ("b", b)):
+        if "int" not in dtype_name(codes):
+            raise TypeError(f"{name} has dtype {dtype_name(codes)}: it must hold integer codes. Quantize first.")
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"a has shape {tuple(a.shape)}, b has shape {tuple(b.shape)}: wanted are (…, M, K) and (…, K, N)."
+        )
+    xp = array_namespace(a, b)
+    left = xp.astype(a, xp.float64) - _number(a_zero_point, a)
+    right = xp.astype(b, xp.float64) - _number(b_zero_point, b)
+    _check_sums(left, right, bias)
+    acc = xp.astype(left @ right, xp.int32)
+    return acc if bias is None else acc + xp.astype(like(bias, acc), xp.int32)
+
+
+def quantize_multiplier(multiplier: Any) -> tuple[Any, Any]:
+    """Write a real factor as a 31-bit integer and a shift.
+
+        multiplier ≈ m · 2^(−31 − shift),   2³⁰ ≤ m < 2³¹,  shift ≥ 0
+
+    m is rounded half away from zero. The factor of a quantized layer is scale_x · scale_w / scale_y.
+
+    Args:
+        multiplier: real numbers, 0 < multiplier < 1; a scalar, or an array with one a channel.
+
+    Returns:
+        (m, shift), whole numbers; int64 arrays of multiplier's shape for an array.
+
+    Raises:
+        ValueError: a multiplier outside (0, 1), or so small that its shift is more than 31.
+
+    Source: gemmlowp, doc/quantization_example.cc, QuantizeMultiplierSmallerThanOne.
+
+    >>> quantize_multiplier(0.3)
+    (1288490189, 1)
+    """
+    real = np.asarray(_to_numpy(as_floats(multiplier, "multiplier")), dtype=np.float64)
+    if not ((real > 0) & (real < 1)).all():
+        wrong = float(real[~((real > 0) & (real < 1))].flat[0]) if real.ndim else float(real)
+        raise ValueError(
+            f"multiplier={wrong} must be larger than 0 and smaller than 1: scale_x · scale_w / scale_y. "
+            "If it is larger, the output's range is too narrow for what the layer computes."
+        )
+    fraction, exponent = np.frexp(real)  # real = fraction · 2^exponent with 0.5 ≤ fraction < 1
+    m = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
+    shift = -exponent.astype(np.int64)
+    over = m == 2**31  # 0.99999… was rounded up to 1: half of it, one place further left
+    m, shift = np.where(over, m // 2, m), np.where(over, shift - 1, shift)
+    m, shift = np.where(shift < 0, 2**31 - 1, m), np.maximum(shift, 0)  # and next to 1 itself, the largest there is
+    if (shift > 31).any():
+        raise ValueError(f"multiplier={float(real.min())} cannot be written with a shift of 0 to 31.")
+    if real.ndim == 0:
+        return int(m), int(shift)
+    return m, shift
+
+
+def requantize(acc: Any, m: Any, shift: Any, *, zero_point: int, quant_min: int, quant_max: int) -> Array:
+    """Turn int32 accumulators into codes of the next layer, with integers only.
+
+        high = rint(acc · m / 2³¹)                                        halves towards +∞
+        code = clamp(rint(high / 2^shift) + zero_point, quant_min, quant_max)   halves away from zero
+
+    A ReLU costs nothing: let quant_min be zero_point.
+
+    Args:
+        acc: int32 accumulators.
+        m, shift: from `quantize_multiplier`; scalars, or arrays that broadcast against acc.
+        zero_point, quant_min, quant_max: of the output's codes.
+
+    Returns:
+        Codes of acc's shape, in int32.
+
+    Raises:
+        TypeError: accumulators that are not integers.
+        ValueError: m outside 2³⁰ … 2³¹ − 1, shift outside 0 … 31, accumulators outside int32.
+
+    Cost: O(n).
+    Source: gemmlowp, fixedpoint/fixedpoint.h, SaturatingRoundingDoublingHighMul and RoundingDivideByPOT.
+
+    >>> requantize([-1000, 10, 1000], *quantize_multiplier(0.3), zero_point=5, quant_min=0, quant_max=255)
+    array([  0,   8, 255], dtype=int32)
+    """
+    acc = as_array(acc)
+    if "int" not in dtype_name(acc):
+        raise TypeError(f"acc has dtype {dtype_name(acc)}: accumulators are integers.")
+    m_numbers, shifts = np.asarray(_to_numpy(m)), np.asarray(_to_numpy(shift))
+    if (m_numbers < 2**30).any() or (m_numbers >= 2**31).any() or (shifts < 0).any() or (shifts > 31).any():
+        raise ValueError("m must lie in 2**30 … 2**31 − 1 and shift in 0 … 31: take both from quantize_multiplier.")
+    xp = array_namespace(acc)
+    wide = xp.astype(acc, xp.int64)
+    if bool((wide > INT32_MAX).any()) or bool((wide < -INT32_MAX - 1).any()):
+        raise ValueError("acc holds sums outside int32: they have wrapped, or would on hardware.")
+    product = wide * like(m, wide, xp.int64)
+    high = (product + 2**30) >> 31
+    code = _shift_right(high, like(shift, wide, xp.int64)) + zero_point
+    return xp.astype(xp.clip(code, quant_min, quant_max), xp.int32)
+
+
+def _shift_right(values: Array, places: Array) -> Array:
+    """values / 2^places, rounded to the nearest integer, halves away from zero."""
+    xp = array_namespace(values)
+    half = (xp.ones_like(values) << places) >> 1
+    return xp.where(values < 0, -((-values + half) >> places), (values + half) >> places)
+
+
+def _check_sums(left: Array, right: Array, bias: Any) -> None:
+    depth = int(left.shape[-1])
+    if math.prod(left.shape) == 0 or math.prod(right.shape) == 0:
+        raise ValueError(
+            f"a has shape {tuple(left.shape)}, b has shape {tuple(right.shape)}: one of them is empty."
+        )
+    largest = [int(abs(codes).max()) for codes in (left, right)]
+    bound = depth * largest[0] * largest[1] + (0 if bias is None else int(abs(as_array(bias)).max()))
+    if bound > INT32_MAX:
+        raise ValueError(
+            f"sums of K={depth} products can reach {bound}, beyond int32's {INT32_MAX}: "
+            f"with codes this large K must stay below {max(INT32_MAX // (largest[0] * largest[1]), 1)}."
+        )
+
+
+def _number(zero_point: Any, codes: Array) -> Any:
+    return int(zero_point) if isinstance(zero_point, (int, np.integer)) else like(zero_point, codes, None)
+
+
+def _to_numpy(x: Any) -> Any:
+    return x.detach().cpu().numpy() if is_torch_array(x) else x

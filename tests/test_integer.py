@@ -1,0 +1,180 @@
+"""Integer arithmetic against int64, exact fractions, gemmlowp's definition and ONNX Runtime."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from qlearn.integer import matmul, quantize_multiplier, requantize
+
+multipliers = st.floats(2.0**-30, 1, exclude_max=True)
+accumulators = st.integers(-(2**31), 2**31 - 1)
+
+
+def gemmlowp(acc: int, m: int, shift: int) -> int:
+    """fixedpoint.h, line by line, in Python's integers: a truncating division by 2³¹, then RoundingDivideByPOT."""
+    product = acc * m
+    nudge = 2**30 if product >= 0 else 1 - 2**30
+    high = abs(product + nudge) // 2**31 * (1 if product + nudge >= 0 else -1)
+    mask = 2**shift - 1
+    threshold = (mask >> 1) + (1 if high < 0 else 0)
+    return (high >> shift) + (1 if (high & mask) > threshold else 0)
+
+
+@given(multipliers)
+def test_a_multiplier_is_kept_to_31_bits(multiplier):
+    m, shift = quantize_multiplier(multiplier)
+    assert 2**30 <= m < 2**31
+    assert abs(Fraction(m, 2 ** (31 + shift)) - Fraction(multiplier)) <= Fraction(multiplier) * Fraction(1, 2**31)
+
+
+@given(st.lists(accumulators, min_size=1, max_size=20), multipliers)
+def test_requantize_is_gemmlowp_s_definition(accs, multiplier):
+    m, shift = quantize_multiplier(multiplier)
+    ours = requantize(accs, m, shift, zero_point=0, quant_min=-(2**31), quant_max=2**31 - 1)
+    assert ours.tolist() == [gemmlowp(acc, m, shift) for acc in accs]
+    tensor = requantize(torch.tensor(accs), m, shift, zero_point=0, quant_min=-(2**31), quant_max=2**31 - 1)
+    assert tensor.tolist() == ours.tolist()
+
+
+@given(st.integers(-(2**24), 2**24), multipliers)
+def test_requantize_is_within_one_of_the_exact_fraction(acc, multiplier):
+    """Two roundings and a rounded multiplier: never more than one code, and one only near a tie."""
+    code = int(
+        requantize([acc], *quantize_multiplier(multiplier), zero_point=0, quant_min=-(2**31), quant_max=2**31 - 1)[0]
+    )
+    exact = acc * Fraction(multiplier)
+    assert abs(code - exact) <= Fraction(1, 2) + Fraction(1, 2) + abs(exact) * Fraction(1, 2**31)
+    if abs(exact - round(exact)) < Fraction(1, 4) and shift_is_large(multiplier):
+        assert code == round(exact)
+
+
+def shift_is_large(multiplier: float) -> bool:
+    """From a shift of 4 on the first rounding moves the second by less than a sixteenth."""
+    return quantize_multiplier(multiplier)[1] >= 4
+
+
+@pytest.mark.parametrize("dtypes", [(np.uint8, np.int8), (np.int8, np.int8), (np.uint8, np.uint8)])
+def test_matmul_equals_int64(dtypes):
+    rng = np.random.default_rng(0)
+    a, b = (
+        rng.integers(np.iinfo(d).min, np.iinfo(d).max + 1, size=shape, dtype=d)
+        for d, shape in zip(dtypes, [(2, 30, 784), (784, 20)], strict=True)
+    )
+    bias = rng.integers(-1000, 1000, size=20)
+    expected = (a.astype(np.int64) - 7) @ (b.astype(np.int64) + 3) + bias
+    ours = matmul(a, b, a_zero_point=7, b_zero_point=-3, bias=bias)
+    assert ours.dtype == np.int32
+    assert np.array_equal(ours, expected)
+    tensor = matmul(
+        torch.from_numpy(a), torch.from_numpy(b), a_zero_point=7, b_zero_point=-3, bias=torch.from_numpy(bias)
+    )
+    assert tensor.dtype == torch.int32
+    assert np.array_equal(tensor.numpy(), expected)
+
+
+def test_the_four_terms_are_the_product():
+    rng = np.random.default_rng(0)
+    a, b, za, zb = rng.integers(0, 256, (5, 9)), rng.integers(-128, 128, (9, 4)), 100, -5
+    terms = a @ b - za * b.sum(0) - zb * a.sum(1, keepdims=True) + 9 * za * zb
+    assert np.array_equal(matmul(a, b, a_zero_point=za, b_zero_point=zb), terms)
+
+
+def test_zero_points_for_each_row_and_column():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (5, 9)), rng.integers(0, 256, (9, 4))
+    za, zb = rng.integers(0, 256, (5, 1)), rng.integers(0, 256, (1, 4))
+    assert np.array_equal(matmul(a, b, a_zero_point=za, b_zero_point=zb), (a - za) @ (b - zb))
+
+
+def run(op: str, inputs: dict[str, np.ndarray], output: int) -> np.ndarray:
+    types = {
+        np.dtype("uint8"): TensorProto.UINT8,
+        np.dtype("int8"): TensorProto.INT8,
+        np.dtype("float32"): TensorProto.FLOAT,
+    }
+    node = helper.make_node(op, list(inputs), ["y"])
+    values = [helper.make_tensor_value_info(name, types[x.dtype], x.shape) for name, x in inputs.items()]
+    graph = helper.make_graph([node], op, values, [helper.make_tensor_value_info("y", output, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)[0]
+
+
+def test_matmul_equals_onnx_runtime():
+    # uint8 × uint8: with int8 weights, ONNX Runtime may saturate in pairs of int16 on processors without VNNI.
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 256, size=shape, dtype=np.uint8) for shape in ((50, 784), (784, 30)))
+    inputs = {"a": a, "b": b, "a_zero_point": np.uint8(12), "b_zero_point": np.uint8(131)}
+    theirs = run("MatMulInteger", {k: np.asarray(v) for k, v in inputs.items()}, TensorProto.INT32)
+    assert np.array_equal(matmul(a, b, a_zero_point=12, b_zero_point=131), theirs)
+
+
+def test_a_requantized_layer_equals_onnx_runtime_s_but_for_ties():
+    """ONNX Runtime rescales in float: the same code, or its neighbour where the exact value is near a tie."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 256, size=shape, dtype=np.uint8) for shape in ((200, 784), (784, 30)))
+    scales = {"a_scale": np.float32(0.004), "b_scale": np.float32(0.003), "y_scale": np.float32(0.09)}
+    inputs = {
+        "a": a, "a_scale": scales["a_scale"], "a_zero_point": np.uint8(12),
+        "b": b, "b_scale": scales["b_scale"], "b_zero_point": np.uint8(131),
+        "y_scale": scales["y_scale"], "y_zero_point": np.uint8(100),
+    }  # fmt: skip
+    theirs = run("QLinearMatMul", {k: np.asarray(v) for k, v in inputs.items()}, TensorProto.UINT8).astype(int)
+    acc = matmul(a, b, a_zero_point=12, b_zero_point=131)
+    multiplier = float(scales["a_scale"]) * float(scales["b_scale"]) / float(scales["y_scale"])
+    ours = requantize(acc, *quantize_multiplier(multiplier), zero_point=100, quant_min=0, quant_max=255)
+    differ = ours != theirs
+    exact = acc[differ] * multiplier
+    assert np.abs(ours - theirs).max(initial=0) <= 1
+    # The first of the two integer roundings is worth 2^−shift of a code at most, float32's rescaling less.
+    distance = np.abs(np.abs(exact - np.floor(exact)) - 0.5)
+    assert distance.max(initial=0) <= 2.0 ** -quantize_multiplier(multiplier)[1]
+    print(f"{np.count_nonzero(differ)} of {differ.size} codes differ")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: matmul(np.ones((2, 3)), np.ones((3, 2), int)),
+            TypeError,
+            "a has dtype float64: it must hold integer codes",
+        ),
+        (
+            lambda: matmul(np.ones((2, 3), int), np.ones((2, 3), int)),
+            ValueError,
+            r"a has shape \(2, 3\), b has shape \(2, 3\)",
+        ),
+        (lambda: matmul(np.zeros((0, 3), int), np.ones((3, 2), int)), ValueError, "one of them is empty"),
+        (
+            lambda: matmul(np.full((1, 70_000), 255), np.full((70_000, 1), 127)),
+            ValueError,
+            r"sums of K=70000 products can reach 2266950000, beyond int32's 2147483647: .* K must stay below 66311",
+        ),
+        (lambda: quantize_multiplier(1.0), ValueError, "multiplier=1.0 must be larger than 0 and smaller than 1"),
+        (lambda: quantize_multiplier([0.5, -0.1]), ValueError, "multiplier=-0.1 must be larger than 0"),
+        (lambda: quantize_multiplier(2.0**-40), ValueError, "cannot be written with a shift of 0 to 31"),
+        (
+            lambda: requantize([0.5], 2**30, 0, zero_point=0, quant_min=0, quant_max=1),
+            TypeError,
+            "accumulators are integers",
+        ),
+        (
+            lambda: requantize([1], 5, 0, zero_point=0, quant_min=0, quant_max=1),
+            ValueError,
+            "take both from quantize_multiplier",
+        ),
+        (lambda: requantize([2**31], 2**30, 0, zero_point=0, quant_min=0, quant_max=1), ValueError, "outside int32"),
+    ],
+)
+def test_wrong_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
