@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import textwrap
 from typing import Any
 
-from qlearn.exercises import lesson_01, lesson_05
+import qlearn.exercises
 from qlearn.exercises.checking import Exercise, Result, examine
 
-_EXERCISES = {exercise.id: exercise for lesson in (lesson_01, lesson_05) for exercise in lesson.EXERCISES}
+_LESSONS = [name for _, name, _ in pkgutil.iter_modules(qlearn.exercises.__path__) if name.startswith("lesson_")]
+_EXERCISES: dict[str, Exercise] = {
+    exercise.id: exercise
+    for lesson in _LESSONS
+    for exercise in importlib.import_module(f"qlearn.exercises.{lesson}").EXERCISES
+}
 _solved: set[str] = set()  # in this process only; nothing is written anywhere
 _hints_given: dict[str, int] = {}
 
