@@ -1,0 +1,131 @@
+"""An explorer as the learner sees it: its controls, its table and its picture, found in the page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+import real_lab
+
+
+class ExplorerPage:
+    """The first explorer on a page; `root` may name something else that has controls and a picture."""
+
+    def __init__(self, page: Any, root: str = ".qlearn-explorer") -> None:
+        self.page = page
+        self.root = page.locator(root).first
+        self.image = self.root.locator("img")
+        self.image.wait_for()
+
+    def control(self, label: str) -> Any:
+        """The row of one control, found by what the learner reads."""
+        exact = self.page.locator(".widget-label", has_text=label).and_(self.page.get_by_text(label, exact=True))
+        return self.root.locator(".widget-inline-hbox").filter(has=exact)
+
+    def readout(self, label: str) -> float:
+        return float(self.control(label).locator(".widget-readout").inner_text())
+
+    def drag(self, label: str, fractions: Iterable[float]) -> None:
+        """Pull the handle to these parts of the slider's length, one after the other."""
+        handle, track = self.control(label).locator(".noUi-handle"), self.control(label).locator(".noUi-target")
+        handle.scroll_into_view_if_needed()
+        knob, line = handle.bounding_box(), track.bounding_box()
+        y = line["y"] + line["height"] / 2
+        self.page.mouse.move(knob["x"] + knob["width"] / 2, y)
+        self.page.mouse.down()
+        for fraction in fractions:
+            self.page.mouse.move(line["x"] + line["width"] * fraction, y)
+            time.sleep(0.03)
+        self.page.mouse.up()
+        self.settle()
+
+    def press(self, label: str, key: str, times: int = 1) -> None:
+        """Move a slider with the keyboard."""
+        self.control(label).locator(".noUi-handle").focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+        self.settle()
+
+    def choose(self, label: str, option: str) -> None:
+        self.control(label).locator("select").select_option(label=option)
+        self.settle()
+
+    def numbers(self) -> dict[str, str]:
+        """The table: label → text."""
+        table = self.root.locator("table")
+        cells = [[text.strip() for text in table.locator(kind).all_inner_texts()] for kind in ("th", "td")]
+        return dict(zip(*cells, strict=True))
+
+    def pixels(self) -> np.ndarray:
+        return real_lab.pixels(self.image)
+
+    def looks(self) -> tuple[str, str]:
+        """A fingerprint of table and picture."""
+        return json.dumps(self.numbers()), hashlib.sha256(self.pixels().tobytes()).hexdigest()
+
+    def settle(self, quiet: float = 0.3, limit: float = 15) -> None:
+        """Wait until table and picture have stopped changing."""
+        end, before, since = time.monotonic() + limit, None, time.monotonic()
+        while time.monotonic() < end:
+            now = self.looks()
+            if now != before:
+                before, since = now, time.monotonic()
+            elif time.monotonic() - since > quiet:
+                return
+            time.sleep(0.05)
+        raise TimeoutError("the explorer did not come to rest")
+
+    def paint_times(self, label: str, moves: int) -> list[float]:
+        """Milliseconds from each move of a control to the painted picture that follows it.
+
+        A slider goes step by step to its end and back, five steps at once where it has many; a choice goes from one
+        option to the next. The moves are made within the page, so that nothing but the page and the kernel is
+        measured. A move that leaves the picture as it was counts for nothing, but not every second one may do so.
+        """
+        knob = self.control(label).locator(".noUi-handle, select")
+        times = [ms for ms in knob.evaluate(PAINT_TIMES, [self.root.element_handle(), moves]) if ms is not None]
+        if len(times) <= moves / 2:
+            raise TimeoutError(f"{label!r} was moved {moves} times, and {len(times)} new pictures came")
+        return times
+
+
+PAINT_TIMES = """async (knob, [root, moves]) => {
+    let up = true, keys = ['ArrowLeft', 'ArrowRight'];
+    const at = name => Number(knob.getAttribute('aria-value' + name));
+    const move = () => {
+        if (knob.tagName === 'SELECT') {
+            knob.selectedIndex = (knob.selectedIndex + 1) % knob.options.length;
+            knob.dispatchEvent(new Event('change', {bubbles: true}));
+        } else {
+            const before = at('now');
+            up = before <= at('min') || up && before < at('max');
+            knob.dispatchEvent(new KeyboardEvent('keydown', {key: keys[+up], bubbles: true, cancelable: true}));
+            if (at('max') - at('min') > 200 * Math.abs(at('now') - before)) keys = ['PageDown', 'PageUp'];
+        }
+    };
+    const times = [];
+    for (let k = 0; k < moves; k++) {
+        times.push(await new Promise(resolve => {
+            const from = performance.now();
+            const late = setTimeout(() => { root.removeEventListener('load', loaded, true); resolve(null); }, 3000);
+            const loaded = async event => {
+                await event.target.decode().catch(() => {});
+                requestAnimationFrame(() => {
+                    // The frame that follows draws the picture; a task queued from within it runs when that is done.
+                    const channel = new MessageChannel();
+                    channel.port1.onmessage = () => { clearTimeout(late); resolve(performance.now() - from); };
+                    channel.port2.postMessage(0);
+                });
+            };
+            // Seen on its way down to the picture, so that it does not matter whether that is the same as before.
+            root.addEventListener('load', loaded, {once: true, capture: true});
+            move();
+        }));
+        await new Promise(r => setTimeout(r, 40));
+    }
+    return times; }"""
