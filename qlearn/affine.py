@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 
-from qlearn.arrays import Array, as_array, as_floats, block_view, dtype_name, like, native_namespace, slabs
+from qlearn.arrays import (
+    Array,
+    as_array,
+    as_floats,
+    block_view,
+    check_finite,
+    dtype_name,
+    like,
+    native_namespace,
+    slabs,
+    surely_finite,
+)
 
 CODE_DTYPES = ("uint8", "int8", "int16", "int32")
 
@@ -154,14 +165,19 @@ def quantize(x: Any, qparams: QParams) -> Array:
     >>> quantize([-0.6, 0.25, 0.75, 9.0], QParams(scale=0.5, zero_point=1, quant_min=0, quant_max=7))
     array([0, 1, 3, 7], dtype=uint8)
     """
-    x = as_floats(x)
+    x = as_floats(x, finite=False)
     xp = native_namespace(x)
     view, scale, zero_point = align(x, qparams, x.dtype)
     codes = xp.empty_like(view, dtype=getattr(xp, qparams.code_dtype))
     with np.errstate(over="ignore"):  # x / scale may overflow to infinity, which the clamp brings back
         for rows in slabs(view):
-            s, z = of_rows(scale, rows), of_rows(zero_point, rows)
-            codes[rows] = xp.clip(xp.round(view[rows] / s) + z, qparams.quant_min, qparams.quant_max)
+            part, s, z = view[rows], of_rows(scale, rows), of_rows(zero_point, rows)
+            if not surely_finite(part):  # here, where the values are in the cache already
+                check_finite(x)
+            part = part / s
+            xp.round(part, out=part)
+            part += z
+            codes[rows] = xp.clip(part, qparams.quant_min, qparams.quant_max, out=part)
     return codes.reshape(x.shape)[()]
 
 
@@ -251,7 +267,9 @@ def align(x: Array, qparams: QParams, dtype: Any) -> tuple[Array, Any, Any]:
     """
     scale, zero_point = as_array(qparams.scale), as_array(qparams.zero_point)
     if scale.ndim == 0:
-        return x.reshape(-1), float(scale), int(zero_point)
+        # On other devices than the processor, PyTorch divides by a Python number as if it were its reciprocal.
+        elsewhere = is_torch_array(x) and x.device.type != "cpu"
+        return x.reshape(-1), like(scale, x, dtype) if elsewhere else float(scale), int(zero_point)
     view, shape = block_view(x, tuple(scale.shape))
     if zero_point.ndim > 0:
         zero_point = zero_point.reshape(shape)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import qlearn
 from qlearn import QParams, choose_qparams, dequantize, fake_quantize, find_qparams, quantize
-from tests.strategies import arrays, codes_of, moderate
+from strategies import arrays, codes_of, moderate
 
 EPS = np.finfo(np.float32).eps
 

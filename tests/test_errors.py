@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 
 from qlearn import PerAxis, PerGroup, QParams, errors, fake_quantize, find_qparams
-from tests.strategies import arrays, codes_of
+from strategies import arrays, codes_of
 
 
 @given(arrays(), codes_of())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qlearn import PerAxis, QuantConfig, find_qparams
 from qlearn.observers import MinMaxObserver
-from tests.strategies import arrays
+from strategies import arrays
 
 
 @given(arrays(dims=2), st.randoms(use_true_random=False), st.booleans())

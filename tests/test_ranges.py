@@ -28,7 +28,7 @@ from qlearn.errors import mse as mse_of
 from qlearn.range_search import grid_of
 from qlearn.ranges import kl_divergence
 from qlearn.sorted_view import SortedView
-from tests.strategies import arrays
+from strategies import arrays
 
 
 @given(arrays())

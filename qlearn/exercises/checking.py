@@ -135,7 +135,11 @@ def _try(exercise: Exercise, attempt: Callable[..., Any], case: Case) -> None:
     try:
         given_ = attempt(**arguments)
     except (Exception, SystemExit) as error:
-        raise _Wrong(case, f"your function raised {type(error).__name__}: {error}\n  in the call {call}") from None
+        renamed = isinstance(error, TypeError) and "unexpected keyword argument" in str(error)
+        advice = "\n  Keep the names of the parameters as they were." if renamed else ""
+        raise _Wrong(
+            case, f"your function raised {type(error).__name__}: {error}\n  in the call {call}{advice}"
+        ) from None
     changed = [name for name in case if not _same(case[name], arguments[name])]
     if changed:
         raise _Wrong(

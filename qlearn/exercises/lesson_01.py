@@ -24,6 +24,10 @@ def _cast_first(values):
     return np.clip(np.rint(values).astype(np.int64).astype(np.uint8), 0, 255)
 
 
+def _only_cast(values):
+    return values.astype(np.int64).astype(np.uint8)
+
+
 def _no_rounding(values):
     return np.clip(values, 0, 255).astype(np.uint8)
 
@@ -56,6 +60,7 @@ TO_UINT8 = Exercise(
     cases=st.fixed_dictionaries({"values": _vectors}),
     mistakes=(
         Mistake(_cast_first, "Your codes wrapped around: clamp before the cast, while 300 is still 300."),
+        Mistake(_only_cast, "A bare cast cuts the fraction off and wraps around: round first, then clamp, then cast."),
         Mistake(_no_rounding, "A cast cuts the fraction off. Round to the nearest integer first, with np.rint."),
         Mistake(_half_up, "You round halves up. np.rint rounds them to the even neighbour: 0.5 to 0, 1.5 to 2."),
         Mistake(_clamp_in_place, "values[...] = ... writes into the caller's array. np.clip gives you a new one."),

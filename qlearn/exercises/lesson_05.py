@@ -98,6 +98,10 @@ def _wrapped_difference(x_codes, x_zero_point, w_codes):
     return (x_codes - np.uint8(x_zero_point)).astype(np.int32) @ w_codes.astype(np.int32).T
 
 
+def _not_transposed(x_codes, x_zero_point, w_codes):
+    return (x_codes.astype(np.int32) - x_zero_point) @ w_codes.astype(np.int32)
+
+
 def _in_float(x_codes, x_zero_point, w_codes):
     return (x_codes.astype(np.float64) - x_zero_point) @ w_codes.astype(np.float64).T
 
@@ -146,6 +150,9 @@ ACCUMULATE = Exercise(
             "Code x_zero_point stands for 0.0 and must add nothing: subtract it from the input codes.",
         ),
         Mistake(_wrapped_difference, "0 − 10 is 246 in uint8: cast the input codes to int32 before you subtract."),
+        Mistake(
+            _not_transposed, "w_codes is (outputs, inputs): transpose it, so that both inputs meet in the product."
+        ),
         Mistake(
             _in_float, "The values are right, but they are floats: an integer unit would cast to int32, not to float."
         ),
@@ -198,7 +205,10 @@ LAYER_BYTES = Exercise(
         {"outputs": st.integers(1, 64), "inputs": st.integers(1, 64), "bits": st.integers(2, 8)},
     ),
     mistakes=(
-        Mistake(_scales_forgotten, "You left out the scales: one float32 for each output channel."),
+        Mistake(
+            _scales_forgotten,
+            "4 bytes for each output are missing: there is a float32 scale and an int32 bias for each.",
+        ),
         Mistake(
             _nothing_but_codes,
             "Codes alone are useless: add a float32 scale and an int32 bias for each output channel.",

@@ -84,7 +84,7 @@ def ids() -> list[str]:
     """The ids of all exercises, in order.
 
     >>> ids()[0]
-    '01.1'
+    '00.1'
     """
     return sorted(_EXERCISES)
 

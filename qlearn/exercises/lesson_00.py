@@ -1,0 +1,51 @@
+"""Exercise of lesson 00, start here."""
+
+# mypy: disallow-untyped-defs=False
+# What learners read and write has no types.
+
+from hypothesis import strategies as st
+
+from qlearn.exercises.checking import Exercise, Mistake
+
+
+def size_in_bytes(parameters, bits):
+    return -(-parameters * bits // 8)
+
+
+def _rounded_down(parameters, bits):
+    return parameters * bits // 8
+
+
+def _in_bits(parameters, bits):
+    return parameters * bits
+
+
+def _byte_for_each(parameters, bits):
+    return parameters * -(-bits // 8)
+
+
+def _fraction(parameters, bits):
+    return parameters * bits / 8
+
+
+SIZE_IN_BYTES = Exercise(
+    id="00.1",
+    solution=size_in_bytes,
+    examples=(
+        {"parameters": 1000, "bits": 4},
+        {"parameters": 3, "bits": 3},
+    ),
+    cases=st.fixed_dictionaries({"parameters": st.integers(1, 10**6), "bits": st.integers(1, 32)}),
+    mistakes=(
+        Mistake(_rounded_down, "Nine bits do not fit into one byte: round up, not down."),
+        Mistake(_in_bits, "That is the number of bits. A byte has eight of them."),
+        Mistake(_byte_for_each, "That gives every number whole bytes of its own. Packed, two 4-bit numbers share one."),
+        Mistake(_fraction, "Half a byte cannot be stored: round up to a whole number."),
+    ),
+    hints=(
+        "How many bits are there in all, and how many bytes do those fill?",
+        "math.ceil(parameters * bits / 8), or in whole numbers -(-parameters * bits // 8).",
+    ),
+)
+
+EXERCISES = (SIZE_IN_BYTES,)
