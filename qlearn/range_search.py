@@ -46,10 +46,10 @@ def clip_grid(lo: Any, hi: Any, mean: Any, candidates: int = CANDIDATES) -> tupl
 def grid_of(rows: Array, candidates: int) -> tuple[Array, Array]:
     """`clip_grid` of each row, in the rows' type: (rows, candidates)."""
     xp = array_namespace(rows)
-    wide = xp.astype(rows, xp.float64)
-    ends = clip_grid(xp.min(wide, axis=-1), xp.max(wide, axis=-1), xp.mean(xp.abs(wide), axis=-1), candidates)
-    lo, hi = (xp.astype(end, rows.dtype) for end in ends)
-    return lo, hi
+    mean = xp.sum(xp.abs(rows), axis=-1, dtype=xp.float64) / rows.shape[-1]
+    smallest, largest = (xp.astype(end, xp.float64) for end in (xp.min(rows, axis=-1), xp.max(rows, axis=-1)))
+    lo, hi = clip_grid(smallest, largest, mean, candidates)
+    return xp.astype(lo, rows.dtype), xp.astype(hi, rows.dtype)
 
 
 def by_sorting(rows: Array, codes: dict[str, Any], candidates: int) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ difference of two entries. Finding the 2ᵇ places takes O(2ᵇ log n): as quick
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from qlearn.affine import QParams, dequantize, quantize
-from qlearn.arrays import Array, as_floats, like, native_namespace, ordered
+from qlearn.arrays import Array, as_floats, like, native_namespace, ordered, slabs
 
 ROW = 256  # values that a running sum adds up one by one
 NEIGHBOURS = 3  # floats looked at on both sides of a tie: tie and quotient are off by half a float each
@@ -165,15 +166,31 @@ class SortedView:
         n, top = len(self), (step * (quant_max - zero))[..., 0]
         ties = step * (like(range(quant_min + 1, quant_max + 1), self.values, xp.float64) - (zero + 0.5))
         k = self.below(ties)
-        gains = xp.sum(k * ties - self.sum1[k], -1)
-        total = self._squares - 2 * top * float(self.sum1[-1]) + n * top**2
+        smallest = self._sums_of_smallest(k)
+        gains = xp.sum(k * ties - smallest, -1)
+        total = self._squares - 2 * top * self._total + n * top**2
         sse = xp.clip(total - 2 * step[..., 0] * gains, 0, None)
         return float(sse) if sse.ndim == 0 else sse
 
+    def _sums_of_smallest(self, k: Array) -> Array:
+        """sum1[k]. For a NumPy array whose running sum nobody has asked for, only the sums between the k are taken."""
+        if "sum1" in vars(self) or not isinstance(self.values, np.ndarray):
+            return self.sum1[k]
+        cuts = np.union1d(0, k)
+        between = np.add.reduceat(self.values, cuts[cuts < len(self)], dtype=np.float64)
+        return np.concatenate([[0.0], np.cumsum(between)])[np.searchsorted(cuts, k)]
+
+    @cached_property
+    def _total(self) -> float:
+        return float(sum(wide.sum() for wide in self._wide_slabs()))
+
     @cached_property
     def _squares(self) -> float:
-        exact = array_namespace(self.values).astype(self.values, native_namespace(self.values).float64)
-        return float(exact @ exact)
+        return float(sum(wide @ wide for wide in self._wide_slabs()))
+
+    def _wide_slabs(self) -> Iterator[Array]:
+        for rows in slabs(self.values):
+            yield array_namespace(self.values).astype(self.values[rows], native_namespace(self.values).float64)
 
     def below(self, thresholds: Array) -> Array:
         """How many values are smaller than each threshold: #{x < t}.
