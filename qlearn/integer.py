@@ -155,15 +155,15 @@ def _shift_right(values: Array, places: Array) -> Array:
 def _check_sums(left: Array, right: Array, bias: Any) -> None:
     depth = int(left.shape[-1])
     if math.prod(left.shape) == 0 or math.prod(right.shape) == 0:
-        raise ValueError(
-            f"a has shape {tuple(left.shape)}, b has shape {tuple(right.shape)}: one of them is empty."
-        )
+        raise ValueError(f"a has shape {tuple(left.shape)}, b has shape {tuple(right.shape)}: one of them is empty.")
     largest = [int(abs(codes).max()) for codes in (left, right)]
-    bound = depth * largest[0] * largest[1] + (0 if bias is None else int(abs(as_array(bias)).max()))
+    of_bias = 0 if bias is None else int(abs(as_array(bias)).max())
+    product = largest[0] * largest[1]
+    bound = depth * product + of_bias
     if bound > INT32_MAX:
         raise ValueError(
             f"sums of K={depth} products can reach {bound}, beyond int32's {INT32_MAX}: "
-            f"with codes this large K must stay below {max(INT32_MAX // (largest[0] * largest[1]), 1)}."
+            f"with codes this large K must be at most {max(INT32_MAX - of_bias, 0) // max(product, 1)}."
         )
 
 

@@ -128,7 +128,7 @@ def test_one_value_step_by_step(affine):
     assert steps[0] == "x = -1"
     assert steps[4] == f"clamp to 0 … 15: code {code}"
     assert f"({code} − {q.zero_point})" in steps[5]
-    assert steps[6] == f"error x̂ − x = {rounded(float(qlearn.dequantize(np.asarray(code), q)) + 1)}"
+    assert steps[6] == f"error x − x̂ = {rounded(-1 - float(qlearn.dequantize(np.asarray(code), q)))}"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,10 @@ Each `explore_…()` returns an `Explorer`. As the last line of a cell it shows 
 as a picture with its numbers everywhere else.
 """
 
+from qlearn.widgets.accumulator import explore_accumulator
 from qlearn.widgets.affine import explore_affine
+from qlearn.widgets.digit import explore_digit
+from qlearn.widgets.granularity import explore_granularity
+from qlearn.widgets.ranges import explore_ranges
 
-__all__ = ["explore_affine"]
+__all__ = ["explore_accumulator", "explore_affine", "explore_digit", "explore_granularity", "explore_ranges"]

@@ -46,15 +46,20 @@ class Slider:
 
 @dataclass(frozen=True)
 class Choice:
-    """A control for one of a few values: `options` maps what the learner reads to the value."""
+    """A control for one of a few values: `options` maps what the learner reads to the value.
+
+    `slide` makes it a slider, for options that have an order.
+    """
 
     label: str
     help: str
     options: Mapping[str, Any]
     value: Any
+    slide: bool = False
 
     def widget(self, value: Any) -> ipywidgets.Widget:
-        return ipywidgets.Dropdown(options=list(self.options.items()), value=value)
+        kind = ipywidgets.SelectionSlider if self.slide else ipywidgets.Dropdown
+        return kind(options=list(self.options.items()), value=value)
 
     def check(self, name: str, value: Any) -> Any:
         """`value`, if this control can take it."""
@@ -63,6 +68,14 @@ class Choice:
                 return allowed
         names = ", ".join(f"{allowed!r} ({label})" for label, allowed in self.options.items())
         raise ValueError(f"{name}={value!r} must be one of {names}.")
+
+
+SCHEME = Choice(
+    "scheme",
+    "Asymmetric: codes from 0, and a zero point. Symmetric: as many codes below 0 as above it.",
+    {"asymmetric": False, "symmetric": True},
+    False,
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -22,9 +22,11 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
-from qlearn.style import DPI, DRAWING, GREY, STILL_RATIO, own_style
+from qlearn.style import DPI, DRAWING, STILL_RATIO, own_style
 from qlearn.widgets.controls import Choice, Number, Slider, rounded
+from qlearn.widgets.footer import footer
 from qlearn.widgets.inline import flush_on_main_thread_only
 from qlearn.widgets.picture import Palette, pixels_of, to_png
 
@@ -53,8 +55,13 @@ class Explorer:
         update(result)      →  give these artists their data
         explain(result)     →  a calculation in steps, for the line under the table (optional)
         limits(**values)    →  controls whose limits depend on the others: name → (lo, hi) (optional)
+        scene(result)       →  a name for what stays, where a choice asks for other axes (optional)
+        arrange(result)     →  change what stays to fit a new scene (optional)
 
     Axes are fixed in `setup`: an axis that moves would have to be drawn again, which costs more than all else.
+    A scene is the exception, for a few choices: it is drawn when it comes for the first time, and stored.
+    A number that is None is left out of the table. The picture has a palette of 256 colours, which is quicker;
+    with `exact_colours` it has them all.
 
     Args:
         start: where controls stand at first, and after a reset; without it each stands at its own `value`.
@@ -67,13 +74,14 @@ class Explorer:
     title: ClassVar[str] = ""
     size: ClassVar[tuple[int, int]] = (800, 400)
     shown: ClassVar[Mapping[str, Number]] = {}
+    exact_colours: ClassVar[bool] = False
     controls: Mapping[str, Slider | Choice] = {}
 
     def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
         flush_on_main_thread_only()
         self._busy = False
-        self._background: Any = None
-        self._palette: Palette | None = None
+        self._scenes: dict[Hashable, tuple[Any, Palette]] = {}
+        self._arranged: Hashable = ()
         self.result: dict[str, Any] = {}
         self._start = {name: control.value for name, control in self.controls.items()}
         self._start |= self._checked(start or {}, self._start)
@@ -99,6 +107,12 @@ class Explorer:
     def update(self, result: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    def scene(self, result: dict[str, Any]) -> Hashable:
+        return None
+
+    def arrange(self, result: dict[str, Any]) -> None:
+        pass
+
     def explain(self, result: dict[str, Any]) -> list[str]:
         return []
 
@@ -115,7 +129,7 @@ class Explorer:
     @property
     def numbers(self) -> dict[str, float]:
         """The numbers of the table, not rounded."""
-        return {name: self.result[name] for name in self.shown}
+        return {name: self.result[name] for name, _ in self._cells()}
 
     def set(self, **controls: Any) -> None:
         """Move controls, as a hand would do: `explorer.set(bits=3)`.
@@ -141,7 +155,7 @@ class Explorer:
 
     def __str__(self) -> str:
         """One sentence with the values of the controls and the rounded numbers."""
-        numbers = ", ".join(f"{number.label} {number.text(name, self.result)}" for name, number in self.shown.items())
+        numbers = ", ".join(f"{number.label} {number.text(name, self.result)}" for name, number in self._cells())
         return f"{self.title} ({self._settings()}): {numbers}."
 
     __repr__ = __str__
@@ -187,9 +201,15 @@ class Explorer:
 
     def _show(self) -> None:
         self._table.value = self._table_html()  # the numbers first: they are on their way while the picture is drawn
+        scene = self.scene(self.result)
+        if scene != self._arranged:
+            with own_style():
+                self._arranged = ()
+                self.arrange(self.result)
+                self._arranged = scene
         self.update(self.result)
-        self._draw()
-        self._picture.value = self._encode()
+        self._draw(scene)
+        self._picture.value = self._encode(scene)
 
     def _complain(self, error: Exception) -> None:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
@@ -235,29 +255,34 @@ class Explorer:
 
     # The picture
 
-    def _draw(self) -> None:
+    def _draw(self, scene: Hashable) -> None:
         """Lay the artists that move over the stored picture of everything that stays."""
-        if self._background is None:
-            seen = [artist for artist in self._moving if artist.get_visible()]
-            for artist in seen:
-                artist.set_visible(False)
-            try:
-                with own_style():
-                    self._canvas.draw()
-            finally:
-                for artist in seen:
-                    artist.set_visible(True)
-            self._background = self._canvas.copy_from_bbox(self.figure.bbox)
-        self._canvas.restore_region(self._background)
+        stored = self._scenes.get(scene)
+        background = stored[0] if stored else self._background()
+        self._canvas.restore_region(background)
         for artist in self._moving:
             self.figure.draw_artist(artist)
+        if not stored:
+            self._scenes[scene] = background, Palette(pixels_of(self._canvas))
 
-    def _encode(self) -> bytes:
+    def _background(self) -> Any:
+        """The picture of everything that stays."""
+        seen = [artist for artist in self._moving if artist.get_visible()]
+        for artist in seen:
+            artist.set_visible(False)
+        try:
+            with own_style():
+                self._canvas.draw()
+        finally:
+            for artist in seen:
+                artist.set_visible(True)
+        return self._canvas.copy_from_bbox(self.figure.bbox)
+
+    def _encode(self, scene: Hashable) -> bytes:
         """The canvas as a PNG with a palette: a quarter of the bytes, and quicker than one with all colours."""
         pixels = pixels_of(self._canvas)
-        if self._palette is None:
-            self._palette = Palette(pixels)
-        return to_png(self._palette.encode(pixels), compress_level=1)
+        picture = Image.fromarray(pixels[..., :3]) if self.exact_colours else self._scenes[scene][1].encode(pixels)
+        return to_png(picture, compress_level=1)
 
     def _still(self) -> tuple[bytes, int, int]:
         """The picture for where no kernel runs, with the numbers under it: PNG, width and height on the page."""
@@ -266,39 +291,13 @@ class Explorer:
             self.figure.dpi = DPI * STILL_RATIO
             with own_style():
                 self._canvas.draw()
-            pixels = np.concatenate([pixels_of(self._canvas), pixels_of(self._footer())])
+            below = footer(self.size[0], self._settings(), self._rows(), self.explain(self.result))
+            pixels = np.concatenate([pixels_of(self._canvas), pixels_of(below)])
         finally:
             self.figure.dpi = dpi
-        png = to_png(Palette(pixels).encode(pixels), optimize=True)
+        picture = Image.fromarray(pixels[..., :3]) if self.exact_colours else Palette(pixels).encode(pixels)
+        png = to_png(picture, optimize=True)
         return png, pixels.shape[1] // STILL_RATIO, pixels.shape[0] // STILL_RATIO
-
-    def _footer(self) -> FigureCanvasAgg:
-        """Controls, numbers and calculation as a picture, laid out as on the page."""
-        row, width = 20, self.size[0]
-        steps = _lines(self.explain(self.result), width // 7)
-        rows = self._rows()
-        height = row * (1 + len(rows) + len(steps)) + 14
-        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI * STILL_RATIO, facecolor="#F4F4F4")
-
-        def write(x: float, y: float, text: str, weight: str, colour: str) -> None:
-            figure.text(
-                x / width, 1 - y / height, text, va="top", family="DejaVu Sans", size=8.5, weight=weight, color=colour
-            )
-
-        y = 8
-        write(14, y, self._settings(), "bold", "#222222")
-        for cells in rows:
-            y += row
-            for column, (label, text) in enumerate(cells):
-                x = 14 + column * (width - 28) / len(rows[0])
-                write(x, y, label, "normal", GREY)
-                write(x + 96, y, text, "bold", "#222222")
-        for line in steps:
-            y += row
-            write(14, y, line, "normal", "#222222")
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        return canvas
 
     # The page
 
@@ -344,9 +343,12 @@ class Explorer:
             parts.append(f"{control.label} {value if isinstance(value, str) else rounded(value)}")
         return ", ".join(parts)
 
+    def _cells(self) -> list[tuple[str, Number]]:
+        return [(name, number) for name, number in self.shown.items() if self.result[name] is not None]
+
     def _rows(self) -> list[list[tuple[str, str]]]:
         """The table: label and number, four in a row."""
-        cells = [(number.label, number.text(name, self.result)) for name, number in self.shown.items()]
+        cells = [(number.label, number.text(name, self.result)) for name, number in self._cells()]
         return [cells[start : start + 4] for start in range(0, len(cells), 4)]
 
     def _table_html(self) -> str:
@@ -359,19 +361,8 @@ class Explorer:
         steps = "".join(f"<li>{html.escape(step)}</li>" for step in self.explain(self.result))
         return (
             f'<table class="qlearn-numbers" aria-label="{html.escape(self.title)}: numbers">{rows}</table>'
-            f'<ol class="qlearn-steps" aria-label="One value, step by step">{steps}</ol>'
+            f'<ol class="qlearn-steps" aria-label="Step by step">{steps}</ol>'
         )
-
-
-def _lines(steps: list[str], width: int) -> list[str]:
-    """The steps with arrows between them, on lines of at most `width` letters."""
-    lines: list[str] = []
-    for step in steps:
-        if lines and len(lines[-1]) + len(step) + 3 <= width:
-            lines[-1] += f" → {step}"
-        else:
-            lines.append(f"→ {step}" if lines else step)
-    return lines
 
 
 def _set_tooltip(widget: ipywidgets.Widget, text: str) -> None:
