@@ -1,6 +1,6 @@
 # Each target is one line; tools/dev.py makes .venv and installs what is missing. Without make: python tools/dev.py lab
 PYTHON ?= python3
-.PHONY: lab test lessons weights
+.PHONY: lab test lessons weights bench test-colab
 
 # JupyterLab on the lessons. PORT=8999 chooses the port, BROWSER=none opens no window.
 lab: ; @$(PYTHON) tools/dev.py lab
@@ -10,3 +10,7 @@ test: ; @$(PYTHON) tools/dev.py test
 lessons: ; @$(PYTHON) tools/dev.py lessons
 # Train the shipped networks again.
 weights: ; @$(PYTHON) tools/dev.py weights
+# How quick it is, against named peers. ONLY=quantize runs a part.
+bench: ; @$(PYTHON) tools/dev.py bench
+# The wheel, the tests and the lessons with Colab's versions, in .venv-colab. TORCH=1 with PyTorch too.
+test-colab: ; @$(PYTHON) tools/dev.py test-colab

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import colab
 import dev
 import qlearn
 
@@ -54,19 +55,8 @@ def test_conda_and_pip_install_the_same():
     assert of_environment() == of_pyproject()
 
 
-# Colab's published list of August 2026: installing qlearn there must not replace any of these.
-COLAB = {
-    "python": "3.13",
-    "hypothesis": "6.100",  # not on the list, so nothing is replaced
-    "ipywidgets": "7.7.1",
-    "matplotlib": "3.10.0",
-    "numpy": "2.1.3",
-    "pillow": "11.3.0",
-    "platformdirs": "4.11.3",
-    "safetensors": "0.8.0",
-    "tqdm": "4.67.3",
-    "array-api-compat": "1.11.2",  # not on it either
-}
+# Installing qlearn on Colab must not replace anything; what is not on its list replaces nothing.
+COLAB = {"python": "3.13", **colab.wanted(with_torch=True), "hypothesis": "6.100", "array-api-compat": "1.11.2"}
 
 
 def test_core_floors_are_no_higher_than_colabs():

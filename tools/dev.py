@@ -5,6 +5,8 @@
     python tools/dev.py test       every check there is
     python tools/dev.py lessons    run the lessons, store their outputs  LESSON=05
     python tools/dev.py weights    train the shipped networks again
+    python tools/dev.py bench      how quick it is, against named peers  ONLY=quantize
+    python tools/dev.py test-colab  tests with Colab's versions          TORCH=1
 
 `make lab` and so on are the same. The first call makes `.venv` and installs into it; later calls see from a
 stamp that nothing has changed.
@@ -34,7 +36,10 @@ def main(arguments: list[str]) -> int:
         name, _, value = setting.partition("=")
         os.environ[name] = value
     commands = [a for a in arguments if "=" not in a]
-    known = {"lab": lab, "test": test, "lessons": lessons, "weights": weights, "find-browser": show_browser}
+    known = {
+        **{"lab": lab, "test": test, "lessons": lessons, "weights": weights, "bench": bench},
+        **{"test-colab": test_colab, "find-browser": show_browser},
+    }
     if len(commands) != 1 or commands[0] not in known:
         print(__doc__)
         return 2
@@ -87,6 +92,17 @@ def weights() -> int:
     return subprocess.call([environment(), "tools/weights.py"], env=own_environment())
 
 
+def bench() -> int:
+    """Measure how quick everything is, and print a table."""
+    command = [environment(), "tools/bench.py", *os.environ.get("ONLY", "").split()]
+    return subprocess.call(command, env=own_environment())
+
+
+def test_colab() -> int:
+    """Run what can run with the versions that Colab has, in an environment of its own."""
+    return subprocess.call([sys.executable, "tools/colab.py"])
+
+
 def test() -> int:
     """Run every check, even after one has failed, and say at the end what passed."""
     python = environment()
@@ -113,8 +129,7 @@ def test() -> int:
         check("ruff check", "ruff", "check", ".")
         check("ruff format", "ruff", "format", "--check", ".")
         check("mypy", "mypy")
-        pytest("unit, property and oracle tests, doctests", "-n", "2", "-m", "not timing")
-        pytest("timings", "-m", "timing")
+        pytest("unit, property and oracle tests, doctests", "-n", "2")
 
         if list((ROOT / "notebooks").glob("*.ipynb")):
             # The kernel is this environment's own, whatever kernels the user has.
