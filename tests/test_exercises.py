@@ -60,6 +60,31 @@ def test_each_mistake_gets_its_own_diagnosis(exercise, mistake):
         ("01.3", lambda codes, scale, zero_point: codes * scale + zero_point, "You add the zero point to real numbers"),
         ("01.3", lambda codes, scale, zero_point: scale * (codes - zero_point), "raised OverflowError|wrapped"),
         ("01.4", lambda lo, hi, bits: ((hi - lo) / 255, round(-lo / ((hi - lo) / 255))), "no code at all"),
+        (
+            "02.1",
+            lambda x, scale, quant_max: (
+                np.mean(((x - scale * np.rint(x / scale)) ** 2)[np.abs(x) <= scale * (quant_max + 0.5)]),
+                0.0,
+            ),
+            "other values",
+        ),
+        ("02.2", lambda x, p: tuple(np.quantile(x, [0, p / 100])), "You cut one tail only"),
+        ("02.2", lambda x, p: [np.percentile(x, 100 - p), np.percentile(x, p)], "must return 2 values"),
+        (
+            "02.3",
+            lambda x, bits, clips: min(
+                clips,
+                key=lambda c: np.mean((x - np.rint(x / c * (2 ** (bits - 1) - 1)) * c / (2 ** (bits - 1) - 1)) ** 2),
+            ),
+            "Without the clamp",
+        ),
+        (
+            "02.4",
+            lambda logits, logits_hat: np.mean(
+                [np.logaddexp.reduce(z) - z[x.argmax()] for x, z in zip(logits, logits_hat, strict=True)]
+            ),
+            "You look at the largest class only",
+        ),
         ("05.1", lambda lo, hi, batch: (batch.min(), batch.max()), "Your observer forgets"),
         (
             "05.2",
@@ -105,6 +130,7 @@ def _endless_recursion(values):
     [
         (_raises, "your function raised ZeroDivisionError: division by zero\n  in the call to_uint8(values="),
         (lambda: 0, "your function raised TypeError"),
+        (lambda x: x, "Keep the names of the parameters"),
         (lambda values: exit(), "your function raised SystemExit"),
         (_endless_recursion, "your function raised RecursionError"),
         (lambda values: np.uint8([1, 2]), "your result has shape (2,); wanted is shape (5,)"),
@@ -158,7 +184,7 @@ def test_hints_come_one_after_the_other(capsys):
 
 
 def test_unknown_ids_are_named():
-    with pytest.raises(ValueError, match=r"no exercise '1.2'; the exercises are 01.1, 01.2"):
+    with pytest.raises(ValueError, match=r"no exercise '1.2'; the exercises are 00.1, 01.1"):
         exercises.check("1.2", ...)
 
 
