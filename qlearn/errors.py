@@ -98,14 +98,18 @@ def clipped(x: Any, qparams: QParams) -> Array:
 def bits_per_value(shape: tuple[int, ...], qparams: QParams) -> float:
     """What one value really costs: its code, and its share of the scales and zero points.
 
-        bits + number of scales · (32 + bits if asymmetric) / number of values
+        bits + (32 · number of scales + bits · number of zero points) / number of values
+
+    Signed codes whose zero points are all 0 need none.
 
     >>> bits_per_value((4, 128), QParams(scale=1.0, zero_point=0, quant_min=-7, quant_max=7))
     4.0625
     """
     scales = math.prod(as_array(qparams.scale).shape)
-    zero_point_bits = qparams.bits if qparams.quant_min == 0 else 0
-    return qparams.bits + scales * (SCALE_BITS + zero_point_bits) / math.prod(shape)
+    zero_point = as_array(qparams.zero_point)
+    symmetric = qparams.quant_min < 0 and not bool((zero_point != 0).any())
+    zero_points = 0 if symmetric else math.prod(zero_point.shape)
+    return qparams.bits + (scales * SCALE_BITS + zero_points * qparams.bits) / math.prod(shape)
 
 
 @dataclass(frozen=True)

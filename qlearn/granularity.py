@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class PerTensor:
@@ -64,7 +66,7 @@ class PerGroup:
     group_size: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.group_size, int) or self.group_size < 1:
+        if not isinstance(self.group_size, (int, np.integer)) or self.group_size < 1:
             raise ValueError(f"group_size={self.group_size!r} must be a whole number of 1 or more.")
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

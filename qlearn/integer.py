@@ -2,7 +2,7 @@
 
     codes → matmul → int32 accumulator → requantize → codes
 
-No floating-point number takes part, but for one multiplier that is turned into integers before the work starts.
+All numbers are whole. The one real factor, the multiplier, is turned into integers before the work starts.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ def matmul(a: Any, b: Any, *, a_zero_point: Any = 0, b_zero_point: Any = 0, bias
     array([[5, 6]], dtype=int32)
     """
     a, b = as_array(a), as_array(b)
+    for name, number in {"a_zero_point": a_zero_point, "b_zero_point": b_zero_point, "bias": bias}.items():
+        if number is not None and "int" not in dtype_name(as_array(number)):
+            advice = " Divide it by scale_a · scale_b and round." if name == "bias" else ""
+            raise TypeError(f"{name} has dtype {dtype_name(as_array(number))}: it must hold integers.{advice}")
     for name, codes in (("a", a), ("b", b)):
         if "int" not in dtype_name(codes):
             raise TypeError(f"{name} has dtype {dtype_name(codes)}: it must hold integer codes. Quantize first.")
@@ -157,7 +161,7 @@ def _check_sums(left: Array, right: Array, bias: Any) -> None:
     if math.prod(left.shape) == 0 or math.prod(right.shape) == 0:
         raise ValueError(f"a has shape {tuple(left.shape)}, b has shape {tuple(right.shape)}: one of them is empty.")
     largest = [int(abs(codes).max()) for codes in (left, right)]
-    of_bias = 0 if bias is None else int(abs(as_array(bias)).max())
+    of_bias = 0 if bias is None else int(np.abs(np.asarray(_to_numpy(as_array(bias)), dtype=np.float64)).max())
     product = largest[0] * largest[1]
     bound = depth * product + of_bias
     if bound > INT32_MAX:

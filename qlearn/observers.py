@@ -31,6 +31,9 @@ class MinMaxObserver:
     Attributes:
         lo, hi: the range so far, in the granularity's scale shape; None before the first `observe`.
 
+    Raises:
+        ValueError: a configuration whose method is another than "min_max".
+
     >>> import numpy as np
     >>> observer = MinMaxObserver(QuantConfig(bits=2))
     >>> observer.observe(np.array([0.0, 3.0])).observe(np.array([-1.0, 2.0])).qparams()
@@ -39,6 +42,8 @@ class MinMaxObserver:
 
     def __init__(self, config: QuantConfig | None = None) -> None:
         self.config = config if config is not None else QuantConfig()
+        if self.config.method != "min_max":
+            raise ValueError(f"method={self.config.method!r}: a MinMaxObserver remembers nothing but 'min_max'.")
         self.lo: Array | None = None
         self.hi: Array | None = None
 

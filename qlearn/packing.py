@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from array_api_compat import array_namespace
+import numpy as np
+from array_api_compat import array_namespace, device
 
 from qlearn.arrays import Array, as_array, dtype_name
 
@@ -43,7 +44,7 @@ def pack(codes: Any, bits: int) -> Array:
         raise TypeError(f"codes have dtype {dtype_name(codes)}: only integers can be packed. Quantize first.")
     n = math.prod(codes.shape)
     if n == 0:
-        return xp.zeros(0, dtype=xp.uint8)
+        return xp.zeros(0, dtype=xp.uint8, device=device(codes))
     low, high = int(xp.min(codes)), int(xp.max(codes))
     if low < -(2 ** (bits - 1)) or high > (2**bits - 1 if low >= 0 else 2 ** (bits - 1) - 1):
         raise ValueError(
@@ -52,7 +53,7 @@ def pack(codes: Any, bits: int) -> Array:
         )
     if bits == 8:
         return xp.astype(codes.reshape(-1), xp.uint8)
-    padded = xp.concat([codes.reshape(-1), xp.zeros(-n % TOGETHER, dtype=codes.dtype)])
+    padded = xp.concat([codes.reshape(-1), xp.zeros(-n % TOGETHER, dtype=codes.dtype, device=device(codes))])
     rows = xp.astype(padded.reshape(-1, TOGETHER), xp.int64) & (2**bits - 1)
     word = sum(rows[:, i] << (i * bits) for i in range(TOGETHER))  # eight codes are at most 56 bits
     packed = xp.stack([(word >> (8 * j)) & 255 for j in range(bits)], axis=-1)
@@ -87,8 +88,10 @@ def unpack(packed: Any, bits: int, shape: tuple[int, ...], *, signed: bool = Fal
             f"are uint8 of shape ({packed_size(n, bits)},)."
         )
     groups = -(-n // TOGETHER)
-    padded = xp.concat([packed, xp.zeros(groups * bits - len(packed), dtype=xp.uint8)]) if bits < 8 else packed
+    padded = packed
     if bits < 8:
+        filling = xp.zeros(groups * bits - len(packed), dtype=xp.uint8, device=device(packed))
+        padded = xp.concat([packed, filling])
         rows = xp.astype(padded.reshape(-1, bits), xp.int64)
         word = sum(rows[:, j] << (8 * j) for j in range(bits))
         padded = xp.stack([(word >> (i * bits)) & (2**bits - 1) for i in range(TOGETHER)], axis=-1).reshape(-1)[:n]
@@ -108,5 +111,5 @@ def packed_size(n: int, bits: int) -> int:
 
 
 def _check_bits(bits: int) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or not 1 <= bits <= 8:
         raise ValueError(f"bits={bits!r} must be a whole number from 1 to 8.")

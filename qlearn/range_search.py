@@ -1,6 +1,6 @@
 """The search for the range with the smallest mean squared error: which ranges to try, and three ways to judge them.
 
-Rows are (r, n): r tensors, channels or groups of n values each. All three ways are exact.
+Rows are (r, n): r tensors, channels or groups of n values each. Each way judges a candidate on all values.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from qlearn.arrays import Array, as_floats, like
 from qlearn.sorted_view import SortedView
 
 CANDIDATES = 100
+BREAKPOINTS = 1 << 20  # swept at once: some 64 MB
 
 
 def clip_grid(lo: Any, hi: Any, mean: Any, candidates: int = CANDIDATES) -> tuple[Array, Array]:
@@ -40,6 +41,7 @@ def clip_grid(lo: Any, hi: Any, mean: Any, candidates: int = CANDIDATES) -> tupl
     share = xp.astype(like(np.linspace(0, 1, candidates), lo), lo.dtype)
     safe = xp.where(mean > 0, mean, xp.ones_like(mean))
     t = safe * xp.where(mean > 0, largest / safe, xp.zeros_like(mean)) ** share
+    t = xp.where(share == 1, largest, t)  # a power rounds; the widest range is the min-max range itself
     return xp.maximum(lo, -t), xp.minimum(hi, t)
 
 
@@ -83,8 +85,16 @@ def by_sweeping(rows: Array, quant_min: int, quant_max: int) -> tuple[Array, Arr
     """The best symmetric scale of all: as it falls, one value after the other gets a code one larger.
 
     With codes q the best scale is Σ|x|q / Σq², and the error then is Σx² − (Σ|x|q)² / Σq². Each breakpoint
-    adds |x| to the first sum and (j)² − (j − 1)² = 2j − 1 to the second.
+    adds |x| to the first sum and j² − (j − 1)² = 2j − 1 to the second. Among equals the smallest scale wins.
     """
+    xp = array_namespace(rows)
+    at_once = max(1, BREAKPOINTS // (rows.shape[-1] * -quant_min))
+    parts = [_sweep(rows[i : i + at_once], quant_min, quant_max) for i in range(0, len(rows), at_once)]
+    scale = xp.concat(parts)
+    return xp.astype(scale * quant_min, rows.dtype), xp.astype(scale * quant_max, rows.dtype)
+
+
+def _sweep(rows: Array, quant_min: int, quant_max: int) -> Array:
     xp = array_namespace(rows)
     j = xp.astype(like(np.arange(1, -quant_min + 1), rows), xp.float64)
     magnitude = xp.abs(xp.astype(rows, xp.float64))[..., None]
@@ -95,6 +105,8 @@ def by_sweeping(rows: Array, quant_min: int, quant_max: int) -> tuple[Array, Arr
     order = xp.argsort(-points, axis=-1, stable=True)
     sum_xq = xp.cumulative_sum(xp.take_along_axis(xq, order, axis=-1), axis=-1)
     sum_qq = xp.maximum(xp.cumulative_sum(xp.take_along_axis(qq, order, axis=-1), axis=-1), xp.ones_like(sum_xq))
-    best = xp.argmax(sum_xq**2 / sum_qq, axis=-1)[..., None]
-    scale = xp.take_along_axis(sum_xq / sum_qq, best, axis=-1)[..., 0]
-    return xp.astype(scale * quant_min, rows.dtype), xp.astype(scale * quant_max, rows.dtype)
+    score = sum_xq**2 / sum_qq
+    equal = score >= xp.max(score, axis=-1, keepdims=True) * (1 - 1e-12)
+    place = like(np.arange(score.shape[-1]), rows)
+    last = xp.max(xp.where(equal, place, xp.zeros_like(place)), axis=-1, keepdims=True)
+    return xp.take_along_axis(sum_xq / sum_qq, last, axis=-1)[..., 0]

@@ -18,6 +18,7 @@ from qlearn.granularity import Granularity, PerTensor
 from qlearn.range_search import CANDIDATES, by_quantizing, by_sorting, by_sweeping, grid_of
 
 SORTED_FROM = 64  # times 2ᵇ values in a row: from there on sorting once is quicker than quantizing every time
+MOST_SORTED_BITS = 12  # beyond, differences of sums lose too many digits
 SWEEP_UP_TO = 1 << 14  # breakpoints in a row: so many are sorted in a millisecond
 HISTOGRAM_BINS = 2048  # of |x| from 0 to its largest value, as in TensorRT's calibrator
 
@@ -97,13 +98,14 @@ def mse(
         lo, hi: (...), of x's type.
     Raises:
         ValueError: candidates below 2, bits outside their limits, empty `x`, NaN or infinity in `x`.
-    Cost: O(n log n + candidates · 2ᵇ log n) a row; O(candidates · n) for rows shorter than 64 · 2ᵇ.
+    Cost: O(n log n + candidates · 2ᵇ log n) a row; O(candidates · n) for rows shorter than 64 · 2ᵇ;
+        O(n 2ᵇ log n) for short symmetric rows.
 
     >>> lo, hi = mse([-1.0, -1.0, 0.0, 1.0, 1.0, 2.0], bits=2, symmetric=True)
     >>> float(hi)
     1.2
     """
-    if not isinstance(candidates, int) or candidates < 2:
+    if not isinstance(candidates, (int, np.integer)) or candidates < 2:
         raise ValueError(f"candidates={candidates!r} must be a whole number of 2 or more.")
     x = as_floats(x)
     codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
@@ -112,7 +114,7 @@ def mse(
     rows = x.reshape(-1, n)
     if symmetric and n * -quant_min <= SWEEP_UP_TO:
         lo, hi = by_sweeping(rows, quant_min, quant_max)
-    elif n >= SORTED_FROM * 2**bits:
+    elif n >= SORTED_FROM * 2**bits and bits <= MOST_SORTED_BITS:
         lo, hi = by_sorting(rows, codes, candidates)
     else:
         lo, hi = by_quantizing(rows, codes, candidates)
@@ -151,7 +153,7 @@ def cross_entropy(
     x = as_floats(x)
     if x.ndim < 1 or x.shape[-1] < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: cross_entropy needs logits (..., C) of at least two classes.")
-    if not isinstance(candidates, int) or candidates < 2:
+    if not isinstance(candidates, (int, np.integer)) or candidates < 2:
         raise ValueError(f"candidates={candidates!r} must be a whole number of 2 or more.")
     xp = array_namespace(x)
     codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}

@@ -1,11 +1,13 @@
 """Sort once, then ask about any quantizer: counts and errors without another pass over the data.
 
     values[k]   the k-th smallest value                         (n,)
-    sum1[k]     the sum of the k smallest values                (n + 1,) float64
-    sum2[k]     the sum of the squares of the k smallest        (n + 1,) float64
+    sum1[k]     running sum of the values                       (n + 1,) float64
+    sum2[k]     running sum of their squares                    (n + 1,) float64
 
 The values that get one code are neighbours in sorted order, so whatever is asked about them is the
-difference of two entries. Finding the 2ᵇ places takes O(2ᵇ log n): as quick for 10⁷ values as for 10⁴.
+difference of two entries: values[j:k] sum to sum1[k] − sum1[j]. The running sums start at 0.0 and go outwards
+both ways, so that an outlier at either end stays out of all differences but its own. Finding the 2ᵇ places
+takes O(2ᵇ log n): as quick for 10⁷ values as for 10⁴.
 """
 
 from __future__ import annotations
@@ -81,13 +83,19 @@ class SortedView:
 
     @cached_property
     def sum1(self) -> Array:
-        """The running sum of the values."""
-        return _running_sum(self.values, 1)
+        """The running sum of the values, 0 at the first one that is not negative."""
+        return self._outwards(1)
 
     @cached_property
     def sum2(self) -> Array:
-        """The running sum of their squares."""
-        return _running_sum(self.values, 2)
+        """The running sum of their squares, 0 at the first value that is not negative."""
+        return self._outwards(2)
+
+    def _outwards(self, power: int) -> Array:
+        compat = array_namespace(self.values)
+        first = int(self.below([0.0])[0])
+        left = -_running_sum(compat.flip(self.values[:first]), power)
+        return compat.concat([compat.flip(left)[:-1], _running_sum(self.values[first:], power)])
 
     def __len__(self) -> int:
         return len(self.values)
@@ -168,24 +176,26 @@ class SortedView:
         k = self.below(ties)
         smallest = self._sums_of_smallest(k)
         gains = xp.sum(k * ties - smallest, -1)
-        total = self._squares - 2 * top * self._total + n * top**2
+        total = self.squares - 2 * top * self.total + n * top**2
         sse = xp.clip(total - 2 * step[..., 0] * gains, 0, None)
         return float(sse) if sse.ndim == 0 else sse
 
     def _sums_of_smallest(self, k: Array) -> Array:
-        """sum1[k]. For a NumPy array whose running sum nobody has asked for, only the sums between the k are taken."""
+        """Σ of the k smallest values. For a NumPy array with no running sum yet, only what lies between is summed."""
         if "sum1" in vars(self) or not isinstance(self.values, np.ndarray):
-            return self.sum1[k]
+            return self.sum1[k] - self.sum1[0]
         cuts = np.union1d(0, k)
         between = np.add.reduceat(self.values, cuts[cuts < len(self)], dtype=np.float64)
         return np.concatenate([[0.0], np.cumsum(between)])[np.searchsorted(cuts, k)]
 
     @cached_property
-    def _total(self) -> float:
+    def total(self) -> float:
+        """Σ x."""
         return float(sum(wide.sum() for wide in self._wide_slabs()))
 
     @cached_property
-    def _squares(self) -> float:
+    def squares(self) -> float:
+        """Σ x²."""
         return float(sum(wide @ wide for wide in self._wide_slabs()))
 
     def _wide_slabs(self) -> Iterator[Array]:

@@ -144,6 +144,7 @@ def _endless_recursion(values):
             "dtype int16; wanted is uint8 (the values are right)",
         ),
         (lambda values: np.array([object()] * 5), "a number is wanted"),
+        (lambda values: [[1], [1, 2]], "your function returned a list; a NumPy array is wanted"),
     ],
 )
 def test_whatever_an_attempt_does_the_lesson_goes_on(attempt, message, capsys):
@@ -151,6 +152,24 @@ def test_whatever_an_attempt_does_the_lesson_goes_on(attempt, message, capsys):
     assert result.status == "wrong"
     assert message in result.message
     assert capsys.readouterr().out == ""
+
+
+def test_answers_that_change_from_call_to_call_are_said_to():
+    calls = []
+
+    def wrong_once_in_a_while(values):
+        calls.append(values)
+        right = exercises.find("01.1").solution(values)
+        return right + 1 if len(calls) == 30 else right
+
+    assert "different answers to the same call" in exercises.check("01.1", wrong_once_in_a_while).message
+
+
+def test_what_numpy_cannot_hold_is_wrong_and_no_crash():
+    import torch
+
+    for attempt in (lambda **_: torch.ones(1, requires_grad=True), lambda **_: [[1], [1, 2]]):
+        assert exercises.check("05.3", attempt).status == "wrong"
 
 
 def test_a_tuple_is_checked_part_by_part():

@@ -247,6 +247,13 @@ def with_bias_as_inputs(codes, weight, bias, x_zero_point, w_zero_point, levels)
             ValueError,
             r"sums of K=70000 products can reach 2266950000, beyond int32's 2147483647: .* K must be at most 66311",
         ),
+        (lambda: matmul([[1]], [[1]], bias=[0.7]), TypeError, "bias has dtype float64: .* Divide it by scale_a"),
+        (lambda: matmul([[1]], [[1]], a_zero_point=1.5), TypeError, "a_zero_point has dtype float64"),
+        (
+            lambda: matmul([[0, -3]], [[1], [3]], bias=np.int32([-(2**31)])),
+            ValueError,
+            "sums of K=2 products can reach",
+        ),
         (lambda: quantize_multiplier(1.0), ValueError, "multiplier=1.0 must be larger than 0 and smaller than 1"),
         (lambda: quantize_multiplier([0.5, -0.1]), ValueError, "multiplier=-0.1 must be larger than 0"),
         (lambda: quantize_multiplier(2.0**-40), ValueError, "cannot be written with a shift of 0 to 31"),

@@ -42,6 +42,8 @@ def test_wrong_use_is_named():
         MinMaxObserver().qparams()
     with pytest.raises(ValueError, match="x holds 1 value that is not finite"):
         MinMaxObserver().observe(np.array([np.nan]))
+    with pytest.raises(ValueError, match="method='mse': a MinMaxObserver remembers nothing but 'min_max'"):
+        MinMaxObserver(QuantConfig(method="mse"))
     with pytest.raises(ValueError, match="cannot be merged"):
         MinMaxObserver().merge(MinMaxObserver(QuantConfig(bits=4)))
     observer = MinMaxObserver(QuantConfig(granularity=PerAxis(0))).observe(np.zeros((2, 3)))

@@ -87,6 +87,19 @@ def test_accumulators_equal_int64_arithmetic(bits, symmetric, granularity):
     assert np.array_equal(acc.numpy(), expected)
 
 
+def test_accumulators_stay_exact_under_autocast():
+    torch.manual_seed(0)
+    layer = nn.Linear(784, 10)
+    x = torch.randn(20, 784)
+    weights = QuantConfig(bits=4, symmetric=True, granularity=PerAxis(0))
+    integer = quantized(layer, weights.find_qparams(layer.weight), qlearn.find_qparams(x), relu=False)
+    codes = quantize(x, integer.input_qparams)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(integer.accumulate(codes), integer.accumulate(codes))
+        inside = integer.accumulate(codes)
+    assert torch.equal(inside, integer.accumulate(codes))
+
+
 @pytest.mark.parametrize("geometry", [{"padding": 2}, {"stride": 2, "dilation": 2}, {"groups": 2, "padding": "same"}])
 def test_convolutions_equal_int64_arithmetic(geometry):
     torch.manual_seed(0)
@@ -236,9 +249,6 @@ def test_a_file_of_another_network_is_refused(images, tmp_path):
         qlearn.nn.load(eight, path)
 
 
-BAD = "layer '0': "
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -249,6 +259,7 @@ BAD = "layer '0': "
             r"weights take PerTensor\(\) or PerAxis\(0\), not PerGroup",
         ),
         ({"activations": QuantConfig(granularity=PerAxis(0))}, r"activations take PerTensor\(\), not PerAxis"),
+        ({"activations": QuantConfig(method="mse")}, "activations are observed by 'min_max', not by 'mse'"),
         ({"overrides": {"fc": None}}, "overrides names 'fc', which is no layer to quantize; those are 0, 4, 6"),
     ],
 )
@@ -263,6 +274,8 @@ def test_wrong_order_and_wrong_data_are_named(images):
         qlearn.nn.prepare(nn.ReLU())
     with pytest.raises(ValueError, match=r"no observers: call nn.prepare\(model\) first"):
         qlearn.nn.calibrate(model, images)
+    with pytest.raises(ValueError, match="has its observers already"):
+        qlearn.nn.prepare(qlearn.nn.prepare(model))
     with pytest.raises(RuntimeError, match="no data has reached 0, 4, 6: call nn.calibrate"):
         qlearn.nn.convert(qlearn.nn.prepare(model))
     with pytest.raises(ValueError, match="the loader is empty"):

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
 
 Case = Mapping[str, Any]  # one call's arguments by name
@@ -113,6 +114,8 @@ def examine(exercise: Exercise, attempt: Any) -> Result:
             _search(exercise, attempt)
     except _Wrong as wrong:
         return Result("wrong", f"✗ {exercise.id}: {wrong}{_diagnose(exercise, attempt, wrong.case)}")
+    except Flaky:
+        return Result("wrong", f"✗ {exercise.id}: your function gives different answers to the same call.")
     return Result("correct", f"✓ {exercise.id} correct.")
 
 
@@ -166,7 +169,7 @@ def _compare(wanted: Any, given_: Any) -> str:
     try:
         array = np.asarray(given_)
         numeric = array.dtype.kind in "iufb"
-    except ValueError:
+    except Exception:  # a ragged list, a tensor with a gradient: whatever it is, it is no number
         numeric = False
     if not numeric:
         return f"your function returned a {type(given_).__name__}; a number is wanted."
@@ -185,7 +188,10 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) or isinstance(b, tuple):
         same_kind = isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b)
         return same_kind and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    a, b = np.asarray(a), np.asarray(b)
+    try:
+        a, b = np.asarray(a), np.asarray(b)
+    except Exception:
+        return a is b
     kinds = {a.dtype.kind, b.dtype.kind}
     if a.shape == b.shape and "f" in kinds and kinds <= set("biuf"):
         # Another order of the same operations may round differently in the last digits.

@@ -99,9 +99,10 @@ class QuantizedLayer(nn.Module):
         exact = torch.float32 if self.largest_sum < 2**24 else torch.float64
         x = codes.to(exact) - self.input_zero_point
         w = self.weight.to(exact) - self.weight_zero_point
-        with torch.backends.nnpack.flags(enabled=False):  # it transforms 3 × 3 convolutions, which rounds
+        # NNPACK transforms 3 × 3 convolutions, and autocast uses shorter floats: both would round.
+        with torch.backends.nnpack.flags(enabled=False), torch.autocast(x.device.type, enabled=False):
             product = self._product(x, w)
-        return product.to(torch.int32) + self._per_output(self.bias)
+        return product.round().to(torch.int32) + self._per_output(self.bias)
 
     @property
     def largest_sum(self) -> int:

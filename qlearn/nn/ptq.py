@@ -68,7 +68,7 @@ def prepare(
     Args:
         model: a trained network. It is not changed.
         weights: for weights: 2 … 8 bits, per tensor or per output channel, `PerAxis(0)`.
-        activations: for layer inputs: 2 … 8 bits, per tensor.
+        activations: for layer inputs: 2 … 8 bits, per tensor, range by min-max.
         overrides: layer name → {"weights": …, "activations": …} (either may be left out), or None for "leave in float".
 
     Returns:
@@ -88,6 +88,8 @@ def prepare(
       (1): Identity()
     )
     """
+    if any(isinstance(module, ObservedLayer) for module in model.modules()):
+        raise ValueError("this model has its observers already: call nn.prepare once, on the trained network.")
     prepared = copy.deepcopy(model).eval()
     names = [name for name, module in prepared.named_modules() if _can_quantize(module)]
     if not names:
@@ -204,6 +206,8 @@ def _check_configs(name: str, weights: QuantConfig, activations: QuantConfig) ->
             raise ValueError(f"layer {name!r}: {role} of {config.bits} bits; integer layers take 2 to 8.")
     if weights.granularity not in (PerTensor(), PerAxis(0)):
         raise ValueError(f"layer {name!r}: weights take PerTensor() or PerAxis(0), not {weights.granularity}.")
+    if activations.method != "min_max":
+        raise ValueError(f"layer {name!r}: activations are observed by 'min_max', not by {activations.method!r}.")
     if activations.granularity != PerTensor():
         raise ValueError(f"layer {name!r}: activations take PerTensor(), not {activations.granularity}.")
 

@@ -24,7 +24,7 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
     True
     """
     path = Path(path)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}  # shared ones, too
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder, path.name)
         save_file(state, unfinished)

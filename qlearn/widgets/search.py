@@ -85,8 +85,8 @@ def mean_magnitude(parts: Parts) -> float:
     """The mean of |x|; 0 if all are 0."""
     total = 0.0
     for part in parts:
-        negative = float(part.sum1[int(part.below([0.0])[0])])
-        total += float(part.sum1[-1]) - 2 * negative
+        negative = -float(part.sum1[0])  # the running sum starts at 0
+        total += part.total - 2 * negative
     return total / sum(len(part) for part in parts)
 
 

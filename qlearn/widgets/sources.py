@@ -45,7 +45,7 @@ class Source:
         if logits or labels is not None:
             labels = _checked(x, labels)
         values = Values(x)
-        power = float(values.base.sum2[-1]) / len(values.base) or 1.0
+        power = values.base.squares / len(values.base) or 1.0
         return cls(
             values=values,
             bins=Bins(values.unit, values.reach),

@@ -58,8 +58,8 @@ class Values:
         self.base = SortedView(as_numpy(x))
         ordered, n = self.base.values, len(self.base)
         self.lo, self.hi = float(ordered[0]), float(ordered[-1])
-        self.mean = float(self.base.sum1[-1]) / n
-        deviation = math.sqrt(max(float(self.base.sum2[-1]) / n - self.mean**2, 0))
+        self.mean = self.base.total / n
+        deviation = math.sqrt(max(self.base.squares / n - self.mean**2, 0))
         self.std = deviation or max(abs(self.lo), abs(self.hi)) or 1.0
         middle = float(ordered[int(0.84 * (n - 1))]) / 2 - float(ordered[int(0.16 * (n - 1))]) / 2
         self.unit = middle or self.std
@@ -106,7 +106,7 @@ def measure(parts: Parts, qparams: QParams) -> dict[str, Any]:
         "mse": measured.sse / n,
         "rounding": measured.rounding / n,
         "clipping": measured.clipping / n,
-        "sqnr_db": decibel(sum(float(part.sum2[-1]) for part in parts), measured.sse),
+        "sqnr_db": decibel(sum(part.squares for part in parts), measured.sse),
         "largest_error": measured.largest_error,
         "clipped_percent": 100 * measured.clipped / n,
         "codes_used": int((measured.counts > 0).sum()),
