@@ -105,8 +105,7 @@ def mse(
     >>> float(hi)
     1.2
     """
-    if not isinstance(candidates, (int, np.integer)) or candidates < 2:
-        raise ValueError(f"candidates={candidates!r} must be a whole number of 2 or more.")
+    _check_candidates(candidates)
     x = as_floats(x)
     codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
     quant_min, quant_max = quant_limits(**codes)
@@ -153,8 +152,7 @@ def cross_entropy(
     x = as_floats(x)
     if x.ndim < 1 or x.shape[-1] < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: cross_entropy needs logits (..., C) of at least two classes.")
-    if not isinstance(candidates, (int, np.integer)) or candidates < 2:
-        raise ValueError(f"candidates={candidates!r} must be a whole number of 2 or more.")
+    _check_candidates(candidates)
     xp = array_namespace(x)
     codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
     lo, hi = (end[0] for end in grid_of(x.reshape(1, -1), candidates))
@@ -337,6 +335,11 @@ def _interpolate(rows: Array, share: float) -> Array:
     t = place - k
     value = below + (above - below) * t if t < 0.5 else above - (above - below) * (1 - t)
     return xp.astype(value, rows.dtype)[()]
+
+
+def _check_candidates(candidates: int) -> None:
+    if not isinstance(candidates, (int, np.integer)) or candidates < 2:
+        raise ValueError(f"candidates={candidates!r} must be a whole number of 2 or more.")
 
 
 def _log_softmax(x: Array) -> Array:

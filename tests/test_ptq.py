@@ -95,7 +95,6 @@ def test_accumulators_stay_exact_under_autocast():
     integer = quantized(layer, weights.find_qparams(layer.weight), qlearn.find_qparams(x), relu=False)
     codes = quantize(x, integer.input_qparams)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(integer.accumulate(codes), integer.accumulate(codes))
         inside = integer.accumulate(codes)
     assert torch.equal(inside, integer.accumulate(codes))
 

@@ -23,7 +23,6 @@ def curves(
     *,
     xlabel: str,
     ylabel: str,
-    title: str = "",
     log: bool = False,
 ) -> tuple[Figure, str]:
     """A few curves over one axis, told apart by colour and marker.
