@@ -173,20 +173,27 @@ class SortedView:
         step, zero = (like(number, self.values, xp.float64)[..., None] for number in (scale, zero_point))
         n, top = len(self), (step * (quant_max - zero))[..., 0]
         ties = step * (like(range(quant_min + 1, quant_max + 1), self.values, xp.float64) - (zero + 0.5))
-        k = self.below(ties)
-        smallest = self._sums_of_smallest(k)
-        gains = xp.sum(k * ties - smallest, -1)
+        flat = ties.reshape(-1)
+        order = xp.argsort(flat)  # places are found three times as quickly when they are asked for in order
+        flat = flat[order]
+        k = self.below(flat)
+        gains = xp.empty_like(flat)
+        gains[order] = k * flat - self._sums_of_smallest(k)
         total = self.squares - 2 * top * self.total + n * top**2
-        sse = xp.clip(total - 2 * step[..., 0] * gains, 0, None)
+        sse = xp.clip(total - 2 * step[..., 0] * xp.sum(gains.reshape(ties.shape), -1), 0, None)
         return float(sse) if sse.ndim == 0 else sse
 
     def _sums_of_smallest(self, k: Array) -> Array:
-        """Σ of the k smallest values. For a NumPy array with no running sum yet, only what lies between is summed."""
+        """Σ of the k smallest values, for rising k. For a NumPy array with no running sum yet, only what is asked for
+        is summed: the values between one k and the next."""
         if "sum1" in vars(self) or not isinstance(self.values, np.ndarray):
             return self.sum1[k] - self.sum1[0]
-        cuts = np.union1d(0, k)
-        between = np.add.reduceat(self.values, cuts[cuts < len(self)], dtype=np.float64)
-        return np.concatenate([[0.0], np.cumsum(between)])[np.searchsorted(cuts, k)]
+        before = np.concatenate([[0], k[:-1]])
+        rises = np.flatnonzero(k > before)
+        between = np.zeros(len(k))
+        if len(rises):
+            between[rises] = np.add.reduceat(self.values[: k[-1]], before[rises], dtype=np.float64)
+        return np.cumsum(between)
 
     @cached_property
     def total(self) -> float:
@@ -196,7 +203,7 @@ class SortedView:
     @cached_property
     def squares(self) -> float:
         """Σ x²."""
-        return float(sum(wide @ wide for wide in self._wide_slabs()))
+        return float(sum(native_namespace(wide).einsum("i,i->", wide, wide) for wide in self._wide_slabs()))
 
     def _wide_slabs(self) -> Iterator[Array]:
         for rows in slabs(self.values):

@@ -165,6 +165,18 @@ def test_sharp_at_device_scale_factor_2():
     assert (explorer._picture.width, explorer._picture.height) == ("800", "430")
 
 
+def test_picture_is_sent_without_delay_on_this_computer_and_short_to_others(affine, monkeypatch):
+    affine.set(bits=3)
+    here, pixels = bytes(affine._picture.value), picture(affine)
+    assert len(here) > 2 * 65_483  # two segments of TCP on the loopback interface
+    monkeypatch.setenv("JUPYTERHUB_USER", "someone")
+    affine.set(bits=4)
+    affine.set(bits=3)
+    assert len(affine._picture.value) < 40_000
+    assert here.startswith(bytes(affine._picture.value))
+    np.testing.assert_array_equal(picture(affine), pixels)
+
+
 def test_colours_do_not_depend_on_the_learners_style():
     with matplotlib.rc_context({"figure.facecolor": "black", "font.size": 30, "axes.facecolor": "red"}):
         assert explore_affine()._picture.value == explore_affine()._picture.value

@@ -85,7 +85,8 @@ class ExplorerPage:
 
         A slider goes step by step to its end and back, five steps at once where it has many; a choice goes from one
         option to the next. The moves are made within the page, so that nothing but the page and the kernel is
-        measured. A move that leaves the picture as it was counts for nothing, but not every second one may do so.
+        measured. A move that leaves the picture as it was counts for nothing, and the next ones are larger; but not
+        every second one may do so.
         """
         knob = self.control(label).locator(".noUi-handle, select")
         times = [ms for ms in knob.evaluate(PAINT_TIMES, [self.root.element_handle(), moves]) if ms is not None]
@@ -126,6 +127,7 @@ PAINT_TIMES = """async (knob, [root, moves]) => {
             root.addEventListener('load', loaded, {once: true, capture: true});
             move();
         }));
+        if (times.at(-1) === null) keys = ['PageDown', 'PageUp'];
         await new Promise(r => setTimeout(r, 40));
     }
     return times; }"""

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+
+# Two segments of TCP on a computer's own network interface, 64 KiB each, and a little more. A shorter message has to
+# wait until the page has acknowledged the one before (Nagle's algorithm), which a page takes 40 ms to do; two whole
+# segments are acknowledged at once. Between computers segments are short, and a picture fills several as it is.
+PROMPT = 140_000
+ELSEWHERE = ("COLAB_RELEASE_TAG", "JUPYTERHUB_USER")  # set where the page is on another computer than the kernel
 
 
 def pixels_of(canvas: FigureCanvasAgg) -> np.ndarray:
@@ -56,3 +63,8 @@ def to_png(picture: Image.Image, **options: Any) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", **options)
     return file.getvalue()
+
+
+def prompt(png: bytes) -> bytes:
+    """The same PNG, long enough to be sent without delay to a page on this computer: zeros follow its end mark."""
+    return png if any(name in os.environ for name in ELSEWHERE) else png.ljust(PROMPT, b"\0")

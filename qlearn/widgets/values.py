@@ -57,6 +57,7 @@ class Values:
     def __init__(self, x: Any) -> None:
         self.base = SortedView(as_numpy(x))
         ordered, n = self.base.values, len(self.base)
+        _ = self.base.sum1, self.base.sum2  # made now: every move asks for them, and so do the axes before the first
         self.lo, self.hi = float(ordered[0]), float(ordered[-1])
         self.mean = self.base.total / n
         deviation = math.sqrt(max(self.base.squares / n - self.mean**2, 0))
