@@ -1,6 +1,6 @@
 # Each target is one line; tools/dev.py makes .venv and installs what is missing. Without make: python tools/dev.py lab
 PYTHON ?= python3
-.PHONY: lab test lessons weights bench test-colab
+.PHONY: lab test lessons weights bench test-colab wheel links front
 
 # JupyterLab on the lessons. PORT=8999 chooses the port, BROWSER=none opens no window.
 lab: ; @$(PYTHON) tools/dev.py lab
@@ -14,3 +14,9 @@ weights: ; @$(PYTHON) tools/dev.py weights
 bench: ; @$(PYTHON) tools/dev.py bench
 # The wheel, the tests and the lessons with Colab's versions, in .venv-colab. TORCH=1 with PyTorch too.
 test-colab: ; @$(PYTHON) tools/dev.py test-colab
+# The package as one file in dist/, to upload where it cannot be downloaded.
+wheel: ; @$(PYTHON) tools/dev.py wheel
+# Stamp into every lesson how Colab opens it: from [project.urls] in pyproject.toml.
+links: ; @$(PYTHON) tools/dev.py links
+# The pictures of README.md, from the explorers themselves.
+front: ; @$(PYTHON) tools/dev.py front

@@ -6,7 +6,11 @@
     python tools/dev.py lessons    run the lessons, store their outputs  LESSON=05
     python tools/dev.py weights    train the shipped networks again
     python tools/dev.py bench      how quick it is, against named peers  ONLY=quantize
-    python tools/dev.py test-colab  tests with Colab's versions          TORCH=1
+    python tools/dev.py test-colab tests with Colab's versions           TORCH=1
+    python tools/dev.py wheel      build the package into dist/
+    python tools/dev.py links      stamp the address of the lessons into them
+    python tools/dev.py front      make the pictures of README.md
+    python tools/dev.py floors     print the oldest versions that are allowed, as pip's constraints
 
 `make lab` and so on are the same. The first call makes `.venv` and installs into it; later calls see from a
 stamp that nothing has changed.
@@ -38,7 +42,8 @@ def main(arguments: list[str]) -> int:
     commands = [a for a in arguments if "=" not in a]
     known = {
         **{"lab": lab, "test": test, "lessons": lessons, "weights": weights, "bench": bench},
-        **{"test-colab": test_colab, "find-browser": show_browser},
+        **{"test-colab": test_colab, "wheel": wheel, "links": links},
+        **{"front": front, "floors": floors, "find-browser": show_browser},
     }
     if len(commands) != 1 or commands[0] not in known:
         print(__doc__)
@@ -101,6 +106,38 @@ def bench() -> int:
 def test_colab() -> int:
     """Run what can run with the versions that Colab has, in an environment of its own."""
     return subprocess.call([sys.executable, "tools/colab.py"])
+
+
+def wheel() -> int:
+    """Build the wheel that a learner uploads where qlearn cannot be downloaded."""
+    command = [environment(), "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", "."]
+    code = subprocess.call(command, env=own_environment())
+    if code == 0:
+        say(f"Built {', '.join(sorted(f'dist/{path.name}' for path in (ROOT / 'dist').glob('*.whl')))}.")
+    return code
+
+
+def links() -> int:
+    """Stamp into every lesson how it is opened in Colab and how it gets qlearn there."""
+    return subprocess.call([environment(), "tools/links.py"], env=own_environment())
+
+
+def front() -> int:
+    """Make the pictures of README.md."""
+    return subprocess.call([environment(), "tools/front.py"], env=own_environment())
+
+
+def floors() -> int:
+    """Print "package==version" for every "package>=version" of pyproject.toml; of two floors the higher one."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = sum(project["optional-dependencies"].values(), list(project["dependencies"]))
+    oldest: dict[str, tuple[int, ...]] = {}
+    for name, _, version in (requirement.partition(">=") for requirement in wanted):
+        oldest[name] = max(oldest.get(name, ()), tuple(map(int, version.split("."))))
+    print("\n".join(f"{name}=={'.'.join(map(str, version))}" for name, version in sorted(oldest.items())))
+    return 0
 
 
 def test() -> int:
@@ -221,8 +258,33 @@ def own_environment() -> dict[str, str]:
     return env
 
 
+# What a notebook's kernel runs first: from then on Python reaches this computer and no other.
+NO_NETWORK = """
+import socket
+
+def _at_home(name):
+    wanted = getattr(socket.socket, name)
+    def guarded(self, address, *more):
+        host = address[0] if isinstance(address, tuple) else "localhost"
+        if host not in ("localhost", "::1") and not host.startswith("127."):
+            raise ConnectionError(f"A lesson must run without a network, and this one asks for {host}.")
+        return wanted(self, address, *more)
+    return guarded
+
+for name in ("connect", "connect_ex"):
+    setattr(socket.socket, name, _at_home(name))
+del name
+"""
+
+
 def notebook_environment(home: Path) -> dict[str, str]:
-    """An environment in which a notebook finds nothing that an earlier run left: whatever it stores is in `home`."""
+    """An environment in which a notebook finds nothing that an earlier run left, and no network.
+
+    Whatever it stores is in `home`.
+    """
+    startup = home / "ipython/profile_default/startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    (startup / "00_no_network.py").write_text(NO_NETWORK, encoding="utf-8")
     return {
         **own_environment(),
         "QLEARN_DATA": str(home / "qlearn"),

@@ -72,6 +72,11 @@ def rerun(path: Path) -> tuple[list[str], bool]:
     """Run one lesson and store it. Returns what the author should look at, and whether the file changed."""
     notebook = nbformat.read(path, as_version=4)
     run(notebook, path.parent)
+    return store(notebook, path)
+
+
+def store(notebook: Any, path: Path) -> tuple[list[str], bool]:
+    """Clean a lesson and write it; returns what `rerun` does."""
     notes = clean(notebook)
     text = nbformat.writes(notebook).rstrip("\n") + "\n"
     changed = text != path.read_text(encoding="utf-8")

@@ -1,0 +1,97 @@
+"""Everybody can use an explorer: with the keyboard alone, and with letters that stand out from the page."""
+
+import pytest
+
+import real_lab
+from qlearn import widgets
+
+SHOWN = [name for name in widgets.__all__ if name.startswith("explore_")]
+
+FOCUSED = """() => {
+    const at = document.activeElement, explorer = document.querySelector('.qlearn-explorer');
+    if (!explorer.contains(at)) return null;
+    const row = at.closest('.widget-inline-hbox');
+    return row ? row.querySelector('.widget-label').innerText : at.innerText; }"""
+
+# WCAG 2.1, relative luminance and contrast ratio: https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio
+CONTRASTS = """() => {
+    const parts = text => (text.match(/[\\d.]+/g) || []).map(Number);
+    const over = (top, below) => { const a = top[3] ?? 1; return below.map((c, i) => a * top[i] + (1 - a) * c); };
+    const light = rgb => { const [r, g, b] = rgb.map(c => (c /= 255) <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+        return .2126 * r + .7152 * g + .0722 * b; };
+    const chain = e => { const all = []; for (; e; e = e.parentElement) all.unshift(e); return all; };
+    const found = [];
+    for (const e of document.querySelectorAll('.qlearn-explorer *')) {
+        const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+        if (!own || !e.getClientRects().length || e.tagName === 'STYLE' || e.closest(':disabled')) continue;
+        let page = [255, 255, 255], opacity = 1;
+        for (const box of chain(e)) {
+            page = over(parts(getComputedStyle(box).backgroundColor), page);
+            opacity *= Number(getComputedStyle(box).opacity);
+        }
+        const ink = parts(getComputedStyle(e).color);
+        const seen = over([...ink.slice(0, 3), (ink[3] ?? 1) * opacity], page);
+        const [a, b] = [light(seen), light(page)].sort((x, y) => y - x);
+        found.push([(a + .05) / (b + .05), e.innerText.slice(0, 40)]);
+    }
+    return found; }"""
+
+
+@pytest.fixture(scope="module", params=SHOWN)
+def shown(request, lab, page):
+    real_lab.write_notebook(lab.folder / "reading.ipynb", f"from qlearn import widgets\nwidgets.{request.param}()")
+    real_lab.open_notebook(page, lab, "reading.ipynb")
+    real_lab.run_all(page)
+    page.locator(".qlearn-explorer img").wait_for()
+    return request.param
+
+
+def test_tab_leads_through_every_control_and_keys_move_it(shown, page):
+    explorer = page.locator(".qlearn-explorer")
+    knobs = explorer.locator(".noUi-handle, select, .widget-inline-hbox input[type=checkbox]")
+    names = [row for row in explorer.locator(".widget-inline-hbox .widget-label").all_inner_texts() if row]
+    assert knobs.count() == len(names)
+    knobs.first.focus()
+    reached = []
+    for _ in range(4 * len(names)):
+        at = page.evaluate(FOCUSED)
+        if at is None:
+            break
+        if at not in reached:
+            reached.append(at)
+        page.keyboard.press("Tab")
+    assert [name for name in reached if name in names] == names
+    assert "Reset" in reached
+
+    slider = explorer.locator(".noUi-handle").first
+    value = slider.get_attribute("aria-valuenow")
+    slider.focus()
+    page.keyboard.press("ArrowLeft" if value == slider.get_attribute("aria-valuemax") else "ArrowRight")
+    page.wait_for_timeout(300)
+    assert slider.get_attribute("aria-valuenow") != value
+
+
+def test_text_stands_out_from_a_light_page(shown, page):
+    legible(page)
+
+
+@pytest.fixture(scope="module")
+def dark(browser, tmp_path_factory):
+    with real_lab.running_lab(tmp_path_factory.mktemp("dark"), theme="dark") as lab:
+        yield lab
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_text_stands_out_from_a_dark_page(dark, page, name):
+    real_lab.write_notebook(dark.folder / "dark.ipynb", f"from qlearn import widgets\nwidgets.{name}()")
+    real_lab.open_notebook(page, dark, "dark.ipynb")
+    real_lab.run_all(page)
+    page.locator(".qlearn-explorer img").wait_for()
+    legible(page)
+
+
+def legible(page):
+    """WCAG level AA: 4.5 to 1 for text of this size."""
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 10
+    assert [(round(ratio, 2), text) for ratio, text in contrasts if ratio < 4.5] == []

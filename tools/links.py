@@ -1,0 +1,80 @@
+"""Stamp into every lesson how Colab opens it and gets qlearn: `make links`.
+
+The address comes from one place, `Repository` in [project.urls] of pyproject.toml. Until it is set, lessons have
+no link that leads nowhere: they say how to upload the wheel instead.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+import lessons
+from dev import ROOT
+
+# The last paragraph of the first cell, and the import in the first cell with code, as an earlier stamp left them.
+INVITATION = re.compile(r"\n\n(?:\*In Colab:\*|\[Open in Colab\]).*\Z")
+IMPORT = re.compile(
+    r"^import qlearn$|^try:\n    import qlearn\nexcept ModuleNotFoundError:.*\n    %pip .*\n    import qlearn$",
+    re.MULTILINE,
+)
+
+
+def main() -> int:
+    """Stamp all lessons; say which ones changed."""
+    for path in numbered():
+        notebook = nbformat.read(path, as_version=4)
+        if stamp(notebook, path.name, repository(), wheel()):
+            lessons.store(notebook, path)
+            print(f"{path.name}: stamped")
+    return 0
+
+
+def numbered() -> list[Path]:
+    """The lessons without the glossary, which has no code."""
+    return [path for path in lessons.find() if path.name[0].isdigit()]
+
+
+def repository() -> str:
+    """Where the project is published, "https://github.com/owner/name", or nothing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project.get("urls", {}).get("Repository", "").rstrip("/")
+
+
+def wheel() -> str:
+    """The name of the file that `make wheel` builds."""
+    (version,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "qlearn/__init__.py").read_text("utf-8"), re.MULTILINE)
+    return f"qlearn-{version}-py3-none-any.whl"
+
+
+def stamp(notebook: Any, name: str, address: str, file: str) -> bool:
+    """Write invitation and import into one lesson. Returns whether that changed it; its outputs stay as they are."""
+    opening = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    if address:
+        page = address.replace("https://github.com/", "https://colab.research.google.com/github/")
+        invitation = f"[Open in Colab]({page}/blob/main/notebooks/{name})"
+        package = f"git+{address}"
+    else:
+        invitation = (
+            f"*In Colab:* `make wheel` builds `{file}`. Upload it with the folder symbol on the left; the cell below "
+            "installs it, and changes nothing that Colab has."
+        )
+        package = file
+    try_it = (
+        "try:\n    import qlearn\nexcept ModuleNotFoundError:  # as in Colab\n"
+        f"    %pip install --quiet {package}\n    import qlearn"
+    )
+    before = opening.source, first.source
+    opening.source = INVITATION.sub("", opening.source) + "\n\n" + invitation
+    first.source = IMPORT.sub(lambda _: try_it, first.source, count=1)
+    return (opening.source, first.source) != before
+
+
+if __name__ == "__main__":
+    sys.exit(main())
