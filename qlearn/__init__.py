@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from qlearn import errors, integer, observers, packing
+from qlearn import errors, integer, observers, packing, rounding
 from qlearn.affine import QParams, choose_qparams, dequantize, fake_quantize, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor
@@ -35,6 +35,7 @@ __all__ = [
     "observers",
     "packing",
     "quantize",
+    "rounding",
 ]
 
 _LATE = ("datasets", "exercises", "nn", "plots", "widgets")

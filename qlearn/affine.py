@@ -42,6 +42,8 @@ class QParams:
 
     >>> QParams(scale=0.5, zero_point=10, quant_min=0, quant_max=255)
     QParams(scale=0.5, zero_point=10, quant_min=0, quant_max=255)
+    >>> QParams(np.array([[0.5], [2.0]]), 0, -7, 7) == QParams(np.array([[0.5], [2.0]]), 0, -7, 7)
+    True
     """
 
     scale: Any
@@ -50,6 +52,11 @@ class QParams:
     quant_max: int
 
     def __post_init__(self) -> None:
+        for name in ("quant_min", "quant_max"):
+            limit = getattr(self, name)
+            if isinstance(limit, bool) or not isinstance(limit, (int, np.integer)):
+                raise TypeError(f"{name}={limit!r} is a code, so it must be a whole number.")
+            object.__setattr__(self, name, int(limit))  # NumPy's integers have no bit_length, and overflow
         if not self.quant_min < self.quant_max:
             raise ValueError(f"quant_min={self.quant_min} must be smaller than quant_max={self.quant_max}.")
         scale = as_floats(self.scale, "scale")
@@ -81,6 +88,18 @@ class QParams:
             if np.iinfo(name).min <= self.quant_min and self.quant_max <= np.iinfo(name).max:
                 return name
         raise ValueError(f"codes {self.quant_min} … {self.quant_max} do not fit into 32 bits.")
+
+    def __eq__(self, other: object) -> bool:
+        """The same numbers in the same shapes; whether NumPy or PyTorch holds them does not matter."""
+        return self._numbers() == other._numbers() if isinstance(other, QParams) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._numbers())
+
+    def _numbers(self) -> tuple[Any, ...]:
+        arrays = [as_array(self.scale), as_array(self.zero_point)]
+        of_arrays = [(tuple(array.shape), tuple(array.reshape(-1).tolist())) for array in arrays]
+        return (*of_arrays, self.quant_min, self.quant_max)
 
     def __repr__(self) -> str:
         return (

@@ -3,75 +3,110 @@
     collect → merge → solve:   observe(x) adds to the statistics, merge(other) joins two, qparams() solves.
 
 The statistics are plain state of bounded size. Observing in another order, or on several workers that are
-merged afterwards, gives the same quantizer.
+merged afterwards, gives the same state, byte for byte, and so the same quantizer. The moving average is the
+exception: it depends on the order, and cannot be merged.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams
-from qlearn.arrays import Array, as_floats, block_rows
+from qlearn.arrays import Array, as_floats, block_rows, like, ordered
 from qlearn.config import QuantConfig
-from qlearn.ranges import min_max
+from qlearn.granularity import PerGroup, PerTensor
+from qlearn.histogram import LogHistogram, to_numpy
+from qlearn.range_search import CANDIDATES, clip_grid
+from qlearn.ranges import between, entropy_range, min_max, place_of
+
+__all__ = [
+    "EntropyObserver",
+    "HistogramObserver",
+    "MSEObserver",
+    "MinMaxObserver",
+    "MovingAverageObserver",
+    "Observer",
+    "PercentileObserver",
+    "make_observer",
+]
+
+TAIL = 1 << 14  # values that a PercentileObserver keeps at either end
+HAIR = np.float32(1 - 1e-6)
 
 
-class MinMaxObserver:
-    """Remember the smallest and the largest value seen, for each block of the granularity.
-
-        lo ← min(lo, min(x)),  hi ← max(hi, max(x));   qparams = choose_qparams(lo, hi)
-
-    Memory: two numbers a block, however much data goes by.
+class Observer:
+    """What all observers share: the smallest and the largest value seen, and the three steps.
 
     Args:
-        config: bits, scheme and granularity of the quantizer that is asked for at the end.
+        config: bits, scheme, granularity and method of the quantizer that is asked for at the end.
 
     Attributes:
-        lo, hi: the range so far, in the granularity's scale shape; None before the first `observe`.
+        lo, hi: the smallest and the largest value so far, in the granularity's scale shape; None before the
+            first `observe`. They are of x's library and type (float32 for half types).
 
     Raises:
-        ValueError: a configuration whose method is another than "min_max".
+        ValueError: a configuration whose method this observer cannot solve for.
 
-    >>> import numpy as np
-    >>> observer = MinMaxObserver(QuantConfig(bits=2))
-    >>> observer.observe(np.array([0.0, 3.0])).observe(np.array([-1.0, 2.0])).qparams()
-    QParams(scale=1.3333333333333333, zero_point=1, quant_min=0, quant_max=3)
+    >>> issubclass(MinMaxObserver, Observer), MinMaxObserver().seen
+    (True, False)
     """
 
+    methods: ClassVar[tuple[str, ...]]  # what it can solve for; the first one is meant if there is no config
+
     def __init__(self, config: QuantConfig | None = None) -> None:
-        self.config = config if config is not None else QuantConfig()
-        if self.config.method != "min_max":
-            raise ValueError(f"method={self.config.method!r}: a MinMaxObserver remembers nothing but 'min_max'.")
+        self.config = config if config is not None else QuantConfig(method=self.methods[0])
+        if self.config.method not in self.methods:
+            what = ", ".join(map(repr, self.methods))
+            raise ValueError(
+                f"method={self.config.method!r}: a {type(self).__name__} remembers nothing but what {what} needs."
+            )
         self.lo: Array | None = None
         self.hi: Array | None = None
 
-    def observe(self, x: Any) -> MinMaxObserver:
+    @property
+    def seen(self) -> bool:
+        """Whether any data came by."""
+        return self.lo is not None
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its state takes now."""
+        return 0 if self.lo is None or self.hi is None else int(self.lo.nbytes + self.hi.nbytes)
+
+    def observe(self, x: Any) -> Self:
         """Take in one batch; returns the observer, so that calls can be chained.
 
+        Args:
+            x: NumPy array or PyTorch tensor of any shape and float type, with or without gradient.
         Raises:
-            ValueError: empty `x`, NaN or infinity in `x`, or a shape with other blocks than before.
-        Cost: O(n).
+            ValueError: empty `x`, NaN or infinity in `x`, or a shape with other blocks than before. The observer
+                is then what it was.
         """
         x = as_floats(x)
         shape = self.config.granularity.scale_shape(tuple(x.shape))
-        lo, hi = (end.reshape(shape)[()] for end in min_max(block_rows(x, shape) if shape else x.reshape(-1)))
-        self._widen(lo, hi)
+        self._check_blocks(shape)
+        self._take(block_rows(x, shape) if shape else x.reshape(1, -1), shape)
         return self
 
-    def merge(self, other: MinMaxObserver) -> MinMaxObserver:
+    def merge(self, other: Self) -> Self:
         """A new observer that has seen what both have seen. Neither is changed; the order does not matter.
 
         Raises:
-            ValueError: the two were made for different configurations, or saw blocks of different shapes.
+            ValueError: the two are of different kinds or configurations, or saw blocks of different shapes.
         """
+        if type(other) is not type(self):
+            raise ValueError(f"a {type(self).__name__} and a {type(other).__name__} cannot be merged.")
         if other.config != self.config:
             raise ValueError(f"these observers cannot be merged: one has {self.config}, the other {other.config}.")
         merged = type(self)(self.config)
         for part in (self, other):
             if part.lo is not None:
-                merged._widen(part.lo, part.hi)
+                merged._check_blocks(tuple(part.lo.shape))
+                merged._join(part)
         return merged
 
     def qparams(self) -> QParams:
@@ -80,22 +115,376 @@ class MinMaxObserver:
         Raises:
             RuntimeError: nothing was observed yet.
         """
-        if self.lo is None:
-            raise RuntimeError("this observer has seen no data: call observe(x) (or calibrate the network) first.")
-        return self.config.choose_qparams(self.lo, self.hi)
+        return self.config.choose_qparams(*self.range())
 
-    def _widen(self, lo: Array, hi: Array) -> None:
+    def range(self) -> tuple[Array, Array]:
+        """The range (lo, hi) that the quantizer is to span, by the configuration's method.
+
+        Raises:
+            RuntimeError: nothing was observed yet.
+        """
         if self.lo is None or self.hi is None:
-            self.lo, self.hi = lo, hi
-            return
-        if lo.shape != self.lo.shape:
+            raise RuntimeError("this observer has seen no data: call observe(x) (or calibrate the network) first.")
+        return self._solve(self.lo, self.hi)
+
+    def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
+        """Add rows (blocks, n) of finite numbers to the state, or raise and leave it alone."""
+        raise NotImplementedError
+
+    def _join(self, part: Self) -> None:
+        """Add another one's state to this one's."""
+        raise NotImplementedError
+
+    def _solve(self, lo: Array, hi: Array) -> tuple[Array, Array]:
+        return lo, hi
+
+    def _check_blocks(self, shape: tuple[int, ...]) -> None:
+        if self.lo is not None and tuple(self.lo.shape) != shape:
             raise ValueError(
-                f"this batch has ranges of shape {tuple(lo.shape)}, earlier ones had {tuple(self.lo.shape)}: "
+                f"this batch has ranges of shape {shape}, earlier ones had {tuple(self.lo.shape)}: "
                 "every batch needs the same blocks."
             )
-        xp = array_namespace(lo)
-        self.lo, self.hi = xp.minimum(self.lo, lo)[()], xp.maximum(self.hi, hi)[()]
+
+    def _widen(self, lo: Array, hi: Array) -> None:
+        if self.lo is not None and self.hi is not None:
+            lo, hi = like(lo, self.lo), like(hi, self.hi)
+            xp = array_namespace(lo)
+            lo, hi = xp.minimum(self.lo, lo), xp.maximum(self.hi, hi)
+        self.lo, self.hi = (lo + 0.0)[()], (hi + 0.0)[()]  # + 0.0: of −0.0 and 0.0, whichever came first would stay
 
     def __repr__(self) -> str:
-        seen = "nothing seen yet" if self.lo is None else f"lo={self.lo}, hi={self.hi}"
-        return f"MinMaxObserver({seen})"
+        return f"{type(self).__name__}({'nothing seen yet' if self.lo is None else f'lo={self.lo}, hi={self.hi}'})"
+
+
+class MinMaxObserver(Observer):
+    """Remember the smallest and the largest value seen, for each block of the granularity.
+
+        lo ← min(lo, min(x)),  hi ← max(hi, max(x));   qparams = choose_qparams(lo, hi)
+
+    Memory: two numbers a block, however much data goes by. Cost: O(n).
+
+    >>> import numpy as np
+    >>> observer = MinMaxObserver(QuantConfig(bits=2))
+    >>> observer.observe(np.array([0.0, 3.0])).observe(np.array([-1.0, 2.0])).qparams()
+    QParams(scale=1.3333333333333333, zero_point=1, quant_min=0, quant_max=3)
+    """
+
+    methods: ClassVar[tuple[str, ...]] = ("min_max",)
+
+    def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
+        lo, hi = min_max(rows)
+        self._widen(lo.reshape(shape), hi.reshape(shape))
+
+    def _join(self, part: Self) -> None:
+        self._widen(part.lo, part.hi)
+
+
+class MovingAverageObserver(Observer):
+    """Remember an average over the batches' smallest and largest values, in which old batches fade away.
+
+        first batch:  lo = min(x),  hi = max(x)        then:  lo ← lo + c · (min(x) − lo),  hi ← hi + c · (max(x) − hi)
+
+    One wild batch moves the range a little only. The price: the result depends on the order of the batches, on
+    their size, and on the first one most of all. So there is no merging two of them.
+
+    Memory: two numbers a block. Cost: O(n).
+
+    Args:
+        averaging_constant: c, more than 0 and at most 1; at 1 only the latest batch counts.
+
+    Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.1; PyTorch's MovingAverageMinMaxObserver.
+
+    >>> batches = [0.0, 10.0], [0.0, 20.0]
+    >>> for order in (batches, batches[::-1]):
+    ...     observer = MovingAverageObserver(averaging_constant=0.25)
+    ...     print(observer.observe(order[0]).observe(order[1]).hi)
+    12.5
+    17.5
+    """
+
+    methods: ClassVar[tuple[str, ...]] = ("moving_average",)
+
+    def __init__(self, config: QuantConfig | None = None, *, averaging_constant: float = 0.01) -> None:
+        super().__init__(config)
+        if not 0 < averaging_constant <= 1:
+            raise ValueError(f"averaging_constant={averaging_constant} must be more than 0 and at most 1.")
+        self.averaging_constant = averaging_constant
+
+    def merge(self, other: Self) -> Self:
+        """There is no such thing.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            "moving averages cannot be merged: each depends on the order of its batches, and which of two observers' "
+            "batches came first is not known. Observe all batches with one observer, or use 'min_max', 'percentile' "
+            "or 'mse', which merge exactly."
+        )
+
+    def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
+        lo, hi = (end.reshape(shape) for end in min_max(rows))
+        if self.lo is not None and self.hi is not None:
+            lo = self.lo + self.averaging_constant * (like(lo, self.lo) - self.lo)
+            hi = self.hi + self.averaging_constant * (like(hi, self.hi) - self.hi)
+        self.lo, self.hi = lo[()], hi[()]
+
+
+class HistogramObserver(MinMaxObserver):
+    """Remember a histogram, and the exact smallest and largest value beside it, for each block of the granularity.
+
+        qparams = choose_qparams(range of the histogram by config.method)
+
+    One histogram answers all questions: "min_max", "percentile", "mse" and "entropy" (that one per tensor only).
+    The range is solved for the configuration's bits and codes. It is that of the list of values which the
+    histogram stands for, so it is exact as long as no bin holds more than two different values.
+
+    Memory: at most 1.04 MB a block (65,280 bins of 16 bytes), and two numbers. Cost: one sort of each batch,
+    O(n log n); solving takes as long for 10⁹ values as for 10⁶.
+
+    Raises:
+        ValueError: PerGroup granularity: histograms of small groups would take more room than their values.
+
+    >>> import numpy as np
+    >>> x = np.append(np.linspace(-1, 1, 1000), 10.0)
+    >>> for method in ("min_max", "percentile", "mse"):
+    ...     lo, hi = HistogramObserver(QuantConfig(bits=4, method=method, percentile=99)).observe(x).range()
+    ...     print(f"{method:10} {lo:6.3f} {hi:6.3f}")
+    min_max    -1.000 10.000
+    percentile -0.980  0.982
+    mse        -1.000  5.999
+    """
+
+    methods: ClassVar[tuple[str, ...]] = ("mse", "percentile", "entropy", "min_max")
+
+    def __init__(self, config: QuantConfig | None = None) -> None:
+        super().__init__(config)
+        if self.config.method == "entropy" and self.config.granularity != PerTensor():
+            raise ValueError(
+                f"method='entropy' finds one range for a whole tensor: use PerTensor(), not {self.config.granularity}."
+            )
+        if isinstance(self.config.granularity, PerGroup):
+            raise ValueError(
+                f"{self.config.granularity}: a {type(self).__name__} keeps a histogram for each block, which for "
+                "small groups is more than their values. Use PerTensor(), PerAxis(axis), or a MinMaxObserver."
+            )
+        self.histograms: tuple[LogHistogram, ...] = ()  # one a block
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its state takes now."""
+        return super().nbytes + sum(histogram.nbytes for histogram in self.histograms)
+
+    def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
+        rows = ordered(rows)
+        self._count(tuple(LogHistogram.of_sorted(row) for row in rows))
+        self._widen(rows[:, 0].reshape(shape), rows[:, -1].reshape(shape))
+
+    def _join(self, part: Self) -> None:
+        self._count(part.histograms)
+        self._widen(part.lo, part.hi)
+
+    def _count(self, more: tuple[LogHistogram, ...]) -> None:
+        pairs = zip(self.histograms, more, strict=True)
+        self.histograms = tuple(old + new for old, new in pairs) if self.histograms else more
+
+    def _solve(self, lo: Array, hi: Array) -> tuple[Array, Array]:
+        if self.config.method == "min_max":
+            return lo, hi
+        ends = zip(to_numpy(lo.reshape(-1)), to_numpy(hi.reshape(-1)), strict=True)
+        # Clipped, because the histogram rounds to float32, and so may end a rounding outside of float64 data.
+        ranges = [np.clip(self._solve_block(i, low, high), low, high) for i, (low, high) in enumerate(ends)]
+        low, high = (like(np.reshape(end, tuple(lo.shape)), lo, lo.dtype)[()] for end in np.transpose(ranges))
+        return low, high
+
+    def _solve_block(self, block: int, lo: np.floating, hi: np.floating) -> tuple[float, float]:
+        """The range of one block, whose smallest and largest value are lo and hi."""
+        return SOLVERS[self.config.method](self.histograms[block], lo, hi, self.config)
+
+
+class MSEObserver(HistogramObserver):
+    """A `HistogramObserver` for the range with the smallest mean squared error, for the configuration's codes.
+
+        (lo, hi) = argmin over clip_grid of Σ (x − fake_quantize(x, choose_qparams(lo, hi)))²
+
+    The values are those that the histogram stands for, and the mean squared error is within 1 % of what the search
+    on all values finds (for some hundred values or more). It can be smaller: for asymmetric codes each end is then
+    moved alone, and for symmetric ones the grid is four times as fine.
+
+    Memory: at most 1.04 MB a block. Cost: O(n log n) to observe, O(400 · 2ᵇ log m) for m bins to solve.
+
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).standard_normal(100_000, dtype=np.float32)
+    >>> observer = MSEObserver(QuantConfig(bits=2, symmetric=True, method="mse")).observe(x)
+    >>> round(float(observer.qparams().scale), 1)  # theory for normal values: 1.224
+    1.2
+    """
+
+    methods: ClassVar[tuple[str, ...]] = ("mse",)
+
+
+class EntropyObserver(HistogramObserver):
+    """A `HistogramObserver` for the clip at which the histogram of |x| loses least information; per tensor only.
+
+        t = argmin over bins k of KL(P_k ‖ Q_k),  as `find_range(x, "entropy")` has it
+
+    Its 2,048 equal bins are filled from the histogram, which knows less than the data: where the values are few,
+    the result differs.
+
+    Memory: at most 1.04 MB. Cost: O(n log n) to observe, O(2048²) to solve.
+    Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017.
+
+    >>> import numpy as np
+    >>> x = np.append(np.random.default_rng(0).standard_normal(100_000, dtype=np.float32), np.float32(40))
+    >>> observer = EntropyObserver(QuantConfig(symmetric=True, method="entropy")).observe(x)
+    >>> 2 < float(observer.range()[1]) < 10
+    True
+    """
+
+    methods: ClassVar[tuple[str, ...]] = ("entropy",)
+
+
+class PercentileObserver(HistogramObserver):
+    """Leave out the same share of all values seen at both ends: exactly, as long as they fit into the memory.
+
+        lo = the (100 − p)-th percentile of everything seen,  hi = the p-th
+
+    It keeps the 16,384 smallest and the 16,384 largest values beside a histogram. With p = 99.9 that is exact,
+    and equal to `find_range(x, "percentile")`, up to 16 million values a block; beyond, the histogram answers, to
+    within 0.8 % of the range's end. `exact` says which.
+
+    Memory: at most 1.04 MB + 2 · 16,384 values (131 kB in float32) a block. Cost: O(n log n).
+
+    >>> import numpy as np
+    >>> observer = PercentileObserver(QuantConfig(method="percentile", percentile=75))
+    >>> observer.observe(np.array([100.0, 1.0])).observe(np.array([3.0, 0.0, 2.0])).range()
+    (np.float64(1.0), np.float64(3.0))
+    >>> observer.exact
+    True
+    """
+
+    methods: ClassVar[tuple[str, ...]] = ("percentile",)
+
+    def __init__(self, config: QuantConfig | None = None) -> None:
+        super().__init__(config)
+        self.smallest: np.ndarray | None = None  # (blocks, up to TAIL), in order, as are the largest
+        self.largest: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its state takes now."""
+        return super().nbytes + sum(tail.nbytes for tail in (self.smallest, self.largest) if tail is not None)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the values beside both percentiles are still in memory. It is, for nothing."""
+        return not self.seen or all(self._from_tails(0, share) is not None for share in _shares(self.config.percentile))
+
+    def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
+        rows = ordered(rows)
+        super()._take(rows, shape)
+        self._keep(to_numpy(rows[:, :TAIL]), to_numpy(rows[:, -TAIL:]))
+
+    def _join(self, part: Self) -> None:
+        super()._join(part)
+        self._keep(part.smallest, part.largest)
+
+    def _keep(self, smallest: Any, largest: Any) -> None:
+        if self.smallest is not None and self.largest is not None:
+            smallest = np.sort(np.concatenate([self.smallest, smallest], axis=1))[:, :TAIL]
+            largest = np.sort(np.concatenate([self.largest, largest], axis=1))[:, -TAIL:]
+        self.smallest, self.largest = smallest + 0.0, largest + 0.0  # copies, and no −0.0
+
+    def _solve_block(self, block: int, lo: np.floating, hi: np.floating) -> tuple[float, float]:
+        low, high = (self._from_tails(block, share) for share in _shares(self.config.percentile))
+        if low is None or high is None:
+            return super()._solve_block(block, lo, hi)
+        return low, high
+
+    def _from_tails(self, block: int, share: float) -> float | None:
+        """The value below which this share of the block lies, if both values beside that place are in memory."""
+        assert self.smallest is not None and self.largest is not None
+        n, low, high = len(self.histograms[block]), self.smallest[block], self.largest[block]
+        k, t = place_of(share, n)
+        beside = [k, min(k + 1, n - 1)]
+        if beside[1] < len(low):
+            below, above = low[beside]
+        elif beside[0] >= n - len(high):
+            below, above = high[np.subtract(beside, n - len(high))]
+        else:
+            return None
+        return float(between(float(below), float(above), t))
+
+
+KINDS: dict[str, type[Observer]] = {
+    "min_max": MinMaxObserver,
+    "moving_average": MovingAverageObserver,
+    "percentile": PercentileObserver,
+    "mse": MSEObserver,
+    "entropy": EntropyObserver,
+}
+
+
+def make_observer(config: QuantConfig) -> Observer:
+    """The observer that remembers what `config.method` needs.
+
+    Raises:
+        ValueError: a method without anything to remember ("dynamic"), or one that needs all the data at once
+            ("cross_entropy"); a granularity that the observer cannot keep.
+
+    >>> make_observer(QuantConfig(method="mse"))
+    MSEObserver(nothing seen yet)
+    """
+    if config.method in KINDS:
+        return KINDS[config.method](config)
+    reasons = {
+        "dynamic": "every batch gets the range of its own values when it comes, so there is nothing to observe",
+        "cross_entropy": "it weighs whole rows of logits: use find_range on the logits themselves",
+    }
+    raise ValueError(
+        f"method={config.method!r} has no observer: {reasons[config.method]}. "
+        f"There are observers for {', '.join(map(repr, KINDS))}."
+    )
+
+
+Solver = Callable[[LogHistogram, np.floating, np.floating, QuantConfig], tuple[float, float]]
+
+
+def _percentile(histogram: LogHistogram, lo: np.floating, hi: np.floating, config: QuantConfig) -> tuple[float, float]:
+    low, high = _shares(config.percentile)
+    return histogram.quantile(low), histogram.quantile(high)
+
+
+def _entropy(histogram: LogHistogram, lo: np.floating, hi: np.floating, config: QuantConfig) -> tuple[float, float]:
+    codes: dict[str, Any] = {"bits": config.bits, "symmetric": config.symmetric, "narrow_range": config.narrow_range}
+    return entropy_range(histogram.of_magnitudes, float(lo), float(hi), **codes)
+
+
+def _mse(histogram: LogHistogram, lo: np.floating, hi: np.floating, config: QuantConfig) -> tuple[float, float]:
+    def grid(candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        ends = clip_grid(float(lo), float(hi), histogram.mean_magnitude, candidates)
+        # Holding 0, as every quantizer's range does; in the data's own type, whose last digit rounds a zero point.
+        return np.minimum(ends[0], 0).astype(lo.dtype), np.maximum(ends[1], 0).astype(hi.dtype)
+
+    def best(lows: np.ndarray, highs: np.ndarray) -> tuple[Any, Any]:
+        q = config.choose_qparams(lows, highs)
+        i = int(np.argmin(histogram.sse(q.scale, q.zero_point, q.quant_min, q.quant_max)))
+        return lows[i], highs[i]
+
+    if config.symmetric:
+        return best(*grid(4 * CANDIDATES))
+    # Ends at the same distance put 0.0 halfway between two codes. A hair's breadth decides which: both are tried.
+    lows, highs = grid(CANDIDATES)
+    low, high = best(np.append(lows, HAIR * lows), np.append(HAIR * highs, highs))
+    # Then each end is moved alone, for values that are not alike on both sides.
+    low, _ = best(np.append(lows, low), np.full(len(lows) + 1, high))
+    _, high = best(np.full(len(highs) + 1, low), np.append(highs, high))
+    return low, high
+
+
+SOLVERS: dict[str, Solver] = {"percentile": _percentile, "mse": _mse, "entropy": _entropy}
+
+
+def _shares(percentile: float) -> tuple[float, float]:
+    """The shares of the values below the lower and below the upper end."""
+    return (100 - percentile) / 100, percentile / 100

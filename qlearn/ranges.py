@@ -7,6 +7,7 @@ and calls the method by its name.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,10 +65,7 @@ def percentile(x: Any, *, percentile: float = 99.9) -> tuple[Array, Array]:
     >>> percentile([0.0, 1.0, 2.0, 3.0, 100.0], percentile=75)
     (np.float64(1.0), np.float64(3.0))
     """
-    if not 50 < percentile <= 100:
-        raise ValueError(
-            f"percentile={percentile} must be more than 50 and at most 100: it is where the upper end lies."
-        )
+    check_percentile(percentile)
     x = as_floats(x)
     rows = ordered(x)
     return _interpolate(rows, (100 - percentile) / 100), _interpolate(rows, percentile / 100)
@@ -200,22 +198,46 @@ def entropy(
     """
     x = as_floats(x).reshape(-1)
     xp = array_namespace(x)
-    _, quant_max = quant_limits(bits, symmetric=symmetric, narrow_range=narrow_range)
     lo, hi = xp.min(x), xp.max(x)
-    one_sided = float(lo) >= 0 or float(hi) <= 0
-    levels = quant_max if symmetric or one_sided else 2 ** (bits - 1)
-    levels = max(levels, 2)
+    magnitude = np.abs(np.asarray(x.cpu() if hasattr(x, "cpu") else x, dtype=np.float64))
+
+    def count(edges: np.ndarray) -> np.ndarray:
+        return np.histogram(magnitude, bins=len(edges) - 1, range=(0, edges[-1]))[0]
+
+    codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
+    low, high = entropy_range(count, float(lo), float(hi), bins=bins, **codes)
+    return xp.full_like(lo, low)[()], xp.full_like(hi, high)[()]
+
+
+def entropy_range(
+    count: Callable[[np.ndarray], np.ndarray],
+    lo: float,
+    hi: float,
+    *,
+    bits: int,
+    symmetric: bool,
+    narrow_range: bool,
+    bins: int = HISTOGRAM_BINS,
+) -> tuple[float, float]:
+    """The search of `entropy`, for whoever can count: `count(edges)` says how many |x| lie between each two edges.
+
+    >>> codes = {"bits": 1, "symmetric": False, "narrow_range": True}
+    >>> entropy_range(lambda edges: np.array([4, 4, 0, 1]), 0.0, 8.0, bins=4, **codes)
+    (0.0, 8.0)
+    """
+    _, quant_max = quant_limits(bits, symmetric=symmetric, narrow_range=narrow_range)
+    one_sided = lo >= 0 or hi <= 0
+    levels = max(quant_max if symmetric or one_sided else 2 ** (bits - 1), 2)
     if not isinstance(bins, int) or bins < levels:
         raise ValueError(f"bins={bins!r} must be a whole number of at least {levels}, the number of levels of |x|.")
-    largest = max(-float(lo), float(hi))
+    largest = max(-lo, hi)
     if largest == 0:
-        return lo[()], hi[()]
-    magnitude = np.abs(np.asarray(x.cpu() if hasattr(x, "cpu") else x, dtype=np.float64))
-    counts, edges = np.histogram(magnitude, bins=bins, range=(0, largest))
+        return lo, hi
+    edges = np.linspace(0, largest, bins + 1)
+    counts = count(edges)
     divergences = [kl_divergence(counts, k, levels) for k in range(levels, bins + 1)]
     t = float(edges[levels + int(np.argmin(divergences))])
-    limit = xp.full_like(hi, t)
-    return xp.maximum(lo, -limit)[()], xp.minimum(hi, limit)[()]
+    return max(lo, -t), min(hi, t)
 
 
 def kl_divergence(counts: Any, k: int, levels: int) -> float:
@@ -323,18 +345,43 @@ def find_qparams(
     return choose_qparams(lo, hi, **codes)
 
 
+def check_percentile(percentile: float) -> None:
+    """Raise `ValueError` unless 50 < percentile ≤ 100."""
+    if not 50 < percentile <= 100:
+        raise ValueError(
+            f"percentile={percentile} must be more than 50 and at most 100: it is where the upper end lies."
+        )
+
+
+def place_of(share: float, n: int) -> tuple[int, float]:
+    """Where in n sorted values this share of them lies below: beside the k-th value, t of the way to the next one.
+
+    >>> place_of(0.75, 11)
+    (7, 0.5)
+    """
+    place = share * (n - 1)
+    k = min(int(place), max(n - 2, 0))
+    return k, place - k
+
+
+def between(below: Any, above: Any, t: float) -> Any:
+    """The number t of the way from one to the other, never outside the two.
+
+    Counted from the nearer end, as `numpy.percentile` does.
+
+    >>> between(1.0, 3.0, 0.25)
+    1.5
+    """
+    return below + (above - below) * t if t < 0.5 else above - (above - below) * (1 - t)
+
+
 def _interpolate(rows: Array, share: float) -> Array:
     """The value below which this share of each sorted row lies, in float64, rounded to the row's type at the end."""
     xp = array_namespace(rows)
-    last = rows.shape[-1] - 1
-    place = share * last
-    k = min(int(place), max(last - 1, 0))
-    below = xp.astype(rows[..., k], xp.float64)
-    above = xp.astype(rows[..., min(k + 1, last)], xp.float64)
-    # Counted from the nearer end, so that the result never leaves the two values (numpy.percentile's rule).
-    t = place - k
-    value = below + (above - below) * t if t < 0.5 else above - (above - below) * (1 - t)
-    return xp.astype(value, rows.dtype)[()]
+    n = int(rows.shape[-1])
+    k, t = place_of(share, n)
+    below, above = (xp.astype(rows[..., i], xp.float64) for i in (k, min(k + 1, n - 1)))
+    return xp.astype(between(below, above, t), rows.dtype)[()]
 
 
 def _check_candidates(candidates: int) -> None:

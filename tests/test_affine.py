@@ -252,8 +252,35 @@ def test_wrong_values_are_named(call, message):
         (lambda: quantize(["a"], QParams(1.0, 0, 0, 3)), "x has dtype <U1"),
         (lambda: dequantize(np.array([0.5]), QParams(1.0, 0, 0, 3)), "codes have dtype float64: they must be integers"),
         (lambda: QParams(1.0, 0.5, 0, 3), "zero_point has dtype float64: it is a code, so it must be an integer"),
+        (lambda: QParams(1.0, 0, 0.0, 3), "quant_min=0.0 is a code, so it must be a whole number"),
+        (lambda: QParams(1.0, 0, 0, True), "quant_max=True is a code, so it must be a whole number"),
     ],
 )
 def test_wrong_types_are_named(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_limits_may_be_numpy_s_integers():
+    qparams = QParams(1.0, 0, np.int8(-128), np.int8(127))
+    assert (qparams.bits, qparams.code_dtype) == (8, "int8")
+    assert qparams == QParams(1.0, 0, -128, 127)
+
+
+def test_quantizers_are_equal_if_their_numbers_are():
+    scale = np.float32([[0.5], [0.1]])
+    one = QParams(scale, np.int32([[0], [3]]), 0, 7)
+    same = [
+        QParams(scale.copy(), np.int64([[0], [3]]), 0, 7),
+        QParams(torch.tensor(scale), torch.tensor([[0], [3]]), 0, 7),
+    ]
+    assert all(one == other and hash(one) == hash(other) for other in same)
+    others = [
+        QParams(scale + 1, np.int32([[0], [3]]), 0, 7),
+        QParams(scale, np.int32([[0], [2]]), 0, 7),
+        QParams(scale, np.int32([[0], [3]]), 0, 8),
+        QParams(scale.T, np.int32([[0, 3]]), 0, 7),
+    ]
+    assert not any(one == other for other in others)
+    assert one != "a quantizer"
+    assert QParams(1.0, 0, 0, 3) == QParams(np.float32(1), np.int8(0), 0, 3)

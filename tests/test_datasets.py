@@ -86,6 +86,16 @@ def test_no_image_has_two_tasks():
     assert sum(map(len, parts)) == len(training_set)
 
 
+def test_no_calibration_image_is_seen_elsewhere(cache):
+    """Not even a copy: calibration images are no test, validation or training images by content either."""
+    found = {
+        name: {image.tobytes() for image in part.images} for name, part in datasets.mnist_arrays()._asdict().items()
+    }
+    calibration = found.pop("calibration")
+    assert len(calibration) == 1000
+    assert {name: len(calibration & images) for name, images in found.items()} == dict.fromkeys(found, 0)
+
+
 def test_torchvision_reads_the_same(cache, no_network):
     digits = datasets.mnist_arrays()
     training = datasets.mnist()

@@ -87,11 +87,47 @@ def test_each_mistake_gets_its_own_diagnosis(exercise, mistake):
         ),
         ("05.1", lambda lo, hi, batch: (batch.min(), batch.max()), "Your observer forgets"),
         (
-            "05.2",
+            "05.3",
             lambda x_codes, x_zero_point, w_codes: np.dot(x_codes.astype(int), w_codes.T.astype(int)),
             "wanted is int32",
         ),
-        ("05.3", lambda outputs, inputs, bits: outputs * inputs * bits / 8, "other values|Codes alone"),
+        ("05.2", lambda x: (x.view(np.uint32) >> 20 << 20).view(np.float32), "other values"),
+        ("05.2", lambda x: np.round(x * 128) / 128, "is float32|other values"),
+        ("05.4", lambda outputs, inputs, bits: outputs * inputs * bits / 8, "other values|Codes alone"),
+        (
+            "06.1",
+            lambda x, scale, quant_min, quant_max, upstream: upstream * (abs(x) < scale * quant_max),
+            "other values|before rounding",
+        ),
+        ("06.1", lambda x, scale, quant_min, quant_max, upstream: 0 * x, "That is the staircase's own slope"),
+        (
+            "06.2",
+            lambda x, scale, quant_max: np.round(x / scale).clip(-quant_max, quant_max) - x / scale,
+            "Outside the range x takes no part",
+        ),
+        ("06.2", lambda x, scale, quant_max: np.sum(np.rint(x / scale) - x / scale), "a NumPy array is wanted"),
+        (
+            "06.3",
+            lambda bias, input_scale, weight_scale: (bias / input_scale / weight_scale).round(),
+            "Those are the codes",
+        ),
+        (
+            "07.1",
+            lambda weight, bias, gamma, beta, mean, var, eps: (
+                (weight.T * (gamma * var**-0.5)).T,
+                gamma * (bias - mean) / var**0.5 + beta,
+            ),
+            "The square root is of var + eps",
+        ),
+        ("07.1", lambda weight, bias, gamma, beta, mean, var, eps: weight * gamma[:, None], "must return 2 values"),
+        ("07.2", lambda w1, b1, w2: (w1, b1, w2), "other values"),
+        (
+            "07.3",
+            lambda bias_codes, step, y, y_hat: bias_codes + np.rint(np.mean(y - y_hat, axis=0) / step),
+            "has dtype float64; wanted is int32 (the values are right)",
+        ),
+        ("07.4", lambda w, r: np.round(np.asarray(w)), "the nearest tick for each weight alone"),
+        ("07.5", lambda w, h: np.sum((w - np.round(w)) @ h * (w - np.round(w))), "what the nearest ticks give"),
     ],
 )
 def test_wrong_answers_in_other_words(exercise_id, attempt, message):
@@ -169,7 +205,7 @@ def test_what_numpy_cannot_hold_is_wrong_and_no_crash():
     import torch
 
     for attempt in (lambda **_: torch.ones(1, requires_grad=True), lambda **_: [[1], [1, 2]]):
-        assert exercises.check("05.3", attempt).status == "wrong"
+        assert exercises.check("05.4", attempt).status == "wrong"
 
 
 def test_a_tuple_is_checked_part_by_part():
@@ -190,15 +226,15 @@ def test_messages_show_wanted_and_given():
 
 
 def test_solved_exercises_are_counted():
-    exercises.check("05.3", exercises.find("05.3").solution)
-    assert "of 3 in this lesson" in exercises.check("05.1", exercises.find("05.1").solution).message
+    exercises.check("05.4", exercises.find("05.4").solution)
+    assert "of 4 in this lesson" in exercises.check("05.1", exercises.find("05.1").solution).message
 
 
 def test_hints_come_one_after_the_other(capsys):
     for expected in ("Hint 1 of 2", "Hint 2 of 2", "Hint 2 of 2"):
-        exercises.hint("05.2")
+        exercises.hint("05.3")
         assert expected in capsys.readouterr().out
-    exercises.solution("05.2")
+    exercises.solution("05.3")
     assert capsys.readouterr().out.startswith("def accumulate(x_codes, x_zero_point, w_codes):")
 
 

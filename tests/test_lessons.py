@@ -10,11 +10,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import start_new_kernel
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import lessons
+import links
 import lint_lessons
-from dev import notebook_environment
+from dev import ROOT, notebook_environment
 from lint_lessons import FRAME_RULES, LINK_RULES, RULES, lint
 
 LESSONS = lessons.find()
@@ -34,9 +36,16 @@ def test_lesson_keeps_the_house_rules(path):
     assert lint(json.loads(path.read_text(encoding="utf-8")), path.name, lint_lessons.known_targets()) == []
 
 
+def test_template_keeps_the_house_rules():
+    template = ROOT / "docs/template.ipynb"
+    assert lint(json.loads(template.read_text(encoding="utf-8")), template.name, lint_lessons.known_targets()) == []
+    notebook = nbformat.read(template, as_version=4)
+    assert not links.stamp(notebook, template.name, links.repository(), links.wheel())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LESSONS, ids=name)
-def test_solutions_pass_in_their_lesson(path):
+def test_solutions_pass_in_their_lesson_with_every_cell_run_twice(path):
     notebook = nbformat.read(path, as_version=4)
     if not any(lessons.exercise_of(cell.source) for cell in notebook.cells):
         pytest.skip("no exercises")
@@ -44,11 +53,17 @@ def test_solutions_pass_in_their_lesson(path):
 
     ids = lessons.with_solutions(notebook, exercises.solution_source)
     assert len(set(ids)) == len(ids), f"an exercise comes twice: {ids}"
+    twice(notebook)
     lessons.run(notebook, path.parent)
     for cell in notebook.cells:
         if exercise := lessons.exercise_of(cell.source):
             said = lessons.text_of(cell)
             assert passed(said), f"the solution of {exercise[0]} is told: {said}"
+
+
+def twice(notebook):
+    """Learners run a cell again: no cell may spoil its own second run, or what comes after."""
+    notebook.cells = [copy.deepcopy(cell) for cell in notebook.cells for _ in range(1 + (cell.cell_type == "code"))]
 
 
 def passed(said):
@@ -398,3 +413,76 @@ def test_lessons_are_found_in_their_order(tmp_path):
     for file in ("02_b.ipynb", "01_a.ipynb", "glossary.ipynb", ".01_a.ipynb.draft", "notes.txt"):
         Path(tmp_path, file).touch()
     assert [p.name for p in lessons.find(tmp_path)] == ["01_a.ipynb", "02_b.ipynb", "glossary.ipynb"]
+
+
+# --- where lessons are opened ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", links.numbered(), ids=name)
+def test_lesson_bears_the_stamp_of_make_links(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert not links.stamp(notebook, path.name, links.repository(), links.wheel())
+
+
+def test_a_stamp_replaces_the_one_before():
+    opening = new_markdown_cell("# 01 A lesson\n\n*5 minutes*")
+    notebook = new_notebook(
+        cells=[opening, new_code_cell("import numpy as np\n\nimport qlearn\nfrom qlearn import plots")]
+    )
+    first = copy.deepcopy(notebook)
+    assert links.stamp(notebook, "01_a.ipynb", "", "qlearn-1.0-py3-none-any.whl")
+    assert "%pip install --quiet qlearn-1.0-py3-none-any.whl\n" in notebook.cells[1].source
+    assert "colab.research" not in notebook.cells[0].source
+    assert links.stamp(notebook, "01_a.ipynb", "https://github.com/someone/qlearn", "unused.whl")
+    page = "https://colab.research.google.com/github/someone/qlearn/blob/main/notebooks/01_a.ipynb"
+    assert notebook.cells[0].source == f"{first.cells[0].source}\n\n[Open in Colab]({page})"
+    assert notebook.cells[1].source.count("import qlearn\n") == 2
+    assert "    %pip install --quiet git+https://github.com/someone/qlearn\n" in notebook.cells[1].source
+    assert not links.stamp(notebook, "01_a.ipynb", "https://github.com/someone/qlearn", "unused.whl")
+
+
+# --- no network ------------------------------------------------------------------------------------------------------
+
+
+def test_a_lesson_that_asks_for_the_network_is_stopped(tmp_path):
+    asks = new_notebook(cells=[new_code_cell("import urllib.request\nurllib.request.urlopen('http://192.0.2.1/')")])
+    with pytest.raises(lessons.LessonError, match="must run without a network, and this one asks for 192.0.2.1"):
+        lessons.run(asks, tmp_path)
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def steps_done(message):
+    """Where the progress bar stands, if the message moves it."""
+    value = message["content"].get("data", {}).get("state", {}).get("value", 0)
+    return value if isinstance(value, (int, float)) else 0
+
+
+@pytest.mark.slow
+def test_a_kernel_that_was_interrupted_and_restarted_runs_the_lesson(tmp_path):
+    """Interrupted in the middle of a training; then begun anew, with all that the first run has left on disk."""
+    (path,) = [path for path in LESSONS if path.name.startswith("05")]
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    training = next(number for number, source in enumerate(cells) if "nn.train(" in source)
+    manager, client = start_new_kernel(kernel_name="python3", env=notebook_environment(tmp_path), cwd=str(tmp_path))
+    try:
+        for source in cells[:training]:
+            assert client.execute_interactive(source, timeout=100, output_hook=str)["content"]["status"] == "ok"
+        asked = client.execute(cells[training])
+        while steps_done(client.get_iopub_msg(timeout=60)) < 100:
+            pass
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=60)
+        assert reply["parent_header"]["msg_id"] == asked
+        assert reply["content"].get("ename") == "KeyboardInterrupt"
+        assert client.execute_interactive("assert not model.training", output_hook=str)["content"]["status"] == "ok"
+
+        manager.restart_kernel(now=True)
+        client.wait_for_ready(timeout=60)
+        for source in cells:
+            answer = client.execute_interactive(source, timeout=200, output_hook=str)["content"]
+            assert answer["status"] == "ok", f"{answer.get('evalue')} in:\n{source}"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -23,6 +23,8 @@ from qlearn import widgets
 MOVES = 30
 # Where every control has something to do: without outliers their size would not change the picture.
 START: dict[str, dict[str, Any]] = {"explore_affine": {"outliers": 10}}
+# Explorers that run a whole network: the kernel may take 150 and 200 ms a move, and the page its own 50.
+NETWORKS = {"explore_ptq": (200, 250)}
 SIZES = (10**4, 10**5, 10**6, 10**7)
 
 # The same job as most notebooks do it: two panels of 10⁵ values, drawn anew at each move.
@@ -62,7 +64,7 @@ def page() -> Iterator[Row]:
             real_lab.write_notebook(lab.folder / "peer.ipynb", PEER)
             peer = float(np.median(shown(browser, lab, "peer.ipynb", ".widget-interact").paint_times("bits", MOVES)))
             for name in explorers():
-                yield from controls(browser, lab, name, peer)
+                yield from controls(browser, lab, name, None if name in NETWORKS else peer)
         with real_lab.browser_page(device_scale=2) as browser:
             yield from controls(browser, lab, "explore_affine", None, pixel_ratio=2)
 
@@ -77,6 +79,7 @@ def controls(browser: Any, lab: real_lab.Lab, name: str, peer: float | None, **o
     own = getattr(widgets, name)(**start)
     # What DESIGN allows: median and 95th percentile in ms.
     most = (85, 120) if options else (60, 90) if len(own.figure.axes) <= 2 else (70, 110)
+    most = NETWORKS.get(name, most)
     for control in own.controls.values():
         explorer.root.get_by_role("button", name="Reset").click()
         explorer.settle()

@@ -280,7 +280,7 @@ del name
 def notebook_environment(home: Path) -> dict[str, str]:
     """An environment in which a notebook finds nothing that an earlier run left, and no network.
 
-    Whatever it stores is in `home`.
+    Whatever it stores is in `home`. PyTorch has one thread.
     """
     startup = home / "ipython/profile_default/startup"
     startup.mkdir(parents=True, exist_ok=True)
@@ -291,6 +291,8 @@ def notebook_environment(home: Path) -> dict[str, str]:
         "IPYTHONDIR": str(home / "ipython"),
         "JUPYTER_CONFIG_DIR": str(home / "jupyter-config"),
         "JUPYTER_DATA_DIR": str(home / "jupyter-data"),
+        # Tests and lessons run side by side: PyTorch's threads would wait for each other much longer than they work.
+        "OMP_NUM_THREADS": "1",
     }
 
 

@@ -70,7 +70,79 @@ OBSERVE = Exercise(
 )
 
 
-# 05.2 an integer layer
+# 05.2 the bin of a value
+
+
+def bin_of(x):
+    bits = x.view(np.int32)
+    return (bits >> 16 << 16).view(np.float32)
+
+
+def _cast(x):
+    return (x.astype(np.int32) >> 16 << 16).astype(np.float32)
+
+
+def _integer_part(x):
+    return np.trunc(x)
+
+
+def _pattern(x):
+    return x.view(np.int32) >> 16
+
+
+def _pattern_as_number(x):
+    return (x.view(np.int32) >> 16).astype(np.float32)
+
+
+def _rounded(x):
+    return (x.view(np.int32) + 0x8000 >> 16 << 16).view(np.float32)
+
+
+def _sign_and_exponent(x):
+    return (x.view(np.int32) >> 23 << 23).view(np.float32)
+
+
+def _equal_bins(x):
+    return np.float32(1 / 128) * np.trunc(x * 128)
+
+
+_floats = st.floats(-1000, 1000, width=32, allow_subnormal=False).filter(lambda v: abs(v) > 2.0**-20)
+
+BIN_OF = Exercise(
+    id="05.2",
+    solution=bin_of,
+    examples=(
+        {"x": np.array([1.0, 1.003, 1.009, 200.3, 201.9], dtype=np.float32)},
+        {"x": np.array([-0.1, -3.14159, 1e-3, 1e6], dtype=np.float32)},
+    ),
+    cases=st.fixed_dictionaries({"x": hnp.arrays(np.float32, st.integers(1, 4), elements=_floats)}),
+    mistakes=(
+        Mistake(
+            _cast,
+            "astype turns the number into an integer; view leaves its 32 bits alone and reads them as an integer.",
+        ),
+        Mistake(_integer_part, "That cuts off the fraction of the decimal number. Cut off bits of its pattern."),
+        Mistake(_pattern, "That is the bin's number. Shift it back by 16 and view it as float32 again."),
+        Mistake(_pattern_as_number, "You turned the pattern into a float by its value. Shift back by 16, then view."),
+        Mistake(
+            _rounded, "You round to the nearest bfloat16: then half of each bin belongs to its neighbour. Cut, only."
+        ),
+        Mistake(
+            _sign_and_exponent,
+            "You keep sign and exponent alone: bins twice as wide as their start. Keep 7 fraction bits too, 16 in all.",
+        ),
+        Mistake(
+            _equal_bins, "Those bins are all of one width. Here a bin is as wide as its values are large: cut bits off."
+        ),
+    ),
+    hints=(
+        "A float32 is 32 bits: sign, 8 bits exponent, 23 bits fraction. Which 16 do you keep?",
+        "bits = x.view(np.int32) reads the pattern; shift it by 16 to the right and back; view it as np.float32.",
+    ),
+)
+
+
+# 05.3 an integer layer
 
 
 def accumulate(x_codes, x_zero_point, w_codes):
@@ -117,7 +189,7 @@ def _layers(draw):
 
 
 ACCUMULATE = Exercise(
-    id="05.2",
+    id="05.3",
     solution=accumulate,
     examples=(
         {
@@ -164,7 +236,7 @@ ACCUMULATE = Exercise(
 )
 
 
-# 05.3 the honest size
+# 05.4 the honest size
 
 
 def layer_bytes(outputs, inputs, bits):
@@ -195,7 +267,7 @@ def _cut_off(outputs, inputs, bits):
 
 
 LAYER_BYTES = Exercise(
-    id="05.3",
+    id="05.4",
     solution=layer_bytes,
     examples=(
         {"outputs": 100, "inputs": 784, "bits": 4},
@@ -223,4 +295,4 @@ LAYER_BYTES = Exercise(
     ),
 )
 
-EXERCISES = (OBSERVE, ACCUMULATE, LAYER_BYTES)
+EXERCISES = (OBSERVE, BIN_OF, ACCUMULATE, LAYER_BYTES)

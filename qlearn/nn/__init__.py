@@ -1,26 +1,58 @@
 """Quantized networks in PyTorch: prepare → calibrate → convert, and what the lessons need around it."""
 
+from qlearn.nn.bias_correction import correct_bias
+from qlearn.nn.equalization import equalize, unequalize
+from qlearn.nn.export import export_onnx
+from qlearn.nn.fake_quantize import (
+    FakeQuantize,
+    LearnedFakeQuantize,
+    gradient_scale,
+    learned_step,
+    straight_through,
+)
+from qlearn.nn.folding import fold_batch_norm
+from qlearn.nn.gptq import gptq, hessians
 from qlearn.nn.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from qlearn.nn.mixed_precision import allocate_bits, descent, layer_bytes, overrides_for, sensitivity
 from qlearn.nn.models import cnn, load_trained, mlp
 from qlearn.nn.ptq import calibrate, convert, prepare
+from qlearn.nn.qat import prepare_qat
 from qlearn.nn.storage import load, save
 from qlearn.nn.summary import summary
 from qlearn.nn.training import accuracy, to_inputs, train
 
 __all__ = [
+    "FakeQuantize",
+    "LearnedFakeQuantize",
     "QuantizedConv2d",
     "QuantizedLayer",
     "QuantizedLinear",
     "accuracy",
+    "allocate_bits",
     "calibrate",
     "cnn",
     "convert",
+    "correct_bias",
+    "descent",
+    "equalize",
+    "export_onnx",
+    "fold_batch_norm",
+    "gptq",
+    "gradient_scale",
+    "hessians",
+    "layer_bytes",
+    "learned_step",
     "load",
     "load_trained",
     "mlp",
+    "overrides_for",
     "prepare",
+    "prepare_qat",
     "save",
+    "sensitivity",
+    "straight_through",
     "summary",
     "to_inputs",
     "train",
+    "unequalize",
 ]

@@ -3,45 +3,53 @@
     prepare → calibrate → convert
 
 `prepare` puts an observer in front of every layer it can quantize, `calibrate` shows them typical inputs,
-`convert` replaces each observed layer by one that computes on integer codes.
+`convert` replaces each observed layer by one that stores integer codes.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from qlearn.affine import QParams
 from qlearn.config import QuantConfig
-from qlearn.granularity import PerAxis, PerTensor
+from qlearn.granularity import PerAxis
+from qlearn.nn.batches import inputs_of
 from qlearn.nn.layers import QuantizedLayer, quantized
-from qlearn.observers import MinMaxObserver
-
-BATCH_SIZE = 256  # into which `calibrate` cuts a tensor of examples
+from qlearn.nn.prepared import Overrides, PreparedLayer, Supported, prepare_layers, prepared_layers, replace
+from qlearn.nn.training import evaluating
+from qlearn.observers import Observer, make_observer
 
 WEIGHTS = QuantConfig(symmetric=True, granularity=PerAxis(0))
 ACTIVATIONS = QuantConfig()
 
 
-class ObservedLayer(nn.Module):
-    """A float layer, and an observer that remembers the range of its input. ReLU is done here if it is fused."""
+class ObservedLayer(PreparedLayer):
+    """A float layer, and an observer that remembers what it needs to know about the input.
 
-    def __init__(self, name: str, layer: nn.Module, weights: QuantConfig, activations: QuantConfig) -> None:
-        super().__init__()
-        self.name = name
-        self.layer = layer
-        self.weights = weights
-        self.observer = MinMaxObserver(activations)
-        self.relu = False
+    There is no observer where the input stays in float, or where its range is found for every batch.
+    """
+
+    def __init__(self, name: str, layer: Supported, weights: QuantConfig, activations: QuantConfig | None) -> None:
+        super().__init__(name, layer, weights, activations)
+        self.observer: Observer | None = None
+        if activations is not None and activations.method != "dynamic":
+            self.observer = make_observer(activations)
         self.observing = False  # on only inside `calibrate`: an accuracy test must not teach the observers
 
+    @property
+    def ready(self) -> bool:
+        """Whether the observer, if there is one, has seen anything."""
+        return self.observer is None or self.observer.seen
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.observing:
+        """What the float layer does, and the ReLU if it is fused."""
+        if self.observing and self.observer is not None and x.numel():
             try:
                 self.observer.observe(x)
             except ValueError as error:
@@ -49,34 +57,46 @@ class ObservedLayer(nn.Module):
         y = self.layer(x)
         return y.relu() if self.relu else y
 
+    def converted(self) -> QuantizedLayer:
+        """The layer on codes, with what the observer has found."""
+        inputs: QParams | QuantConfig | None = self.activations
+        if self.observer is not None:
+            inputs = self.observer.qparams()
+        return quantized(self.layer, self.find_weight_qparams(), inputs, relu=self.relu)
+
     def extra_repr(self) -> str:
         """What `print(model)` shows of the layer."""
-        return f"{self.observer}{', relu' if self.relu else ''}"
+        what = "input float" if self.activations is None else "input dynamic"
+        return f"{self.observer or what}{', relu' if self.relu else ''}"
 
 
 def prepare(
     model: nn.Module,
     weights: QuantConfig = WEIGHTS,
-    activations: QuantConfig = ACTIVATIONS,
-    overrides: Mapping[str, Mapping[str, QuantConfig] | None] | None = None,
+    activations: QuantConfig | None = ACTIVATIONS,
+    overrides: Overrides | None = None,
 ) -> nn.Module:
     """Copy a trained network and put an observer in front of every `Linear` and `Conv2d`.
 
-    A ReLU that directly follows such a layer inside an `nn.Sequential` is fused into it. Every other
-    module is left as it is and stays in float; `summary` names those that have parameters.
+    A ReLU that directly follows such a layer inside an `nn.Sequential` is fused into it. Every other module is left
+    as it is and stays in float; `summary` names those that have parameters. So do subclasses of these layers and the
+    layers of `nn.TransformerEncoderLayer`, whose weights PyTorch reads without calling them.
 
     Args:
-        model: a trained network. It is not changed.
-        weights: for weights: 2 … 8 bits, per tensor or per output channel, `PerAxis(0)`.
-        activations: for layer inputs: 2 … 8 bits, per tensor, range by min-max.
+        model: a trained network, of any float type. It is not changed.
+        weights: for weights: 2 … 8 bits, per tensor or per output channel, `PerAxis(0)`; range by any method of
+            `find_range`. Where activations stay in float also `PerGroup`, along the rows of (O, I·kh·kw).
+        activations: for layer inputs: 2 … 8 bits, per tensor; range by any observer of `qlearn.observers`, which
+            needs `calibrate`. With method "dynamic" the range is found for every batch, or with `PerAxis(0)` for each
+            of its rows. None leaves activations in float: only weights are quantized.
         overrides: layer name → {"weights": …, "activations": …} (either may be left out), or None for "leave in float".
 
     Returns:
         The observed copy, in evaluation mode.
 
     Raises:
-        ValueError: bits or granularity that these layers cannot have, a name in `overrides` that is no
-            such layer, or a model without any.
+        ValueError: bits, granularity or method that these layers cannot have, a name in `overrides` that is no
+            such layer, a model without any, or one that is prepared already.
 
     >>> from torch import nn
     >>> prepare(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
@@ -88,34 +108,15 @@ def prepare(
       (1): Identity()
     )
     """
-    if any(isinstance(module, ObservedLayer) for module in model.modules()):
-        raise ValueError("this model has its observers already: call nn.prepare once, on the trained network.")
-    prepared = copy.deepcopy(model).eval()
-    names = [name for name, module in prepared.named_modules() if _can_quantize(module)]
-    if not names:
-        raise ValueError(f"{type(model).__name__} has no Linear or Conv2d layer that could be quantized.")
-    for name in overrides or {}:
-        if name not in names:
-            raise ValueError(f"overrides names {name!r}, which is no layer to quantize; those are {', '.join(names)}.")
-
-    observed: dict[nn.Module, nn.Module] = {}
-    for name in names:
-        override = (overrides or {}).get(name, {})
-        if override is None:
-            continue
-        configs = {"weights": weights, "activations": activations, **override}
-        _check_configs(name, **configs)
-        layer = prepared.get_submodule(name)
-        observed[layer] = ObservedLayer(name, layer, **configs)
-    prepared = _replace(prepared, observed)
-    _fuse_relu(prepared)
-    return prepared
+    return prepare_layers(model, ObservedLayer, weights, activations, overrides).eval()
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, progress: bool = True) -> nn.Module:
     """Run typical inputs through a prepared network, so that its observers see the ranges of all layer inputs.
 
     Use images that the network was not trained on and will not be tested on. A few hundred are enough.
+    It is all or nothing: if it is interrupted or fails, the observers know what they knew before. Call it again and
+    they add what they see. A network without observers (weights only, dynamic) is returned as it is.
 
     Args:
         model: from `prepare`. Its observers are changed, its weights are not.
@@ -126,45 +127,47 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, progress: bo
         The model.
 
     Raises:
-        ValueError: no batches, a model without observers, NaN or infinity in an activation (names the layer).
+        ValueError: no batches, a model that is not prepared, NaN or infinity in an activation (names the layer).
+        TypeError: NumPy arrays, which networks do not take.
 
     >>> import torch
     >>> batches = [torch.tensor([[0.0, 2.0]]), torch.tensor([[-1.0, 1.0]])]
     >>> calibrate(prepare(nn.Linear(2, 1)), batches, progress=False).observer
     MinMaxObserver(lo=-1.0, hi=2.0)
     """
-    layers = [module for module in model.modules() if isinstance(module, ObservedLayer)]
-    if not layers:
+    if not prepared_layers(model):
         raise ValueError("this model has no observers: call nn.prepare(model) first.")
-    if isinstance(batches, Tensor):
-        batches = batches.split(BATCH_SIZE)
-    seen = 0
+    layers = [layer for layer in prepared_layers(model) if isinstance(layer, ObservedLayer) and layer.observer]
+    if not layers:
+        return model
+    before = [copy.deepcopy(layer.observer) for layer in layers]
     try:
         for layer in layers:
             layer.observing = True
-        with torch.no_grad():
-            for batch in tqdm(batches, desc="Calibrating", unit="batch", leave=False, disable=not progress):
-                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-                seen += 1
+        with torch.no_grad(), evaluating(model):
+            for x in tqdm(inputs_of(batches), desc="Calibrating", unit="batch", leave=False, disable=not progress):
+                model(x)
+    except BaseException:
+        for layer, observer in zip(layers, before, strict=True):
+            layer.observer = observer
+        raise
     finally:
         for layer in layers:
             layer.observing = False
-    if seen == 0:
-        raise ValueError("there was no batch to calibrate with: the loader is empty.")
     return model
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Copy a calibrated network and replace every observed layer by one that computes on integer codes.
+    """Copy a prepared network and replace every prepared layer by one that stores integer codes.
 
     Args:
-        model: from `prepare`, after `calibrate`. It is not changed.
+        model: from `prepare`, after `calibrate`; or from `prepare_qat`, after training. It is not changed.
 
     Returns:
         The quantized copy, in evaluation mode.
 
     Raises:
-        ValueError: a model without observers.
+        ValueError: a model that is not prepared; sums that would not fit into 32 bits (names the layer).
         RuntimeError: observers that have seen nothing, naming their layers.
 
     >>> import torch
@@ -176,61 +179,19 @@ def convert(model: nn.Module) -> nn.Module:
     )
     """
     converted = copy.deepcopy(model).eval()
-    layers = [module for module in converted.modules() if isinstance(module, ObservedLayer)]
+    layers = prepared_layers(converted)
     if not layers:
         raise ValueError("this model has no observers: call nn.prepare(model) and nn.calibrate(model, …) first.")
-    blind = [layer.name for layer in layers if layer.observer.lo is None]
-    if blind:
-        raise RuntimeError(f"no data has reached {', '.join(blind)}: call nn.calibrate(model, batches) before convert.")
-    return _replace(converted, {layer: _convert_layer(layer) for layer in layers})
+    if blind := [layer.name for layer in layers if not layer.ready]:
+        raise RuntimeError(
+            f"no data has reached {', '.join(blind)}: call nn.calibrate(model, batches) before convert. A layer that "
+            f"the network never calls can be left in float: overrides={{{blind[0]!r}: None}}."
+        )
+    return replace(converted, {layer: _converted(layer) for layer in layers})
 
 
-def _convert_layer(observed: ObservedLayer) -> QuantizedLayer:
-    layer = observed.layer
-    assert isinstance(layer, (nn.Linear, nn.Conv2d))
+def _converted(layer: PreparedLayer) -> nn.Module:
     try:
-        weight_qparams = observed.weights.find_qparams(layer.weight)
-        return quantized(layer, weight_qparams, observed.observer.qparams(), relu=observed.relu)
+        return layer.converted()
     except ValueError as error:
-        raise ValueError(f"layer {observed.name!r}: {error}") from error
-
-
-def _can_quantize(module: nn.Module) -> bool:
-    # The exact types: a subclass may compute something else, or be read by its parent without being called.
-    return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros")
-
-
-def _check_configs(name: str, weights: QuantConfig, activations: QuantConfig) -> None:
-    for role, config in (("weights", weights), ("activations", activations)):
-        if not 2 <= config.bits <= 8:
-            raise ValueError(f"layer {name!r}: {role} of {config.bits} bits; integer layers take 2 to 8.")
-    if weights.granularity not in (PerTensor(), PerAxis(0)):
-        raise ValueError(f"layer {name!r}: weights take PerTensor() or PerAxis(0), not {weights.granularity}.")
-    if activations.method != "min_max":
-        raise ValueError(f"layer {name!r}: activations are observed by 'min_max', not by {activations.method!r}.")
-    if activations.granularity != PerTensor():
-        raise ValueError(f"layer {name!r}: activations take PerTensor(), not {activations.granularity}.")
-
-
-def _replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put new modules in the place of old ones, wherever in the tree they are used, shared ones included."""
-    if model in new:
-        return new[model]
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if module in new:
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, new[module])
-    return model
-
-
-def _fuse_relu(model: nn.Module) -> None:
-    """Let each observed layer do the ReLU that directly follows it in a Sequential, where it is used only once."""
-    uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    for sequence in list(model.modules()):
-        if not isinstance(sequence, nn.Sequential):
-            continue
-        for i in range(len(sequence) - 1):
-            layer = sequence[i]
-            if isinstance(layer, ObservedLayer) and uses[layer] == 1 and type(sequence[i + 1]) is nn.ReLU:
-                layer.relu = True
-                sequence[i + 1] = nn.Identity()
+        raise ValueError(f"layer {layer.name!r}: {error}") from error

@@ -1,33 +1,45 @@
 """Save and load networks as safetensors: plain numbers with names, no code, no pickle.
 
-Quantized layers are packed at their bit width, so the size of the file is the size of the network.
+Quantized layers are packed at their bit width, so the size of the file is the size of the network. What their
+numbers do not say by themselves (which codes, per channel or per group, static or dynamic, ReLU) stands in the
+file's head, and `load` compares it with the network.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qlearn.nn.layers import QuantizedLayer
+
+HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON
 
 
 def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
     """Write a network's parameters and scales to a file, and return the file's size in bytes.
 
     The file appears under its name only when it is complete; an interrupted save leaves an older file as it was.
+    A module that is used in several places is written once.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors") > 4 * (10 * 2 + 2)
     True
     """
     path = Path(path)
-    state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}  # shared ones, too
+    state = {name: tensor.contiguous().clone() for name, tensor in _state(model).items()}  # tied ones, too
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder, path.name)
-        save_file(state, unfinished)
+        save_file(state, unfinished, {HEAD: json.dumps(_configurations(model), separators=(",", ":"))})
         os.replace(unfinished, path)
     return path.stat().st_size
 
@@ -36,25 +48,95 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     """Read a file written by `save` into a network of the same structure, and return the network.
 
     Raises:
-        ValueError: a file that is not safetensors, or whose tensors are not those of this network
-            (names what is missing, too many, or of the wrong size). The network is then left as it was.
+        ValueError: a file that is not safetensors or is cut short; one whose tensors are not those of this network
+            (names what is missing, too many, or of another size or type) or whose layers were quantized in another
+            way (names the layer and both ways); scales or codes that are impossible. The network is then left as
+            it was.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = save(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors")
     ...     load(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors")
     Linear(in_features=10, out_features=2, bias=True)
     """
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file ({error}).") from error
-    expected = model.state_dict()
-    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    other = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
-    if missing or extra or other:
-        raise ValueError(
-            f"{path} does not belong to this network: missing {missing or 'nothing'}, unexpected {extra or 'nothing'}, "
-            f"of another size {sorted(other) or 'nothing'}. Prepare it with the same bits and granularity."
-        )
-    model.load_state_dict(state)
+    state, configurations = _read(path)
+    differences = list(_other_layers(configurations, _configurations(model))) or list(
+        _other_kinds(state, _state(model))
+    )
+    if differences := [*_other_names(state, _state(model)), *differences]:
+        raise ValueError(f"{path} does not belong to this network: {'; '.join(differences)}.")
+    trial = copy.deepcopy(model)
+    for network in (trial, model):  # the real one only when nothing can go wrong any more
+        network.load_state_dict(state, strict=False)
+        for name, layer in _quantized(network):
+            try:
+                layer.check()
+            except ValueError as error:
+                raise ValueError(f"{path} holds impossible numbers: layer {name!r} has {error}") from error
     return model
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The file's tensors, and how its layers were quantized."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in list(file.keys())}
+            configurations = json.loads((file.metadata() or {}).get(HEAD, "{}"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}).") from error
+    return state, configurations
+
+
+def _state(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The state of a model, in which a module that is used in several places has its first name only."""
+    seen, again = set(), []
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module in seen:
+            again.append(f"{name}.")
+        seen.add(module)
+    state = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(again))}
+
+
+def _quantized(model: torch.nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
+
+
+def _configurations(model: torch.nn.Module) -> dict[str, Any]:
+    """Layer name → how it is quantized, as it comes back from JSON."""
+    found = {name: layer.configuration for name, layer in _quantized(model)}
+    return json.loads(json.dumps(found))
+
+
+def _other_names(file: dict[str, Tensor], network: dict[str, Tensor]) -> Iterator[str]:
+    if missing := sorted(network.keys() - file.keys()):
+        yield f"missing in the file: {', '.join(missing)}"
+    if extra := sorted(file.keys() - network.keys()):
+        yield f"not in the network: {', '.join(extra)}"
+
+
+def _other_layers(file: dict[str, Any], network: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each thing in which the layers of a file and of a network are quantized in another way."""
+    for name in dict.fromkeys([*network, *file]):
+        if name not in file or name not in network:
+            here, there = ("network", "file") if name in network else ("file", "network")
+            yield f"layer {name!r} is quantized in the {here} and not in the {there}"
+            continue
+        for what in dict.fromkeys([*network[name], *file[name]]):
+            ours, theirs = network[name].get(what), file[name].get(what)
+            if theirs != ours:
+                yield f"layer {name!r} has {what} {_text(theirs)} in the file, {_text(ours)} in the network"
+
+
+def _other_kinds(file: dict[str, Tensor], network: dict[str, Tensor]) -> Iterator[str]:
+    """A sentence for each tensor that is of another size or type."""
+    for name in sorted(network.keys() & file.keys()):
+        if _kind(file[name]) != _kind(network[name]):
+            yield f"{name} is {_kind(file[name])} in the file, {_kind(network[name])} in the network"
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _text(value: Any) -> str:
+    return " … ".join(map(str, value)) if isinstance(value, list) else str(value)

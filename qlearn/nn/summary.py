@@ -1,13 +1,17 @@
-"""What a network consists of after quantization: layer by layer, bits and bytes."""
+"""What a network consists of after quantization: layer by layer, bits, scales and bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from qlearn.nn.layers import QuantizedLayer
-from qlearn.nn.ptq import ObservedLayer
+from qlearn.nn.prepared import PreparedLayer
+
+COLUMNS = ("layer", "kind", "weights", "inputs", "parameters", "scales", "from", "to", "bytes")
+FIRST_NUMBER = COLUMNS.index("parameters")
 
 
 @dataclass(frozen=True)
@@ -15,9 +19,11 @@ class LayerSummary:
     """One layer that has parameters.
 
     Attributes:
-        name, kind: where it is in the model, and its class.
+        name, kind: where it is in the model, and its class; of a prepared layer, the class that was prepared.
         weights, inputs: how they are stored and computed, such as "4 bits per channel" or "float".
         parameters: how many numbers it has, scales not counted.
+        scales: how many scales its weights have; 0 in float.
+        scale_range: the smallest and the largest of them; None in float.
         bytes: what it takes in a file, scales and zero points included.
     """
 
@@ -26,6 +32,8 @@ class LayerSummary:
     weights: str
     inputs: str
     parameters: int
+    scales: int
+    scale_range: tuple[float, float] | None
     bytes: int
 
 
@@ -34,6 +42,11 @@ class Summary:
     """All layers of a model. `print` shows a table; `float_layers` names those that were left in float."""
 
     layers: tuple[LayerSummary, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has, scales not counted."""
+        return sum(layer.parameters for layer in self.layers)
 
     @property
     def bytes(self) -> int:
@@ -46,14 +59,14 @@ class Summary:
         return [layer.name for layer in self.layers if layer.weights == "float"]
 
     def __str__(self) -> str:
-        head = ("layer", "kind", "weights", "inputs", "parameters", "bytes")
-        body = [(x.name, x.kind, x.weights, x.inputs, f"{x.parameters:,}", f"{x.bytes:,}") for x in self.layers]
-        foot = ("total", "", "", "", f"{sum(x.parameters for x in self.layers):,}", f"{self.bytes:,}")
-        table = [head, *body, foot]
+        table = [COLUMNS, *map(_cells, self.layers)]
+        table.append(("total", "", "", "", f"{self.parameters:,}", "", "", "", f"{self.bytes:,}"))
+        if all(layer.scale_range is None for layer in self.layers):  # nothing but float: no columns for scales
+            table = [(*row[: FIRST_NUMBER + 1], row[-1]) for row in table]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(
-                cell.rjust(width) if i >= 4 else cell.ljust(width)
+                cell.rjust(width) if i >= FIRST_NUMBER else cell.ljust(width)
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
             for row in table
@@ -64,7 +77,10 @@ class Summary:
 
 
 def summary(model: nn.Module) -> Summary:
-    """List the layers of a model that have parameters, with their bits and bytes.
+    """List the layers of a model that have parameters, with their bits, scales and bytes.
+
+    A module that holds parameters of its own beside other modules is listed too, with its own. What is used in
+    several places is listed once, under its first name, and `save` writes it once.
 
     >>> print(summary(nn.Sequential(nn.Linear(784, 100), nn.ReLU())))
     layer  kind    weights  inputs  parameters    bytes
@@ -72,27 +88,67 @@ def summary(model: nn.Module) -> Summary:
     total                               78,500  314,000
     left in float: 0
     """
-    rows = []
-    for name, module in model.named_modules():
-        if isinstance(module, ObservedLayer) or any(True for _ in module.children()):
-            continue  # what it holds is listed by itself
-        state = module.state_dict()
-        if not state:
-            continue
-        name = name.removesuffix(".layer") or "(model)"
-        quantized = isinstance(module, QuantizedLayer)
-        rows.append(
-            LayerSummary(
-                name=name,
-                kind=type(module).__name__,
-                weights=f"{module.bits} bits {'per channel' if module.weight_scale.ndim else 'per tensor'}"
-                if quantized
-                else "float",
-                inputs=f"{module.input_bits} bits" if quantized else "float",
-                parameters=module.weight.numel() + len(module.bias)
-                if quantized
-                else sum(parameter.numel() for parameter in module.parameters()),
-                bytes=sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
-            )
-        )
-    return Summary(tuple(rows))
+    inside = {module.layer for module in model.modules() if isinstance(module, PreparedLayer)}
+    found = (
+        _summarize(name or "(model)", module)
+        for name, module in model.named_modules()
+        if module not in inside  # its row is that of the prepared layer around it
+    )
+    return Summary(tuple(row for row in found if row is not None))
+
+
+def _summarize(name: str, module: nn.Module) -> LayerSummary | None:
+    """The row of a module, if it has anything of its own that is stored."""
+    if isinstance(module, PreparedLayer):
+        return _prepared(name, module)
+    stored = list(_stored(module))
+    if not stored:
+        return None
+    if not isinstance(module, QuantizedLayer):
+        numbers = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        return LayerSummary(name, type(module).__name__, "float", "float", numbers, 0, None, _bytes(stored))
+    scale = module.weight_scale
+    return LayerSummary(
+        name=name,
+        kind=type(module).__name__,
+        weights=module.weights_text,
+        inputs=module.inputs_text,
+        parameters=module.weight.numel() + (0 if module.bias is None else module.bias.numel()),
+        scales=scale.numel(),
+        scale_range=(float(scale.min()), float(scale.max())),
+        bytes=_bytes(stored),
+    )
+
+
+def _prepared(name: str, module: PreparedLayer) -> LayerSummary:
+    """A layer that is still in float, with what it is to become."""
+    layer, config = module.layer, module.weights
+    per = {"PerTensor": "tensor", "PerAxis": "channel", "PerGroup": "group"}[type(config.granularity).__name__]
+    return LayerSummary(
+        name=name,
+        kind=f"{type(layer).__name__}, prepared",
+        weights=f"to be {config.bits} bits per {per}",
+        inputs="to stay float" if module.activations is None else f"to be {module.activations.bits} bits",
+        parameters=sum(parameter.numel() for parameter in layer.parameters()),
+        scales=0,
+        scale_range=None,
+        bytes=_bytes(module.state_dict().values()),
+    )
+
+
+def _stored(module: nn.Module) -> Iterator[Tensor]:
+    """What a module itself has in the model's state, without its children: codes packed."""
+    for key, tensor in module.state_dict().items():
+        if isinstance(tensor, Tensor) and key.partition(".")[0] not in module._modules:
+            yield tensor
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _cells(row: LayerSummary) -> tuple[str, ...]:
+    scales: tuple[str, ...] = ("", "", "")
+    if row.scale_range is not None:
+        scales = (f"{row.scales:,}", *(f"{end:.3g}" for end in row.scale_range))
+    return (row.name, row.kind, row.weights, row.inputs, f"{row.parameters:,}", *scales, f"{row.bytes:,}")

@@ -6,8 +6,8 @@ more time on collecting single images than these networks spend on learning from
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -128,17 +128,23 @@ def accuracy(model: nn.Module, images: Any, labels: Any, *, batch_size: int = 50
     """
     images, labels = _paired(images, labels)
     device = _device(model)
+    right = 0
+    with torch.no_grad(), evaluating(model):
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            right += int((model(to_inputs(x).to(device)).argmax(1) == y.to(device)).sum())
+    return right / len(images)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode in here; afterwards every module has its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    right = 0
     try:
-        with torch.no_grad():
-            for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-                right += int((model(to_inputs(x).to(device)).argmax(1) == y.to(device)).sum())
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
-    return right / len(images)
 
 
 def to_inputs(images: Any) -> Tensor:

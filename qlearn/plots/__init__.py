@@ -8,15 +8,20 @@ from qlearn.plots.affine import codes_in_use, errors_of, number_formats, number_
 from qlearn.plots.charts import bars, curves, histograms
 from qlearn.plots.granularity import against_cost, blocks, row_errors, row_ranges, ticks_below
 from qlearn.plots.integer import fixed_point_bits, four_terms, near_ties
-from qlearn.plots.network import digits, matrices
+from qlearn.plots.network import accuracy_grid, digits, matrices
+from qlearn.plots.observers import two_histograms
 from qlearn.plots.picture import Picture, picture
 from qlearn.plots.ranges import clip_curve, clip_curves, ranges_over, sorted_values
+from qlearn.plots.repair import channel_ranges, mean_shifts, straight_lines, two_weights
+from qlearn.plots.training import slopes, weight_paths
 
 __all__ = [
     "Picture",
+    "accuracy_grid",
     "against_cost",
     "bars",
     "blocks",
+    "channel_ranges",
     "clip_curve",
     "clip_curves",
     "codes_in_use",
@@ -27,6 +32,7 @@ __all__ = [
     "four_terms",
     "histograms",
     "matrices",
+    "mean_shifts",
     "near_ties",
     "number_formats",
     "number_line",
@@ -34,6 +40,11 @@ __all__ = [
     "ranges_over",
     "row_errors",
     "row_ranges",
+    "slopes",
     "sorted_values",
+    "straight_lines",
     "ticks_below",
+    "two_histograms",
+    "two_weights",
+    "weight_paths",
 ]

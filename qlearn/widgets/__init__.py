@@ -8,6 +8,18 @@ from qlearn.widgets.accumulator import explore_accumulator
 from qlearn.widgets.affine import explore_affine
 from qlearn.widgets.digit import explore_digit
 from qlearn.widgets.granularity import explore_granularity
+from qlearn.widgets.mixed_precision import explore_mixed_precision
+from qlearn.widgets.ptq import explore_ptq
+from qlearn.widgets.qat import explore_qat
 from qlearn.widgets.ranges import explore_ranges
 
-__all__ = ["explore_accumulator", "explore_affine", "explore_digit", "explore_granularity", "explore_ranges"]
+__all__ = [
+    "explore_accumulator",
+    "explore_affine",
+    "explore_digit",
+    "explore_granularity",
+    "explore_mixed_precision",
+    "explore_ptq",
+    "explore_qat",
+    "explore_ranges",
+]

@@ -246,10 +246,10 @@ def wrap(sums: Any, bits: int) -> Any:
 def raised(number: int) -> str:
     """A whole number as an exponent.
 
-    >>> raised(31)
-    '³¹'
+    >>> raised(31), raised(-4)
+    ('³¹', '⁻⁴')
     """
-    return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _high_multiply(acc: Any, m: Any, bits: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -16,7 +16,8 @@ import numpy as np
 class Slider:
     """A control for a number from `lo` to `hi`; whole numbers only if `step` is one.
 
-    `help` is the sentence that is shown when the pointer rests on the control.
+    `help` is the sentence that is shown when the pointer rests on the control. With `on_release` a move is followed
+    when the handle is let go: for what takes longer than a picture.
     """
 
     label: str
@@ -25,11 +26,13 @@ class Slider:
     hi: float
     value: float
     step: float = 1
+    on_release: bool = False
 
     def widget(self, value: float) -> ipywidgets.Widget:
         kind = ipywidgets.IntSlider if self.whole else ipywidgets.FloatSlider
         form = {} if self.whole else {"readout_format": f".{max(0, -math.floor(math.log10(self.step)))}f"}
-        return kind(value=value, min=self.lo, max=self.hi, step=self.step, continuous_update=True, **form)
+        follow = {"continuous_update": not self.on_release}
+        return kind(value=value, min=self.lo, max=self.hi, step=self.step, **follow, **form)
 
     def check(self, name: str, value: Any, lo: float, hi: float) -> float:
         """`value`, if this control can take it."""
@@ -68,6 +71,20 @@ class Choice:
                 return allowed
         names = ", ".join(f"{allowed!r} ({label})" for label, allowed in self.options.items())
         raise ValueError(f"{name}={value!r} must be one of {names}.")
+
+
+@dataclass(frozen=True)
+class Button:
+    """What is written on a button, and the sentence that is shown when the pointer rests on it."""
+
+    label: str
+    help: str
+
+    def widget(self, press: Callable[[], None]) -> ipywidgets.Widget:
+        button = ipywidgets.Button(description=self.label, tooltip=self.help)
+        button.layout = ipywidgets.Layout(width="90px", margin="2px")
+        button.on_click(lambda _: press())
+        return button
 
 
 SCHEME = Choice(

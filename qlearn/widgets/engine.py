@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from qlearn.style import DPI, DRAWING, STILL_RATIO, own_style
-from qlearn.widgets.controls import Choice, Number, Slider, rounded
+from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.footer import footer
 from qlearn.widgets.inline import flush_on_main_thread_only
 from qlearn.widgets.picture import Palette, pixels_of, prompt, to_png
@@ -61,7 +61,8 @@ class Explorer:
     Axes are fixed in `setup`: an axis that moves would have to be drawn again, which costs more than all else.
     A scene is the exception, for a few choices: it is drawn when it comes for the first time, and stored.
     A number that is None is left out of the table. The picture has a palette of 256 colours, which is quicker;
-    with `exact_colours` it has them all.
+    with `exact_colours` it has them all. `buttons` maps the names of methods to what is written on their buttons.
+    Where results come with time, from another thread too, `refresh` shows them.
 
     Args:
         start: where controls stand at first, and after a reset; without it each stands at its own `value`.
@@ -76,6 +77,7 @@ class Explorer:
     shown: ClassVar[Mapping[str, Number]] = {}
     exact_colours: ClassVar[bool] = False
     controls: Mapping[str, Slider | Choice] = {}
+    buttons: ClassVar[Mapping[str, Button]] = {}
 
     def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
         flush_on_main_thread_only()
@@ -183,6 +185,10 @@ class Explorer:
     # What happens when a control moves
 
     def _on_move(self, change: Any) -> None:
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Compute and draw again where the controls stand. An error becomes a line under them."""
         # Whoever holds the lock may be moving several controls at once; then they follow, with all of them moved.
         with DRAWING:
             if self._busy:
@@ -316,6 +322,9 @@ class Explorer:
         _set_tooltip(button, "Move all controls back to where they were at first.")
         button.on_click(lambda _: self.reset())
         self._button = button
+        self._buttons = {name: own.widget(getattr(self, name)) for name, own in self.buttons.items()}
+        row = [*self._buttons.values(), button]
+        row[0].layout.margin, button.layout.margin = button.layout.margin, row[0].layout.margin  # the first is indented
         self._message = ipywidgets.HTML()
         self._table = ipywidgets.HTML()
         self._picture = ipywidgets.Image(format="png", width=str(self.size[0]), height=str(self.size[1]))
@@ -324,7 +333,7 @@ class Explorer:
         self._page = ipywidgets.VBox(
             [
                 ipywidgets.HTML(PAGE_STYLE, layout=ipywidgets.Layout(display="none")),
-                ipywidgets.Box([*self._inputs.values(), button], layout=wrap),
+                ipywidgets.Box([*self._inputs.values(), *row], layout=wrap),
                 self._message,
                 self._table,
                 self._picture,

@@ -1,0 +1,242 @@
+"""Mixed precision: a number of bits for each layer, so that the network fits a budget and stays as good as it can.
+
+    sensitivity, layer_bytes  →  allocate_bits  →  overrides_for  →  prepare → calibrate → convert
+
+The first two measure a network, and give tables {layer: {bits: number}}. What is decided on these tables is pure
+arithmetic, and knows no network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from qlearn.config import QuantConfig
+from qlearn.nn.batches import inputs_of
+from qlearn.nn.layers import quantized
+from qlearn.nn.prepared import prepared_layers, quantizable
+from qlearn.nn.ptq import ACTIVATIONS, WEIGHTS, convert, prepare
+from qlearn.nn.summary import summary
+from qlearn.nn.training import evaluating
+
+BITS = (8, 4, 3, 2)
+
+Table: TypeAlias = Mapping[str, Mapping[int, float]]
+
+
+def sensitivity(
+    model: nn.Module,
+    batches: Iterable[Any] | Tensor,
+    *,
+    bits: Sequence[int] = BITS,
+    weights: QuantConfig = WEIGHTS,
+) -> dict[str, dict[int, float]]:
+    """How much a classifier's answers change when the weights of one layer alone are quantized.
+
+        sensitivity = mean over inputs of Σ_c p_c · log(p_c / p̂_c)        p, p̂ = softmax before and after
+
+    This Kullback-Leibler divergence is 0 where nothing changes. It needs no labels, and sees changes that are too
+    small to flip an answer.
+
+    Args:
+        model: a trained network that gives logits (…, C). It is not changed.
+        batches: as for `calibrate`: data that the network was not trained on and will not be tested on.
+        bits: what to try for each layer, 2 … 8.
+        weights: scheme, granularity and range method; its own bits do not matter.
+
+    Returns:
+        Layer name → bits → divergence, in nats.
+
+    Raises:
+        ValueError: a model without a layer to quantize, no batches, bits that a layer cannot have, outputs that are
+            not finite.
+
+    Cost: one pass through the network for each layer and number of bits, and one more.
+
+    >>> layer = nn.Linear(2, 2, bias=False)
+    >>> layer.weight.data = torch.tensor([[0.0, 1.0], [0.6, 1.0]])
+    >>> found = sensitivity(nn.Sequential(layer), torch.tensor([[1.0, 0.0]]), bits=(8, 2))  # 0.6 becomes 1.0
+    >>> {bits: round(error, 5) for bits, error in found["0"].items()}
+    {8: 0.0, 2: 0.01751}
+    """
+    inputs = list(inputs_of(batches))
+    layers = quantizable(model)
+    target = _log_softmax(model, inputs)
+    table: dict[str, dict[int, float]] = {name: {} for name in layers}
+    for name in layers or [""]:  # without any, prepare says what is wrong
+        others: dict[str, None] = {other: None for other in layers if other != name}
+        for b in bits:
+            changed = convert(prepare(model, replace(weights, bits=b), None, overrides=others))
+            logs = _log_softmax(changed, inputs)
+            table[name][b] = float((target.exp() * (target - logs)).sum(-1).mean())
+    return table
+
+
+def layer_bytes(
+    model: nn.Module,
+    *,
+    bits: Sequence[int] = BITS,
+    weights: QuantConfig = WEIGHTS,
+    activations: QuantConfig | None = ACTIVATIONS,
+) -> dict[str, dict[int, int]]:
+    """What each layer takes in a file at each number of bits: packed codes, scales, zero points and bias.
+
+    The sum over layers, and what `summary` counts for layers left in float, is the size of all tensors in the file
+    that `save` writes after prepare → calibrate → convert with the same configurations.
+
+    Args:
+        model: a network, of which only the layers' shapes matter.
+        bits: 2 … 8.
+        weights, activations: as for `prepare`; the bits of `weights` do not matter.
+
+    Returns:
+        Layer name → bits → bytes.
+
+    Raises:
+        ValueError: as `prepare` does.
+
+    >>> layer_bytes(nn.Sequential(nn.Linear(784, 100)), bits=(8, 2))  # 78,400 codes, 100 scales, 100 biases, 3 numbers
+    {'0': {8: 79212, 2: 20412}}
+    """
+    table: dict[str, dict[int, int]] = {}
+    for b in bits:
+        for layer in prepared_layers(prepare(model, replace(weights, bits=b, method="min_max"), activations)):
+            static = activations is not None and activations.method != "dynamic"
+            inputs = activations.choose_qparams(0.0, 1.0) if activations and static else activations
+            stored = quantized(layer.layer, layer.find_weight_qparams(), inputs, relu=layer.relu)
+            table.setdefault(layer.name, {})[b] = summary(stored).bytes
+    return table
+
+
+def allocate_bits(sensitivity: Table, sizes: Table, budget: float) -> dict[str, int]:
+    """Choose bits for each layer such that all together fit the budget, and the sum of their sensitivities is small.
+
+    Greedy: along `descent` until the sizes fit. What the last step saved too much is given back where that lowers the
+    sum most. The sum exceeds the smallest possible one by no more than the last step added.
+
+    The sum stands for what quantizing all layers together does, which is not quite the same: layers' errors can add
+    up to more, or cancel. What the choice is worth, a measurement of the whole network says.
+
+    Args:
+        sensitivity: layer → bits → how much it costs; any measure that may be added up.
+        sizes: layer → bits → how much room it takes, for the same layers and bits.
+        budget: of all sizes together, in their unit.
+
+    Returns:
+        Layer → bits, in the order of `sensitivity`. The same tables give the same result: of equals, the step that
+        saves less comes first, then the earlier layer.
+
+    Raises:
+        ValueError: not even the smallest sizes fit (says what they are); tables that do not have the same layers and
+            bits, or hold NaN or infinity.
+
+    Cost: O((layers · bits)²).
+    Source: Dong et al. 2020, https://arxiv.org/abs/1911.03852, choose bits by sensitivity, too. That such a greedy
+        choice lies so near to the best is known of knapsacks: Sinha and Zoltners 1979, "The multiple-choice knapsack
+        problem", Operations Research 27.
+
+    >>> sensitivity = {"first": {8: 0.0, 4: 0.1, 2: 0.9}, "last": {8: 0.0, 4: 0.2, 2: 0.6}}
+    >>> sizes = {"first": {8: 800, 4: 400, 2: 200}, "last": {8: 8000, 4: 4000, 2: 2000}}
+    >>> allocate_bits(sensitivity, sizes, budget=5_000)
+    {'first': 8, 'last': 4}
+    """
+    way = descent(sensitivity, sizes)
+    fitting = (chosen for chosen in way if _total(sizes, chosen) <= budget)
+    if (chosen := next(fitting, None)) is None:
+        smallest = sum(min(options.values()) for options in sizes.values())
+        raise ValueError(f"budget={budget:,} is too small: with the fewest bits in every layer it takes {smallest:,}.")
+    while better := _affordable(sensitivity, sizes, chosen, budget - _total(sizes, chosen)):
+        chosen = {**chosen, **better}
+    return chosen
+
+
+def descent(sensitivity: Table, sizes: Table) -> list[dict[str, int]]:
+    """The greedy way from each layer's best number of bits to its smallest size: all stops, one layer changed in each.
+
+        next step = the layer and bits with the smallest  (added sensitivity) / (saved size)
+
+    No other choice of bits has a smaller sum of sensitivities than a stop, unless it takes more room.
+
+    Args, Returns, Raises: as for `allocate_bits`, without a budget.
+
+    >>> sensitivity = {"first": {8: 0.0, 4: 0.1, 2: 0.9}, "last": {8: 0.0, 4: 0.2, 2: 0.6}}
+    >>> sizes = {"first": {8: 800, 4: 400, 2: 200}, "last": {8: 8000, 4: 4000, 2: 2000}}
+    >>> [tuple(chosen.values()) for chosen in descent(sensitivity, sizes)]
+    [(8, 8), (8, 4), (8, 2), (4, 2), (2, 2)]
+    """
+    _check(sensitivity, sizes)
+    chosen = {name: min(errors, key=lambda b: (errors[b], sizes[name][b])) for name, errors in sensitivity.items()}
+    way = [chosen]
+    while True:
+        steps = []
+        for number, (name, now) in enumerate(chosen.items()):
+            for b in sensitivity[name]:
+                saved = sizes[name][now] - sizes[name][b]
+                if saved > 0:
+                    added = sensitivity[name][b] - sensitivity[name][now]
+                    steps.append((added / saved, saved, number, name, b))
+        if not steps:
+            return way
+        *_, name, b = min(steps)
+        chosen = {**chosen, name: b}
+        way.append(chosen)
+
+
+def overrides_for(bits: Mapping[str, int], weights: QuantConfig = WEIGHTS) -> dict[str, dict[str, QuantConfig]]:
+    """The `overrides` of `prepare` that give each layer its own bits, and leave all else as in `weights`.
+
+    >>> overrides_for({"conv1": 8, "linear": 3})["linear"]["weights"].bits
+    3
+    """
+    return {name: {"weights": replace(weights, bits=b)} for name, b in bits.items()}
+
+
+def _affordable(sensitivity: Table, sizes: Table, chosen: Mapping[str, int], room: float) -> dict[str, int]:
+    """The change of one layer that lowers the sum most and fits into the room that is left; {} if there is none."""
+    changes = []
+    for number, (name, now) in enumerate(chosen.items()):
+        for b in sensitivity[name]:
+            added = sensitivity[name][b] - sensitivity[name][now]
+            taken = sizes[name][b] - sizes[name][now]
+            if added < 0 and taken <= room:
+                changes.append((added, taken, number, name, b))
+    if not changes:
+        return {}
+    *_, name, b = min(changes)
+    return {name: b}
+
+
+def _total(sizes: Table, chosen: Mapping[str, int]) -> float:
+    return sum(sizes[name][b] for name, b in chosen.items())
+
+
+def _check(sensitivity: Table, sizes: Table) -> None:
+    if not sensitivity or sensitivity.keys() != sizes.keys():
+        raise ValueError(
+            f"sensitivity has the layers {', '.join(sensitivity) or 'none'}, sizes {', '.join(sizes) or 'none'}: "
+            "both need the same ones."
+        )
+    for name in sensitivity:
+        if not sensitivity[name] or sensitivity[name].keys() != sizes[name].keys():
+            raise ValueError(
+                f"layer {name!r}: sensitivity has {sorted(sensitivity[name])} bits, sizes {sorted(sizes[name])}: "
+                "both need the same ones."
+            )
+        for table, values in (("sensitivity", sensitivity[name]), ("sizes", sizes[name])):
+            for b, value in values.items():
+                if not math.isfinite(value):
+                    raise ValueError(f"layer {name!r}: {table} at {b} bits is {value}, not a finite number.")
+
+
+def _log_softmax(model: nn.Module, inputs: Iterable[Tensor]) -> Tensor:
+    """The logarithms of what the network takes each class's probability for, in float64."""
+    with torch.no_grad(), evaluating(model):
+        logits = torch.cat([model(x) for x in inputs])
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the network's outputs are not finite: its sensitivity cannot be measured.")
+    return logits.double().log_softmax(-1)

@@ -1,0 +1,182 @@
+"""Quantization-aware training: the network learns with the rounding that it will be used with.
+
+    prepare_qat → (calibrate) → train → convert
+
+`prepare_qat` puts fake quantization into every layer, so that the loss feels it; training is the ordinary `train`;
+`convert` gives the integer network, which predicts what the fake-quantized one does.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from qlearn.affine import QParams
+from qlearn.config import QuantConfig
+from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
+from qlearn.nn.layers import QuantizedLayer, quantized, with_room_for_bias
+from qlearn.nn.prepared import Overrides, Supported, as_blocks, prepare_layers
+from qlearn.nn.ptq import WEIGHTS, ObservedLayer
+
+ACTIVATIONS = QuantConfig(method="moving_average")
+
+
+class FakeQuantizedLayer(ObservedLayer):
+    """A float layer that computes with rounded numbers, and whose weights learn from what comes out.
+
+        ŵ, x̂ = w, x fake-quantized        b̂ = b, rounded to the accumulator's grid scale_x · scale_w
+        y = layer(x̂) with ŵ and b̂ in the place of w and b, then ReLU if it is fused
+
+    While `calibrate` runs it computes in float, as every observed layer does.
+
+    Attributes:
+        weight_fake_quantize, input_fake_quantize: the two places where numbers are rounded. The second is None where
+            the input stays in float.
+        observer: gives the range of the input. In training it goes on watching, in eval mode it is left alone;
+            of a learned scale it gives the start only. None where the input is float or dynamic.
+    """
+
+    def __init__(
+        self, name: str, layer: Supported, weights: QuantConfig, activations: QuantConfig | None, *, learned: bool
+    ) -> None:
+        super().__init__(name, layer, weights, activations)
+        self.weight_fake_quantize = FakeQuantize(weights)
+        self.input_fake_quantize = None if activations is None else FakeQuantize(activations)
+        if learned:
+            self.weight_fake_quantize = LearnedFakeQuantize(weights, self.find_weight_qparams())
+            if activations is not None and self.observer is not None:
+                self.input_fake_quantize = LearnedFakeQuantize(activations)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a quantizer for the input, if it needs one."""
+        inputs = self.input_fake_quantize
+        return super().ready or (isinstance(inputs, LearnedFakeQuantize) and inputs.started)
+
+    def find_weight_qparams(self) -> QParams:
+        """The quantizer of the weights as they are now."""
+        return self.weight_fake_quantize.qparams(as_blocks(self.layer.weight.detach(), self.weights))
+
+    def find_input_qparams(self, x: Tensor) -> QParams | None:
+        """The quantizer for this input, which the observer sees first if the network is in training."""
+        inputs, observer = self.input_fake_quantize, self.observer
+        if inputs is None:
+            return None
+        if observer is None or (isinstance(inputs, LearnedFakeQuantize) and inputs.started):
+            return inputs.qparams(x)
+        if self.training:
+            observer.observe(x)
+        if not observer.seen:
+            raise RuntimeError(
+                f"layer {self.name!r}: no data has reached its input: call nn.calibrate(model, batches), or train."
+            )
+        if isinstance(inputs, LearnedFakeQuantize):
+            inputs.start(observer.qparams())
+        return observer.qparams()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the integer layer will do, in numbers that have a gradient."""
+        if self.observing or x.numel() == 0:
+            return super().forward(x)
+        try:
+            parameters, x_hat = self._rounded(x)
+        except ValueError as error:
+            raise ValueError(
+                f"layer {self.name!r}: {error} If the network was in training, a smaller learning rate may help."
+            ) from error
+        if not self.training:
+            # The integer layer's sums are exact. In float32 these would differ in the seventh digit, and one value in
+            # a million, being next to a tie, would get another code in the next layer.
+            parameters, x_hat = {name: p.double() for name, p in parameters.items()}, x_hat.double()
+        y = functional_call(self.layer, parameters, x_hat).to(x.dtype)
+        return y.relu() if self.relu else y
+
+    def converted(self) -> QuantizedLayer:
+        """The layer on codes, with the quantizers that the fake-quantized one uses in eval mode."""
+        inputs: QParams | QuantConfig | None = self.activations
+        if isinstance(self.input_fake_quantize, LearnedFakeQuantize) and self.input_fake_quantize.started:
+            inputs = self.input_fake_quantize.qparams()
+        elif self.observer is not None:
+            inputs = self.observer.qparams()
+        return quantized(self.layer, self.find_weight_qparams(), inputs, relu=self.relu)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows of the layer."""
+        return "relu" if self.relu else ""
+
+    def _rounded(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The parameters and the input that the layer computes with."""
+        weight, bias = self.layer.weight, self.layer.bias
+        inputs, weights = self.find_input_qparams(x), self.find_weight_qparams()
+        parameters = {}
+        if bias is not None:
+            if inputs is not None and self.observer is not None:
+                weights = with_room_for_bias(weights, weight.detach(), bias.detach(), inputs)
+                bias = _on_grid(bias, inputs, weights)
+            parameters["bias"] = bias
+        blocks = self.weight_fake_quantize(as_blocks(weight, self.weights), weights)
+        parameters["weight"] = blocks.reshape(weight.shape)
+        return parameters, x if self.input_fake_quantize is None else self.input_fake_quantize(x, inputs)
+
+
+def prepare_qat(
+    model: nn.Module,
+    weights: QuantConfig = WEIGHTS,
+    activations: QuantConfig | None = ACTIVATIONS,
+    overrides: Overrides | None = None,
+    learned_step_size: bool = False,
+) -> nn.Module:
+    """Copy a trained network and put fake quantization into every `Linear` and `Conv2d`, for training.
+
+    In each forward pass weights are rounded to the quantizer found in them, and inputs to that of a range which
+    follows the data in training and rests in eval mode. Gradients go straight through the rounding. Afterwards train
+    the copy as any other network, with a smaller learning rate than at first, and call `convert`. It may be
+    interrupted: what it has learnt so far can be converted too.
+
+    A `calibrate` before training is optional. It sets the input ranges, so that training starts from what
+    post-training quantization ends with; else the first batch does. Fold batch norms before.
+
+    Args:
+        model: a trained network. It is not changed.
+        weights, activations, overrides: as for `prepare`. The weights' range is found in each forward pass, so a
+            method that searches makes training slow; a learned step size does that once.
+        learned_step_size: learn the scales too (LSQ), of weights and of inputs, from where the methods start them.
+
+    Returns:
+        The copy, in evaluation mode.
+
+    Raises:
+        ValueError: as `prepare`. In training, NaN or infinity in weights or inputs (names the layer).
+        RuntimeError: in eval mode, if no data has come by yet (names the layer).
+
+    Cost: about twice that of training in float.
+    Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3;
+        learned step size: Esser et al. 2020, https://arxiv.org/abs/1902.08153.
+
+    >>> model = prepare_qat(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), QuantConfig(bits=2, symmetric=True))
+    >>> model
+    Sequential(
+      (0): FakeQuantizedLayer(
+        relu
+        (layer): Linear(in_features=4, out_features=3, bias=True)
+        (weight_fake_quantize): FakeQuantize(2 bits symmetric, PerTensor(), range by min_max)
+        (input_fake_quantize): FakeQuantize(8 bits asymmetric, PerTensor(), range by moving_average)
+      )
+      (1): Identity()
+    )
+    """
+    make = partial(FakeQuantizedLayer, learned=learned_step_size)
+    return prepare_layers(model, make, weights, activations, overrides).eval()
+
+
+def _on_grid(bias: Tensor, inputs: QParams, weights: QParams) -> Tensor:
+    """The bias as the integer layer adds it, a whole number of the accumulator's steps; gradients go straight through.
+
+    x̂ · ŵ is a whole number of these steps too, so fake-quantized and integer layer agree to float32's last digits.
+    """
+    step = torch.as_tensor(inputs.scale).double() * torch.as_tensor(weights.scale).double().reshape(-1)
+    rounded = (torch.round(bias.detach() / step) * step).to(bias.dtype)
+    return bias + (rounded - bias).detach()

@@ -1,0 +1,284 @@
+"""The explorer of lesson 07: bits for each layer, and what a network of that size can still do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
+from qlearn.widgets.accumulator import raised
+from qlearn.widgets.controls import Number, Slider, rounded
+from qlearn.widgets.engine import Explorer
+from qlearn.widgets.panels import decades, on_decades
+
+if TYPE_CHECKING:
+    from qlearn.widgets.mixed_precision_runs import Point
+
+GIVEN_UP = 1.0  # points of accuracy that the smallest network may lose
+PERCENTS = (10, 50, 80, 90, 95, 98, 99, 99.5, 99.9)  # ticks
+BOTTOM = -2.13  # of the axis of accuracies: guessing is right in 10 % and lies at −1.95
+# Colour and marker of a layer's curve, in the network's order.
+LAYERS = (
+    (BLUE, "o"),
+    (VERMILLION, "s"),
+    (GREEN, "^"),
+    (PURPLE, "D"),
+    (ORANGE, "v"),
+    (SKY, "P"),
+    (BLACK, "X"),
+    (GREY, "*"),
+)
+
+
+def explore_mixed_precision(
+    model: Any = None,
+    *,
+    network: str = "cnn",
+    method: str = "min_max",
+    pixel_ratio: float = 1,
+    **bits: int,
+) -> MixedPrecisionExplorer:
+    """Choose bits for each layer, and see accuracy and size; each setting that was tried stays on the picture.
+
+    The accuracy is that of the integer network on the first 1,000 validation digits, its size that of all tensors in
+    its file. Weights have one scale for each channel, activations 8 bits.
+
+    Args:
+        model: a trained network of your own that takes MNIST digits (N, 1, 28, 28), with at most eight layers to
+            quantize; without it `network` says which of those that come with this package.
+        network: "cnn", its batch norm folded, or "mlp".
+        method: "min_max" or "mse", by which the ranges of weights are found.
+        pixel_ratio: 2 for a picture that is sharp on a screen with device scale factor 2.
+        bits: where the sliders stand at first, 2 … 8 for each layer by its name: conv1=4. The others have 8.
+
+    Raises:
+        ImportError: PyTorch is not installed.
+        ValueError: an unknown network, method or layer, bits outside 2 … 8, a model that does not take digits, or that
+            has no layer to quantize, or too many.
+
+    Cost: a few seconds at first, for sensitivities and the greedy curve; then a move runs the network from the first
+        layer that changed.
+
+    >>> explorer = explore_mixed_precision(network="mlp", linear1=3, linear2=4)
+    >>> explorer.values, explorer.numbers["bytes"]
+    ({'linear1': 3, 'linear2': 4, 'linear3': 8}, 37116)
+    """
+    return MixedPrecisionExplorer(model, network=network, method=method, start=bits, pixel_ratio=pixel_ratio)
+
+
+class MixedPrecisionExplorer(Explorer):
+    """Accuracy against size for what was tried, for the greedy choice and for the same bits everywhere; and
+    beside it what each layer's bits cost alone."""
+
+    title = "Bits for each layer"
+    size = (800, 430)
+    shown: ClassVar = {
+        "accuracy": Number("accuracy", "%"),
+        "float_accuracy": Number("float", "%"),
+        "bytes": Number("size", "bytes"),
+        "times_smaller": Number("compression", "×"),
+        "bits_per_value": Number("bits per value"),
+        "greedy_accuracy": Number("greedy", "%"),
+        "best_bytes": Number("your best", "bytes"),
+        "tried": Number("settings tried"),
+    }
+
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        network: str = "cnn",
+        method: str = "min_max",
+        start: Mapping[str, Any] | None = None,
+        pixel_ratio: float = 1,
+    ) -> None:
+        # Here and not above: explorers of other lessons work where PyTorch is not installed.
+        try:
+            from qlearn.widgets.mixed_precision_runs import BitTrials
+        except ImportError as error:
+            need = f'explore_mixed_precision() needs PyTorch ({error}): pip install "qlearn[torch]".'
+            raise ImportError(need) from error
+        if method not in ("min_max", "mse"):
+            raise ValueError(f"method={method!r} must be 'min_max' or 'mse'.")
+        self._trials = BitTrials(model, network, method)
+        self._greedy, self._uniform = self._trials.greedy(), self._trials.uniform()
+        self._tried: dict[tuple[int, ...], Point] = {}
+        self.controls = {
+            name: Slider(name, f"How many bits a weight of the layer {name} has.", 2, 8, 8)
+            for name in self._trials.layers
+        }
+        super().__init__(start=start, pixel_ratio=pixel_ratio)
+
+    def reset(self) -> None:
+        """Move all controls back to where they were at first, and forget what was tried."""
+        with DRAWING:
+            self._tried.clear()
+            super().reset()
+
+    def compute(self, *_: Any, **bits: int) -> dict[str, Any]:
+        """The numbers of this setting, which from now on counts as tried."""
+        trials = self._trials
+        now = trials.point(tuple(bits[name] for name in trials.layers))
+        self._tried[now.setting] = now
+        tried = list(self._tried.values())
+        best = smallest_that_will_do(tried, trials.float_percent - GIVEN_UP - 1e-9)  # for the last bit of a float
+        greedy = next((stop for stop in self._greedy if stop.bytes <= now.bytes), None)
+        return {
+            "accuracy": now.percent,
+            "float_accuracy": trials.float_percent,
+            "bytes": now.bytes,
+            "times_smaller": trials.float_bytes / now.bytes,
+            "bits_per_value": 8 * now.bytes / trials.parameters,
+            "greedy_accuracy": greedy and greedy.percent,
+            "best_bytes": best and best.bytes,
+            "tried": len(tried),
+            "now": now,
+            "points": tried,
+            "front": front(tried),
+            "best": best,
+            "greedy": greedy,
+            "bits": bits,
+            "layer_bytes": {name: trials.sizes[name][b] for name, b in bits.items()},
+            "sensitivity": {name: trials.sensitivity[name][b] for name, b in bits.items()},
+        }
+
+    def setup(self, figure: Figure) -> list[Artist]:
+        left, right = (figure.add_axes(box) for box in ((0.075, 0.12, 0.535, 0.81), (0.705, 0.51, 0.28, 0.42)))
+        artists = [*self._setup_sizes(left), *self._setup_layers(right)]
+        # Learners' points go everywhere on the left, so its legend stands beside it.
+        figure.legend(
+            handles=left.get_legend_handles_labels()[0],
+            loc="lower right",
+            bbox_to_anchor=(0.97, 0.02),
+            markerscale=0.8,
+            labelspacing=0.7,
+        )
+        return artists
+
+    def update(self, result: dict[str, Any]) -> None:
+        best, greedy = result["best"], result["greedy"]
+        for name, points in {
+            "tried": result["points"],
+            "front": result["front"],
+            "greedy": [greedy] if greedy else [],
+            "best": [best] if best else [],
+            "now": [result["now"]],
+        }.items():
+            self._marks[name].set_data(*_places(points))
+        at = list(result["bits"].values())
+        self._cost.set_data(at, on_decades(list(result["sensitivity"].values()), self._low))
+
+    def explain(self, result: dict[str, Any]) -> list[str]:
+        parts = [f"{name} {size:,}" for name, size in result["layer_bytes"].items()]
+        if self._trials.other_bytes:
+            parts.append(f"layers in float {self._trials.other_bytes:,}")
+        steps = [f"{' + '.join(parts)} = {result['bytes']:,} bytes"]
+        if (stop := result["greedy"]) is None:
+            return [*steps, "greedy finds nothing as small"]
+        bits = ", ".join(f"{name} {b}" for name, b in zip(self._trials.layers, stop.setting, strict=True))
+        return [*steps, f"greedy: {bits} bits take {stop.bytes:,} bytes and get {rounded(stop.percent)} % right"]
+
+    # The panels
+
+    def _setup_sizes(self, axes: Axes) -> list[Artist]:
+        greedy, uniform = self._greedy, self._uniform
+        axes.set_title("Accuracy against size: up and to the left is better")
+        axes.set_xlabel("size of the file's tensors, kB")
+        axes.set_ylabel("accuracy on 1,000 digits, %")
+        known = [*uniform, *greedy]
+        smallest, largest = (end(point.bytes for point in known) / 1000 for end in (min, max))
+        pad = 0.06 * (largest - smallest)
+        axes.set_xlim(smallest - pad, largest + pad)
+        best = max(self._trials.float_percent, *(point.percent for point in known))
+        top = height(best) + 0.3
+        axes.set_ylim(BOTTOM, top)
+        shown = [percent for percent in PERCENTS if height(percent) < top]
+        axes.set_yticks([height(percent) for percent in shown], [f"{percent:g}" for percent in shown])
+        axes.grid()
+        self._levels(axes)
+        axes.plot(*_places(uniform), "^", color=ORANGE, markersize=7, label="same bits everywhere")
+        for point in uniform:
+            axes.annotate(
+                str(point.setting[0]), (point.bytes / 1000, height(point.percent)), (0, -12), ha="center",
+                textcoords="offset points", fontsize=7.5, color=INK,
+            )  # fmt: skip
+        axes.plot(
+            *_places(greedy), "-", color=BLUE, marker=".", markersize=5, linewidth=1.2, label="greedy by sensitivity"
+        )
+        ring: dict[str, Any] = {"color": "none", "markeredgecolor": BLACK, "markersize": 12, "markeredgewidth": 1.4}
+        styles: dict[str, dict[str, Any]] = {
+            "tried": {"marker": "o", "color": GREY, "linestyle": "", "markersize": 5, "label": "tried"},
+            "front": {"color": BLACK, "linewidth": 1.2, "drawstyle": "steps-post", "label": "the best of them"},
+            "greedy": {**ring, "marker": "o", "markeredgecolor": BLUE, "label": "greedy, no larger than now"},
+            "best": {"marker": "*", "color": GREEN, "linestyle": "", "markersize": 13, "label": "your best"},
+            "now": {**ring, "marker": "s", "label": "now"},
+        }
+        self._marks = {name: axes.plot([], [], **style)[0] for name, style in styles.items()}
+        return list(self._marks.values())
+
+    def _levels(self, axes: Axes) -> None:
+        """The float network's accuracy, and the one that is still good enough."""
+        right = axes.get_xlim()[1]
+        for percent, text, style, side in (
+            (self._trials.float_percent, "float", ":", "bottom"),
+            (self._trials.float_percent - GIVEN_UP, f"{GIVEN_UP:g} point less", "--", "top"),
+        ):
+            axes.axhline(height(percent), color=GREY, linewidth=1, linestyle=style)
+            axes.text(right, height(percent), text, ha="right", va=side, fontsize=7.5, color=GREY)
+
+    def _setup_layers(self, axes: Axes) -> list[Artist]:
+        table = self._trials.sensitivity
+        axes.set_title("Sensitivity of each layer alone")
+        axes.set_xlabel("bits")
+        axes.set_ylabel("divergence, nats")
+        bits = list(next(iter(table.values())))
+        axes.set_xlim(bits[0] - 0.4, bits[-1] + 0.4)
+        axes.set_xticks(bits)
+        values = np.array([list(errors.values()) for errors in table.values()])
+        self._low, high = decades(np.where(values > 0, values, np.nan)) if (values > 0).any() else (-6, 0)
+        axes.set_ylim(self._low - 0.3, high + 0.3)
+        powers = range(self._low, high + 1, -(-(high - self._low) // 5))
+        axes.set_yticks(list(powers), [f"10{raised(power)}" for power in powers])
+        axes.grid()
+        for (name, errors), (colour, marker) in zip(table.items(), LAYERS, strict=False):
+            places = on_decades(list(errors.values()), self._low)
+            axes.plot(bits, places, marker=marker, color=colour, markersize=5, linewidth=1.2, label=name)
+        (self._cost,) = axes.plot(
+            [], [], "s", color="none", markeredgecolor=BLACK, markersize=11, markeredgewidth=1.4, label="now"
+        )
+        axes.legend(loc="upper right", markerscale=0.8, ncols=1 + len(table) // 4, borderaxespad=0)
+        return [self._cost]
+
+
+def height(percent: Any) -> Any:
+    """Where an accuracy lies on an axis on which every halving of the errors is as high as any other.
+
+    >>> float(height(90.0)), float(height(0.0))
+    (-1.0, -2.0)
+    """
+    return -np.log10(np.maximum(100 - np.asarray(percent, np.float64), 0.05))
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points to which no other is preferable, from small to large: nothing as small is as good."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.bytes, -p.percent)):
+        if not best or point.percent > best[-1].percent:
+            best.append(point)
+    return best
+
+
+def smallest_that_will_do(points: Sequence[Point], percent: float) -> Point | None:
+    """The smallest of the points with at least this accuracy; of several, the most accurate; None if there is none."""
+    good = [point for point in points if point.percent >= percent]
+    return min(good, key=lambda p: (p.bytes, -p.percent), default=None)
+
+
+def _places(points: Sequence[Point]) -> tuple[list[float], Any]:
+    """Where points lie on the picture."""
+    return [point.bytes / 1000 for point in points], height([point.percent for point in points])

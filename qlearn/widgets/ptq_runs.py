@@ -1,0 +1,224 @@
+"""A network quantized in every way that the explorer of lesson 05 offers: what that explorer does with PyTorch.
+
+Whatever can be used again is found once: what the observers have seen, the scales of each layer, the layers
+themselves, and the answers of each setting.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qlearn import datasets, nn
+from qlearn.affine import QParams, fake_quantize
+from qlearn.config import QuantConfig
+from qlearn.granularity import Granularity, PerAxis, PerTensor
+from qlearn.nn.layers import quantized
+from qlearn.nn.prepared import PreparedLayer, as_blocks, prepared_layers
+
+SIDE = 28
+DIGITS = 1000  # test digits that are shown to the networks
+IN_CACHE = 1 << 19  # numbers: so many digits at once that what lies between two layers stays in the processor's cache
+FLOAT = "float"
+GRANULARITIES: dict[str, Granularity] = {"channel": PerAxis(0), "tensor": PerTensor()}
+
+
+class Setting(NamedTuple):
+    """How a network is quantized: `weight_bits` and `activation_bits` are 2 … 8 or "float"."""
+
+    weight_bits: int | str
+    activation_bits: int | str
+    granularity: str
+    method: str
+
+
+class Outcome(NamedTuple):
+    """What comes of it: the answer to each digit, and the size in bytes."""
+
+    says: np.ndarray
+    bytes: int
+
+
+class Network:
+    """A trained network, and what becomes of it when it is quantized after training.
+
+    Args:
+        model: "mlp" or "cnn", the networks that come with this package; or one of the learner's own.
+
+    Attributes:
+        layers: the names of the layers that are quantized.
+        floats: what the float network answers, and its size.
+        seconds: how long it took for that.
+
+    Raises:
+        ValueError: a model that has no layer to quantize, or does not take MNIST digits.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._float = nn.load_trained(model) if isinstance(model, str) else copy.deepcopy(model).eval()
+        self._at_once = max(1, IN_CACHE // largest_activation(self._float))
+        self._calibrated = lru_cache(None)(self._calibrate)
+        self._input_qparams = lru_cache(256)(self._find_input_qparams)
+        self._weight_qparams = lru_cache(256)(self._find_weight_qparams)
+        self._layer = lru_cache(32)(self._make_layer)
+        self.outcome = lru_cache(1024)(self._find_outcome)
+        self.layers = [layer.name for layer in self._prepared("min_max").values()]
+        begin = time.perf_counter()
+        self.floats = self.outcome(Setting(FLOAT, FLOAT, "channel", "min_max"))
+        self.seconds = time.perf_counter() - begin
+
+    def weight(self, layer: str) -> Tensor:
+        """The trained weights of a layer."""
+        return self._prepared("min_max")[layer].weight.detach()
+
+    def quantized_weight(self, layer: str, setting: Setting) -> Tensor:
+        """The weights that it has in this setting, as numbers."""
+        qparams = self.weight_qparams(layer, setting)
+        return self.weight(layer) if qparams is None else fake_quantize(self.weight(layer), qparams)
+
+    def weight_qparams(self, layer: str, setting: Setting) -> QParams | None:
+        """The quantizer of a layer's weights; None for float."""
+        if setting.weight_bits == FLOAT:
+            return None
+        return self._weight_qparams(layer, setting.weight_bits, setting.granularity, setting.method)
+
+    def input_qparams(self, layer: str, setting: Setting) -> QParams | None:
+        """The quantizer of a layer's input; None for float."""
+        if setting.activation_bits == FLOAT:
+            return None
+        return self._input_qparams(layer, setting.activation_bits, setting.method)
+
+    def quantized(self, setting: Setting) -> Any:
+        """The network of this setting: the same that `prepare`, `calibrate` and `convert` make."""
+        if setting.weight_bits == setting.activation_bits == FLOAT:
+            return self._float
+        prepared = self._calibrated(setting.method)
+        made = {id(layer): self._layer(layer.name, setting) for layer in prepared_layers(prepared)}
+        return copy.deepcopy(prepared, made)  # which takes what is made already instead of copying it
+
+    def _find_outcome(self, setting: Setting) -> Outcome:
+        with torch.no_grad():
+            model = self.quantized(setting)
+            quick = copy.deepcopy(model, {id(m): PoolOfFour() for m in model.modules() if pools_four(m)})
+            says = torch.cat([quick(x).argmax(1) for x in _inputs().split(self._at_once)])
+            return Outcome(says.numpy().astype(np.int16), nn.summary(model).bytes)
+
+    def _calibrate(self, method: str) -> Any:
+        prepared = nn.prepare(self._float, _weights(8, "channel", "min_max"), QuantConfig(method=method))
+        return nn.calibrate(prepared, nn.to_inputs(_mnist().calibration.images), progress=False)
+
+    def _prepared(self, method: str) -> dict[str, PreparedLayer]:
+        return {layer.name: layer for layer in prepared_layers(self._calibrated(method))}
+
+    def _find_input_qparams(self, layer: str, bits: int, method: str) -> QParams:
+        """What the observer has seen does not depend on the bits; what it makes of it does."""
+        observer = copy.copy(self._prepared(method)[layer].observer)
+        observer.config = dataclasses.replace(observer.config, bits=bits)
+        return observer.qparams()
+
+    def _find_weight_qparams(self, layer: str, bits: int, granularity: str, method: str) -> QParams:
+        config = _weights(bits, granularity, method)
+        return config.find_qparams(as_blocks(self.weight(layer), config))
+
+    def _make_layer(self, name: str, setting: Setting) -> Any:
+        prepared = self._prepared(setting.method)[name]
+        weights, inputs = self.weight_qparams(name, setting), self.input_qparams(name, setting)
+        if weights is not None:
+            return quantized(prepared.layer, weights, inputs, relu=prepared.relu)
+        assert inputs is not None
+        return RoundedInput(prepared.layer, inputs, relu=prepared.relu)
+
+
+class RoundedInput(torch.nn.Module):
+    """A float layer whose input is rounded: activations in few bits, weights in float."""
+
+    def __init__(self, layer: Any, qparams: QParams, *, relu: bool) -> None:
+        super().__init__()
+        self.layer, self.qparams, self.relu = layer, qparams, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(fake_quantize(x, self.qparams))
+        return y.relu() if self.relu else y
+
+
+class PoolOfFour(torch.nn.Module):
+    """`MaxPool2d(2)`, ten times as quick on the processor: the largest of four slices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+        above, below = x[..., 0:height:2, :width], x[..., 1:height:2, :width]
+        rows = torch.maximum(above, below)
+        return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels that are shown."""
+    images, labels = _mnist().test
+    return images[:DIGITS], labels[:DIGITS]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """On pieces as small as these, threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _weights(bits: int, granularity: str, method: str) -> QuantConfig:
+    return QuantConfig(bits, symmetric=True, granularity=GRANULARITIES[granularity], method=method)
+
+
+def pools_four(module: Any) -> bool:
+    if type(module) is not torch.nn.MaxPool2d or module.return_indices or module.ceil_mode:
+        return False
+    sizes = module.kernel_size, module.stride, module.padding, module.dilation
+    return all(size in (value, (value, value)) for size, value in zip(sizes, (2, 2, 0, 1), strict=True))
+
+
+def largest_activation(model: Any) -> int:
+    """How many numbers the largest activation of one digit has.
+
+    Raises:
+        ValueError: the model does not take digits, or does not give logits.
+    """
+    sizes = [SIDE * SIDE]
+    hooks = [
+        module.register_forward_hook(lambda _, __, y: sizes.append(y[0].numel()) if isinstance(y, Tensor) else None)
+        for module in model.modules()
+    ]
+    try:
+        with torch.no_grad():
+            shape = tuple(model(_inputs()[:2]).shape)
+    except Exception as error:
+        raise ValueError(
+            f"this model does not take MNIST digits, inputs of shape (N, 1, {SIDE}, {SIDE}): {error}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(shape) != 2 or shape[0] != 2 or shape[1] < 10:
+        raise ValueError(f"for two digits this model gives shape {shape}: logits of shape (2, 10) are needed.")
+    return max(sizes)
+
+
+@lru_cache(maxsize=1)
+def _mnist() -> Any:
+    return datasets.mnist_arrays()
+
+
+@lru_cache(maxsize=1)
+def _inputs() -> Tensor:
+    return nn.to_inputs(digits()[0])

@@ -1,0 +1,349 @@
+"""The explorer of lesson 06: the staircase, what training takes for its slope, and a training that can be watched."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, ORANGE, PALE, VERMILLION
+from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
+from qlearn.widgets.engine import Explorer
+from qlearn.widgets.panels import plain
+
+RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+REACH = 2.0  # of the axis of x, in units of the last tick
+PLACES = np.linspace(-REACH, REACH, 2001)
+EARLIER = 6  # so many other trainings are shown beside
+STEPS = 430  # of a training; `qat_runs` has the same number
+BEST_PERCENT = 99.7  # the upper end of the axis of accuracies
+LOSSES = -2.5, 1.0  # powers of ten
+
+
+def explore_qat(
+    model: Any = None,
+    *,
+    bits: int = 2,
+    rate: float = 0.004,
+    learned: bool = True,
+    x: float = 0.6,
+    pixel_ratio: float = 1,
+) -> QATExplorer:
+    """Train a network with fake quantization, and watch: the staircase, its surrogate gradient, and the accuracy.
+
+    The button Train (or `start()`) trains in the background for one epoch of MNIST, Stop (or `stop()`) ends it early;
+    cells can be run meanwhile. `train()` does the same and returns when it is done. Each setting keeps its curve.
+
+    Args:
+        model: a trained network of your own that takes MNIST digits; without it the MLP that comes with this package.
+        bits: of the weights, 2 … 8; one scale for each channel. Activations have 8.
+        rate: the learning rate of the first step: 0.0005, 0.001, … 0.032.
+        learned: the scales are learnt (LSQ), from the MSE range on; else they are found by min-max in every step, and
+            the gradient goes straight through.
+        x: the value whose arithmetic is shown, in units of the last tick.
+        pixel_ratio: 2 for a picture that is sharp on a screen with device scale factor 2.
+
+    Raises:
+        ImportError: PyTorch is not installed.  ValueError: a control that cannot take its value.
+
+    Cost: a training takes a few seconds on one core.
+
+    >>> explorer = explore_qat(bits=2, learned=False)
+    >>> explorer.numbers["step"], explorer.numbers["float_percent"] > 97, explorer.numbers["qat_percent"] < 60
+    (0, True, True)
+    """
+    return QATExplorer(model, start={"bits": bits, "rate": rate, "learned": learned, "x": x}, pixel_ratio=pixel_ratio)
+
+
+class QATExplorer(Explorer):
+    """The staircase with what training takes for its slope, and curves that grow while a network is trained.
+
+    A training belongs to its settings: bits, learning rate and gradient. Another setting ends it and shows its own.
+    """
+
+    title = "Quantization-aware training"
+    size = (800, 450)
+    shown: ClassVar = {
+        "float_percent": Number("float", "%"),
+        "ptq_percent": Number("PTQ", "%"),
+        "qat_percent": Number("QAT", "%"),
+        "step": Number("step", f"of {STEPS}"),
+        "loss": Number("loss"),
+        "changed_percent": Number("codes changed", "%"),
+    }
+    buttons: ClassVar = {
+        "start": Button("Train", "Train for one epoch with these settings. The curves grow meanwhile."),
+        "stop": Button("Stop", "End the training. What the network has learnt so far stays."),
+    }
+
+    def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+        # Here and not above: explorers of other lessons work where PyTorch is not installed.
+        from qlearn.widgets import qat_runs
+
+        self._torch = qat_runs
+        self._float = qat_runs.own_copy(model)
+        self._ptq_percent = lru_cache(lambda bits: qat_runs.post_training_percent(self._float, bits))
+        self._staircase = lru_cache(lambda bits, learned: qat_runs.staircase(PLACES, bits, learned))
+        self._float_percent = qat_runs.float_percent(self._float)
+        self._runs: dict[tuple[int, float, bool], Any] = {}
+        self.controls = {
+            "bits": Slider("weight bits", "How many bits a weight has. Activations have 8.", 2, 8, 2, on_release=True),
+            "rate": Choice(
+                "learning rate", "Of the first step; it falls to 0.", {f"{r:g}": r for r in RATES}, 0.004, slide=True
+            ),
+            "learned": Choice(
+                "gradient",
+                "Straight through: scales by min-max in every step. LSQ: scales are learnt, from the MSE range on.",
+                {"straight through": False, "learned scale (LSQ)": True},
+                True,
+            ),
+            "x": Slider("one value", "A value to follow, in units of the last tick.", -REACH, REACH, 0.6, 0.01),
+        }
+        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        self._mark_buttons()
+        _replaces(self)
+
+    # What a learner calls
+
+    def train(self) -> None:
+        """Train with these settings and return when it is done."""
+        run = self._new_run()
+        run.train(self.refresh)
+        self.refresh()
+
+    def start(self) -> None:
+        """Train with these settings in the background. Nothing happens if that is being done already."""
+        with DRAWING:
+            if self._run.running:
+                return
+            self._new_run().start(self.refresh)
+            self._mark_buttons()
+
+    def stop(self) -> None:
+        """End the training in the background and wait for its last step."""
+        for run in list(self._runs.values()):
+            run.stop(wait=True)
+        self.refresh()
+
+    @property
+    def running(self) -> bool:
+        """Whether a training is under way in the background."""
+        return any(run.running for run in self._runs.values())
+
+    @property
+    def model(self) -> Any:
+        """The fake-quantized network of these settings as trained so far; `nn.convert` makes an integer one of it."""
+        return self._run.model
+
+    def close(self) -> None:
+        """End the training and take the controls off the page."""
+        self.stop()
+        self._page.close()
+
+    # What the engine asks for
+
+    def compute(self, bits: int, rate: float, learned: bool, x: float) -> dict[str, Any]:
+        """All numbers and arrays of the picture, with the training of these settings as far as it has come."""
+        run = self._run_of(bits, rate, learned)
+        points = list(run.points)  # the training may add another one meanwhile
+        x_hat, of_x, of_scale = self._staircase(bits, learned)
+        one = [float(values[0]) for values in self._torch.staircase([x], bits, learned)]
+        others = [list(other.points) for (b, _, _), other in self._runs.items() if b == bits and other is not run]
+        return {
+            "bits": bits,
+            "learned": learned,
+            "float_percent": self._float_percent,
+            "ptq_percent": self._ptq_percent(bits),
+            "qat_percent": points[-1].percent,
+            "step": points[-1].step,
+            "loss": None if math.isnan(points[-1].loss) else points[-1].loss,
+            "changed_percent": points[-1].changed_percent,
+            "points": np.array(points),
+            "others": [np.array(other) for other in others if len(other) > 1][-EARLIER:],
+            "x_hat": x_hat,
+            "of_x": of_x,
+            "of_scale": of_scale,
+            "one": (x, *one),
+        }
+
+    def setup(self, figure: Figure) -> list[Artist]:
+        boxes = [
+            (left, bottom, 0.4, height) for left in (0.06, 0.575) for bottom, height in ((0.46, 0.47), (0.11, 0.24))
+        ]
+        above, below, right, lower = (figure.add_axes(box) for box in boxes)
+        return [*self._setup_staircase(above, below), *self._setup_curves(right, lower)]
+
+    def update(self, result: dict[str, Any]) -> None:
+        self._stairs.set_data(PLACES, result["x_hat"])
+        self._of_x.set_data(PLACES, result["of_x"])
+        self._of_scale.set_data(PLACES, result["of_scale"])
+        x, x_hat, of_x, _ = result["one"]
+        for line in self._at:
+            line.set_xdata([x, x])
+        self._one.set_data([x], [x_hat])
+        self._one_slope.set_data([x], [of_x])
+        steps, percents, losses, _ = result["points"].T
+        self._accuracy.set_data(steps, _height(percents))
+        self._loss.set_data(steps, np.log10(losses))
+        self._now.set_data(steps[-1:], _height(percents[-1:]))
+        for line, percent in ((self._ptq, "ptq_percent"), (self._reference, "float_percent")):
+            line.set_ydata([_height(result[percent])] * 2)
+        for i, (accuracies, losses_) in enumerate(self._others):
+            points = result["others"][i].T if i < len(result["others"]) else np.full((4, 1), np.nan)
+            accuracies.set_data(points[0], _height(points[1]))
+            losses_.set_data(points[0], np.log10(points[2]))
+
+    def explain(self, result: dict[str, Any]) -> list[str]:
+        x, x_hat, of_x, of_scale = result["one"]
+        quant_max = 2 ** (result["bits"] - 1) - 1
+        steps = [
+            f"x = {rounded(x)}, scale = 1/{quant_max}",
+            f"x / scale = {rounded(x * quant_max)}",
+            f"code {round(x_hat * quant_max)}",
+            f"x̂ = {rounded(x_hat)}",
+            f"slope of the staircase: 0; training takes ∂x̂/∂x = {rounded(of_x)}",
+        ]
+        if result["learned"]:
+            steps.append(f"∂x̂/∂scale = {rounded(of_scale * quant_max)}")
+        return steps
+
+    # Trainings
+
+    @property
+    def _key(self) -> tuple[int, float, bool]:
+        values = self.values
+        return values["bits"], values["rate"], values["learned"]
+
+    @property
+    def _run(self) -> Any:
+        return self._run_of(*self._key)
+
+    def _run_of(self, bits: int, rate: float, learned: bool) -> Any:
+        key = bits, rate, learned
+        if key not in self._runs:
+            self._runs[key] = self._torch.Run(self._float, bits, rate, learned)
+        return self._runs[key]
+
+    def _new_run(self) -> Any:
+        """A training from the start, in the place of the one that these settings have had before."""
+        if self._run.begun:
+            self._run.stop(wait=False)
+            self._runs.pop(self._key)
+        return self._run
+
+    def _follow(self) -> None:
+        for key, run in list(self._runs.items()):
+            if key != self._key:
+                run.stop(wait=False)  # it may be waiting for the lock that we hold
+        super()._follow()
+        self._mark_buttons()
+        if self._run.error is not None:
+            self._complain(self._run.error)
+
+    def _mark_buttons(self) -> None:
+        running = self._run.running
+        self._buttons["start"].disabled = running
+        self._buttons["stop"].disabled = not running
+
+    # The panels
+
+    def _setup_staircase(self, above: Axes, below: Axes) -> list[Artist]:
+        above.set_title("The staircase $\\hat{x}(x)$, ticks from −1 to 1")
+        above.set_xlim(-REACH, REACH)
+        above.set_ylim(-1.45, 1.45)
+        above.set_yticks([-1, 0, 1], ["−1", "0", "1"])
+        above.tick_params(labelbottom=False)
+        above.grid()
+        (self._line,) = above.plot(
+            [-REACH, REACH], [-REACH, REACH], color=GREY, linewidth=1.1, linestyle=(0, (4, 2)), label="$x$"
+        )
+        (self._stairs,) = above.plot([], [], color=BLUE, linewidth=1.8, label="$\\hat{x}$")
+        above.legend(loc="upper left")
+        below.set_title("What training takes for its slope")
+        below.set_xlim(-REACH, REACH)
+        below.set_ylim(-2.1, 1.4)
+        below.set_yticks([-1, 0, 1], ["−1", "0", "1"])
+        below.set_xlabel("x, in units of the last tick")
+        below.grid()
+        (self._of_x,) = below.plot([], [], color=VERMILLION, linewidth=1.8, label="$\\partial\\hat{x}/\\partial x$")
+        (self._of_scale,) = below.plot(
+            [], [], color=ORANGE, linewidth=1.3, linestyle=(0, (3, 1)),
+            label="$\\partial\\hat{x}/\\partial$scale / quant_max",
+        )  # fmt: skip
+        below.legend(loc="lower center", ncols=2, columnspacing=1.2, borderaxespad=0.1)
+        self._at = [
+            axes.plot([0, 0], [-1.4, 1.4], color=BLACK, linewidth=0.9, linestyle=":")[0] for axes in (above, below)
+        ]
+        (self._one,) = above.plot([], [], "D", color=GREEN, markersize=7, markeredgecolor="white")
+        (self._one_slope,) = below.plot([], [], "D", color=GREEN, markersize=7, markeredgecolor="white")
+        return [self._stairs, self._of_x, self._of_scale, *self._at, self._one, self._one_slope]
+
+    def _setup_curves(self, right: Axes, lower: Axes) -> list[Artist]:
+        right.set_title("Accuracy on 1,000 validation digits (%)")
+        right.set_xlim(-6, STEPS + 6)
+        lower.set_xlim(-6, STEPS + 6)
+        ticks = [0, 50, 80, 90, 95, 98, 99]
+        right.set_yticks(_height(ticks), [str(tick) for tick in ticks])
+        right.set_ylim(_height(0) - 0.05, _height(BEST_PERCENT))
+        right.tick_params(labelbottom=False)
+        right.grid()
+        lower.set_title("Loss on the training digits")
+        lower.set_ylim(*LOSSES)
+        powers = range(math.ceil(LOSSES[0]), math.floor(LOSSES[1]) + 1)
+        lower.set_yticks(list(powers), [plain(10.0**power) for power in powers])
+        lower.set_xlabel("step of training, 128 digits each")
+        lower.grid()
+        ends = [-6, STEPS + 6]
+        (self._reference,) = right.plot(ends, [0, 0], color=GREY, linewidth=1.1, linestyle=":", label="float")
+        (self._ptq,) = right.plot(
+            ends, [0, 0], color=BLACK, linewidth=1.3, linestyle=(0, (5, 2)), label="PTQ, MSE range"
+        )
+        self._others = [
+            (right.plot([], [], color=PALE, linewidth=1.2)[0], lower.plot([], [], color=PALE, linewidth=1.0)[0])
+            for _ in range(EARLIER)
+        ]
+        self._others[0][0].set_label("QAT, other settings")
+        (self._accuracy,) = right.plot([], [], color=VERMILLION, linewidth=1.7, label="QAT")
+        (self._now,) = right.plot([], [], "D", color=VERMILLION, markersize=6, markeredgecolor="white")
+        (self._loss,) = lower.plot([], [], color=VERMILLION, linewidth=1.5)
+        right.legend(loc="lower right", ncols=2)
+        others = [line for pair in self._others for line in pair]
+        return [*others, self._reference, self._ptq, self._accuracy, self._now, self._loss]
+
+
+def _height(percent: Any) -> Any:
+    """Where an accuracy lies on the axis: logarithmic in what is missing to 100 %."""
+    return -np.log10(100 - np.minimum(percent, BEST_PERCENT))
+
+
+# --- a cell that is run again ----------------------------------------------------------------------------------------
+
+_of_cell: dict[str, weakref.ref[QATExplorer]] = {}
+
+
+def _replaces(explorer: QATExplorer) -> None:
+    """An explorer that is made in a cell ends the training of the one that the same cell has made before."""
+    cell = _this_cell()
+    if cell is None:
+        return
+    before = _of_cell.get(cell, lambda: None)()
+    _of_cell[cell] = weakref.ref(explorer)
+    if before is not None and before.running:
+        before.stop()
+
+
+def _this_cell() -> str | None:
+    """The id of the notebook cell that is being run, where a front end tells it."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    parent = getattr(get_ipython(), "parent_header", None) or {}
+    return parent.get("metadata", {}).get("cellId")

@@ -1,0 +1,191 @@
+"""Batch norms are folded into the layers before them, and the network computes what it did."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import qlearn
+from networks import copy_is_separate, random_images, random_network
+from qlearn import datasets
+from qlearn.nn.folding import folded
+from qlearn.nn.training import to_inputs
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def trained_norm(kind, size):
+    norm = kind(size)
+    norm.running_mean, norm.running_var = torch.randn(size), 0.5 + torch.rand(size)
+    return norm.eval()
+
+
+@given(st.integers(0, 10_000))
+def test_any_network_computes_what_it_did(seed):
+    model = random_network(seed)
+    before = copy.deepcopy(model.state_dict())
+    simple = qlearn.nn.fold_batch_norm(model)
+    assert not any(isinstance(module, NORMS) for module in simple.modules())
+    x = random_images(seed)
+    with torch.no_grad():
+        wanted, found = model(x), simple(x)
+    # Sums of a few hundred float64 products through at most six layers: measured below 1e-14 of the largest.
+    assert (wanted - found).abs().max() <= 1e-12 * wanted.abs().max()
+    assert copy_is_separate(before, model)
+    assert not simple.training
+    assert [name for name, _ in simple.named_modules()] == [name for name, _ in model.named_modules()]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_numpy_and_pytorch_fold_alike_and_as_the_definition_says(bias):
+    torch.manual_seed(0)
+    layer, norm = nn.Linear(6, 4, bias=bias).double(), trained_norm(nn.BatchNorm1d, 4).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    parts = {"gamma": norm.weight, "beta": norm.bias, "mean": norm.running_mean, "var": norm.running_var}
+    parts = {name: value.detach() for name, value in parts.items()}
+    by_torch = folded(layer.weight.detach(), layer.bias.detach() if bias else None, **parts)
+    by_numpy = folded(
+        layer.weight.detach().numpy(),
+        layer.bias.detach().numpy() if bias else None,
+        **{name: value.numpy() for name, value in parts.items()},
+    )
+    for a, b in zip(by_torch, by_numpy, strict=True):
+        np.testing.assert_allclose(a.numpy(), b, rtol=1e-15)  # one rounding: pow differs in its last digit
+    x = torch.randn(7, 6, dtype=torch.float64)
+    weight, shift = by_torch
+    with torch.no_grad():
+        torch.testing.assert_close(x @ weight.T + shift, norm(layer(x)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_pytorch_s_own_folding_agrees(affine):
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(4, 6, 3, groups=2).double(), nn.BatchNorm2d(6, affine=affine).double()
+    norm.running_mean, norm.running_var = torch.randn(6).double(), 0.5 + torch.rand(6).double()
+    model = nn.Sequential(conv, norm).eval()
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    wanted = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
+    found = qlearn.nn.fold_batch_norm(model)[0]
+    # A few roundings in float64 on both sides.
+    torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-14, atol=1e-14)
+
+
+def test_in_float32_each_output_is_as_exact_as_a_sum_of_products_can_be():
+    """|error| ≤ (n + 4) u (Σ|w′x| + |b′|): n products and sums, and the rounding of w′, b′ and x; u = 2⁻²⁴."""
+    torch.manual_seed(0)
+    layer, norm = nn.Conv2d(8, 5, 3, padding=1), trained_norm(nn.BatchNorm2d, 5)
+    model = nn.Sequential(layer, norm).eval()
+    simple = qlearn.nn.fold_batch_norm(model)[0]
+    x = torch.randn(20, 8, 10, 10)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        sizes = nn.functional.conv2d(x.double().abs(), simple.weight.double().abs(), padding=1)
+        bound = (8 * 9 + 4) * 2.0**-24 * (sizes + simple.bias.double().abs().reshape(-1, 1, 1))
+        assert ((simple(x).double() - exact).abs() <= bound).all()
+
+
+def test_the_shipped_network_gives_the_same_answers():
+    model = qlearn.nn.load_trained("cnn")
+    simple = qlearn.nn.fold_batch_norm(model)
+    x = to_inputs(datasets.mnist_arrays().test.images)
+    with torch.no_grad():
+        wanted, found = model(x), simple(x)
+    assert torch.equal(wanted.argmax(1), found.argmax(1))
+    assert (wanted - found).abs().max() <= 1e-6 * wanted.abs().max()  # measured 4e-7; the docstring says 10⁻⁶
+    assert [type(simple.get_submodule(name)) for name in ("bn1", "bn2")] == [nn.Identity, nn.Identity]
+    assert simple.conv1.bias is not None and model.conv1.bias is None
+
+
+def test_a_layer_does_the_relu_behind_the_norm_that_it_took_in():
+    prepared = qlearn.nn.prepare(qlearn.nn.fold_batch_norm(qlearn.nn.load_trained("cnn")))
+    assert [prepared.get_submodule(name).relu for name in ("conv1", "conv2", "linear")] == [True, True, False]
+    assert not any(isinstance(module, nn.ReLU) for module in prepared.modules())
+    assert not qlearn.nn.prepare(qlearn.nn.load_trained("cnn")).conv1.relu
+
+
+def test_folding_twice_is_folding_once_and_a_network_without_norms_is_copied():
+    once = qlearn.nn.fold_batch_norm(random_network(3))
+    twice = qlearn.nn.fold_batch_norm(once)
+    assert copy_is_separate(once.state_dict(), twice) and twice is not once
+
+
+def test_two_norms_in_a_row_are_both_folded():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(3, 4), trained_norm(nn.BatchNorm1d, 4), nn.Identity(), trained_norm(nn.BatchNorm1d, 4)
+    )
+    simple = qlearn.nn.fold_batch_norm(model.eval())
+    assert [type(step) for step in simple] == [nn.Linear, nn.Identity, nn.Identity, nn.Identity]
+    x = torch.randn(6, 3)
+    torch.testing.assert_close(simple(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def left_alone():
+    conv, norm = nn.Conv2d(3, 3, 3, padding=1), trained_norm(nn.BatchNorm2d, 3)
+
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    tied = nn.Linear(3, 3)
+    tied.weight = (other := nn.Linear(3, 3)).weight
+    yield "the first step", nn.Sequential(norm, conv)
+    yield "behind a ReLU", nn.Sequential(conv, nn.ReLU(), norm)
+    yield "a layer used twice", nn.Sequential(conv, norm, nn.ReLU(), conv)
+    yield "a norm used twice", nn.Sequential(conv, norm, nn.Conv2d(3, 3, 3), norm)
+    yield "a block used twice", nn.Sequential(block := nn.Sequential(conv, norm), nn.ReLU(), block)
+    yield "weights of two layers", nn.Sequential(tied, trained_norm(nn.BatchNorm1d, 3), nn.ReLU(), other)
+    yield "a forward of its own", Doubled(conv, norm)
+    yield "a transposed convolution", nn.Sequential(nn.ConvTranspose2d(3, 3, 3), norm)
+    yield "across a module that is no Sequential", nn.Sequential(Doubled(conv), norm)
+
+
+@pytest.mark.parametrize("model", [pytest.param(model, id=name) for name, model in left_alone()])
+def test_norms_that_belong_to_no_single_layer_are_left_alone(model):
+    model.eval()
+    same = qlearn.nn.fold_batch_norm(model)
+    assert copy_is_separate(model.state_dict(), same)
+    assert sum(isinstance(m, NORMS) for m in same.modules()) == sum(isinstance(m, NORMS) for m in model.modules()) > 0
+
+
+def test_a_shared_layer_keeps_its_place_in_the_order():
+    """conv, other, conv, norm: the norm is behind the shared one, not behind `other`."""
+    conv, other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(conv, other, conv, trained_norm(nn.BatchNorm2d, 3)).eval()
+    assert copy_is_separate(model.state_dict(), qlearn.nn.fold_batch_norm(model))
+
+
+def test_half_precision_stays_half_precision_and_frozen_stays_frozen():
+    model = nn.Sequential(nn.Linear(4, 3), trained_norm(nn.BatchNorm1d, 3)).eval()
+    model[0].half().requires_grad_(False)
+    simple = qlearn.nn.fold_batch_norm(model)[0]
+    assert (simple.weight.dtype, simple.bias.dtype) == (torch.float16, torch.float16)
+    assert not simple.weight.requires_grad and not simple.bias.requires_grad
+
+
+def test_norms_that_have_no_fixed_statistics_are_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    with pytest.raises(ValueError, match=r"'1.1' would normalize each batch .* Call model.eval\(\) first"):
+        qlearn.nn.fold_batch_norm(model)
+    model[1][1] = nn.BatchNorm1d(3, track_running_stats=False)
+    with pytest.raises(ValueError, match="'1.1' would normalize each batch .* track_running_stats=True"):
+        qlearn.nn.fold_batch_norm(model.eval())
+
+
+@pytest.mark.parametrize("broken", ["running_mean", "running_var"])
+def test_weights_that_would_not_be_finite_are_refused(broken):
+    model = nn.Sequential(nn.Linear(4, 3), trained_norm(nn.BatchNorm1d, 3)).eval()
+    getattr(model[1], broken)[1] = torch.nan
+    name = "bias" if broken == "running_mean" else "weight"
+    with pytest.raises(ValueError, match=f"'1' cannot be folded into '0': its {name} would have values that are not"):
+        qlearn.nn.fold_batch_norm(model)

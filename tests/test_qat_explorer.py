@@ -1,0 +1,427 @@
+"""The explorer of lesson 06: what it shows of a training, and that a training can be watched, stopped and replaced."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import qlearn
+from qlearn import PerAxis, QuantConfig, datasets
+from qlearn.style import DRAWING
+from qlearn.widgets import explore_qat, qat, qat_runs
+
+TRAIN_DIGITS = 20 * qat_runs.BATCH_SIZE
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Twenty steps instead of 430, with a look at every other one."""
+    data = datasets.mnist_arrays()
+    few = data._replace(train=type(data.train)(data.train.images[:TRAIN_DIGITS], data.train.labels[:TRAIN_DIGITS]))
+    monkeypatch.setattr(qat_runs, "_mnist", lambda: few)
+    monkeypatch.setattr(qat_runs, "EVERY", 2)
+
+
+@pytest.fixture
+def explorer():
+    made = explore_qat()
+    yield made
+    made.close()
+
+
+def picture(explorer):
+    return np.asarray(Image.open(io.BytesIO(explorer._picture.value)).convert("RGB"))
+
+
+def wait_for(condition, limit=60.0):
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
+
+
+def at_the_end(explorer):
+    wait_for(lambda: not explorer.running)
+    wait_for(lambda: explorer.numbers["step"] == explorer._run.points[-1].step)
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("learned", [False, True])
+def test_before_training_it_shows_post_training_quantization(bits, learned):
+    data, model = datasets.mnist_arrays(), qlearn.nn.load_trained("mlp")
+    images, labels = (part[:1000] for part in data.validation)
+
+    def percent(method):
+        weights = QuantConfig(bits=bits, symmetric=True, granularity=PerAxis(0), method=method)
+        prepared = qlearn.nn.prepare(model, weights)
+        calibration = qlearn.nn.to_inputs(data.calibration.images)
+        ptq = qlearn.nn.convert(qlearn.nn.calibrate(prepared, calibration, progress=False))
+        return 100 * qlearn.nn.accuracy(ptq, images, labels)
+
+    numbers = explore_qat(bits=bits, learned=learned).numbers
+    assert numbers["float_percent"] == 100 * qlearn.nn.accuracy(model, images, labels)
+    assert numbers["ptq_percent"] == percent("mse")
+    # A learned scale is stored as its logarithm: its last digit may differ, and with it one weight's code.
+    assert numbers["qat_percent"] == pytest.approx(percent("mse" if learned else "min_max"), abs=0.11 if learned else 0)
+    assert (numbers["step"], numbers["changed_percent"], "loss" in numbers) == (0, 0, False)
+
+
+def test_training_moves_the_numbers_and_the_curve(explorer):
+    before = picture(explorer)
+    explorer.train()
+    points = explorer.result["points"]
+    assert points[:, 0].tolist() == list(range(0, 21, 2))
+    assert np.isfinite(points[1:]).all()
+    assert explorer.numbers["step"] == 20 and explorer.numbers["changed_percent"] > 1
+    assert (
+        explorer.numbers["qat_percent"]
+        == points[-1, 1]
+        == 100 * qlearn.nn.accuracy(explorer.model, *(part[:1000] for part in datasets.mnist_arrays().validation))
+    )
+    assert (picture(explorer) != before).any()
+    assert "step 20 of 430" in str(explorer)
+
+
+def test_a_training_is_repeatable_and_belongs_to_its_settings(explorer):
+    explorer.train()
+    first = explorer.result["points"]
+    explorer.set(rate=0.001)
+    assert explorer.numbers["step"] == 0 and len(explorer.result["others"]) == 1
+    explorer.set(rate=0.004)
+    np.testing.assert_array_equal(explorer.result["points"], first)
+    explorer.train()  # from the start again
+    np.testing.assert_array_equal(explorer.result["points"], first)
+    explorer.set(bits=3)
+    assert explorer.result["others"] == []  # other bits, another start
+
+
+def test_a_setting_that_was_left_untrained_can_be_trained_later(explorer):
+    explorer.set(rate=0.001)
+    explorer.set(rate=0.004)
+    explorer.train()
+    assert explorer.numbers["step"] == 20
+
+
+def test_many_settings_show_the_latest_others(explorer):
+    for rate in qat.RATES:  # one more than fit
+        explorer.set(rate=rate)
+        explorer.train()
+    explorer.set(learned=False)
+    assert len(explorer.result["others"]) == qat.EARLIER
+    assert explorer._message.value == ""
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_the_staircase_and_its_surrogate(bits):
+    """In closed form: 1 up to half a step beyond the last tick, or for a learned scale up to the last tick."""
+    last = 2 ** (bits - 1) - 1
+    x = np.linspace(-2, 2, 997)
+    codes = np.clip(np.rint(x * last), -last, last)
+    for learned, reach in ((False, 1 + 0.5 / last), (True, 1)):
+        x_hat, of_x, of_scale = qat_runs.staircase(x, bits, learned)
+        assert np.allclose(x_hat, codes / last, atol=1e-12)
+        assert np.array_equal(of_x, abs(x) <= reach)
+        if learned:
+            expected = np.where(abs(x) <= 1, codes - x * last, codes) / last
+            assert np.allclose(of_scale, expected, atol=1e-12)
+        else:
+            assert np.isnan(of_scale).all()
+
+
+def test_one_value_step_by_step(explorer):
+    explorer.set(bits=3, x=0.4)
+    assert explorer.explain(explorer.result) == [
+        "x = 0.4, scale = 1/3",
+        "x / scale = 1.2",
+        "code 1",
+        "x̂ = 0.333",
+        "slope of the staircase: 0; training takes ∂x̂/∂x = 1",
+        "∂x̂/∂scale = -0.2",
+    ]
+    explorer.set(x=-1.9, learned=False)
+    assert explorer.explain(explorer.result)[2:] == [
+        "code -3",
+        "x̂ = -1",
+        "slope of the staircase: 0; training takes ∂x̂/∂x = 0",
+    ]
+
+
+def test_every_control_changes_the_picture_and_reset_changes_it_back(explorer):
+    before = explorer._picture.value
+    for change in ({"bits": 4}, {"rate": 0.032}, {"learned": False}, {"x": -0.3}):
+        explorer.train()  # so that another learning rate has another curve
+        shown = picture(explorer)
+        explorer.set(**change)
+        assert (picture(explorer) != shown).any(), change
+        assert explorer._message.value == ""
+        explorer._runs.clear()
+        explorer._button.click()
+        assert explorer._picture.value == before
+
+
+def test_both_ends_of_every_control(explorer):
+    for name, control in explorer.controls.items():
+        ends = list(control.options.values()) if hasattr(control, "options") else [control.lo, control.hi]
+        for end in ends:
+            explorer._inputs[name].value = end
+            assert explorer._message.value == "" and explorer.values[name] == end
+            assert "nan" not in explorer._table.value and "not a number" not in explorer._table.value
+        explorer.reset()
+
+
+def test_blitted_picture_is_the_drawn_one(explorer):
+    explorer.train()
+    explorer.set(rate=0.001)
+    explorer.train()
+    blitted = picture(explorer)
+    explorer._canvas.draw()
+    drawn = np.asarray(explorer._canvas.buffer_rgba())[..., :3]
+    assert (abs(blitted.astype(int) - drawn) > 40).any(-1).mean() < 0.004
+
+
+def test_bundle_for_every_reader(explorer):
+    explorer.train()
+    data, metadata = explorer._repr_mimebundle_()
+    still = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert still.size[0] == 2 * metadata["image/png"]["width"] == 1600
+    assert data["text/plain"] == metadata["image/png"]["alt"] == str(explorer)
+    assert str(explorer).startswith(
+        "Quantization-aware training (weight bits 2, learning rate 0.004, gradient learned scale (LSQ), one value 0.6): "
+        "float 98 %, PTQ 94.5 %, QAT "
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 1}, "bits=1 must be a whole number from 2 to 8"),
+        ({"rate": 0.003}, "rate=0.003 must be one of 0.0005"),
+        ({"learned": 1}, "learned=1 must be one of False"),
+        ({"x": 3.0}, "x=3.0 must be a number from -2 to 2"),
+    ],
+)
+def test_set_says_what_is_allowed(explorer, change, message):
+    before = explorer.values
+    with pytest.raises(ValueError, match=message):
+        explorer.set(**change)
+    assert explorer.values == before
+
+
+def test_a_network_of_one_s_own_is_not_changed():
+    own = qlearn.nn.mlp(seed=5)
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    explorer = explore_qat(own)
+    assert explorer.numbers["float_percent"] < 40  # it has learnt nothing
+    explorer.train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in own.state_dict().items())
+
+
+def test_explorers_of_other_lessons_need_no_torch():
+    code = "import sys, qlearn.widgets; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# --- in the background -----------------------------------------------------------------------------------------------
+
+
+def test_the_background_gives_what_train_gives(explorer):
+    explorer.train()
+    expected = explorer.result["points"]
+    threads = torch.get_num_threads()
+    explorer._buttons["start"].click()
+    assert explorer.running
+    at_the_end(explorer)
+    np.testing.assert_array_equal(explorer.result["points"], expected)
+    assert torch.get_num_threads() == threads
+    assert not explorer.model.training
+
+
+def test_buttons_say_what_can_be_done(explorer):
+    def state():
+        return [explorer._buttons[name].disabled for name in ("start", "stop")]
+
+    assert state() == [False, True]
+    explorer.start()
+    assert state() == [True, False]
+    at_the_end(explorer)
+    wait_for(lambda: state() == [False, True])
+    assert [explorer._buttons[name].description for name in ("start", "stop")] == ["Train", "Stop"]
+
+
+class Gate:
+    """Training steps that wait to be let through, so that a test can look at what happens in between."""
+
+    def __init__(self, monkeypatch):
+        self._ordinary, self._open = qat_runs.training_steps, threading.Semaphore(0)
+        monkeypatch.setattr(qat_runs, "training_steps", self._steps)
+
+    def _steps(self, *args, **kwargs):
+        for loss in self._ordinary(*args, **kwargs):
+            assert self._open.acquire(timeout=60)
+            yield loss
+
+    def pass_(self, steps):
+        self._open.release(steps)
+
+
+def test_the_curve_grows_while_the_kernel_does_other_things(explorer, monkeypatch):
+    gate = Gate(monkeypatch)
+    explorer.start()
+    for step in (2, 4, 6):
+        gate.pass_(2)
+        wait_for(lambda step=step: explorer.numbers["step"] == step)
+        assert explorer.running
+        assert DRAWING.acquire(timeout=5), "the training holds the drawing lock"
+        DRAWING.release()
+        shown = picture(explorer)
+        explorer.set(x=step / 10)  # a control that has nothing to do with the training
+        assert (picture(explorer) != shown).any() and explorer.running
+    explorer.start()  # it is being done already
+    assert explorer.numbers["step"] == 6
+    gate.pass_(1000)
+    at_the_end(explorer)
+    assert explorer.numbers["step"] == 20
+
+
+def test_stop_leaves_a_usable_network(explorer, monkeypatch):
+    gate = Gate(monkeypatch)
+    explorer.start()
+    gate.pass_(3)
+    wait_for(lambda: explorer.numbers["step"] == 2)
+    explorer._run.stop(wait=False)
+    gate.pass_(1)
+    explorer.stop()
+    assert not explorer.running and not explorer.model.training
+    assert explorer.numbers["step"] in (3, 4)  # the step in progress, too
+    digits = [part[:1000] for part in datasets.mnist_arrays().validation]
+    integer = qlearn.nn.convert(explorer.model)
+    assert 100 * qlearn.nn.accuracy(integer, *digits) == explorer.numbers["qat_percent"]
+    explorer.stop()  # once more does nothing
+    gate.pass_(1000)
+    explorer.start()  # from the start
+    at_the_end(explorer)
+    assert explorer.numbers["step"] == 20
+
+
+def test_another_setting_ends_the_training_and_keeps_its_curve(explorer, monkeypatch):
+    gate = Gate(monkeypatch)
+    explorer.start()
+    gate.pass_(4)
+    wait_for(lambda: explorer.numbers["step"] == 4)
+    old = explorer._run
+    explorer.set(rate=0.001)
+    gate.pass_(1)
+    wait_for(lambda: not old._thread.is_alive())
+    assert explorer.numbers["step"] == 0 and not explorer.running
+    explorer.set(rate=0.004)
+    assert explorer.numbers["step"] == 5
+
+
+def test_two_explorers_do_not_disturb_each_other():
+    expected = []
+    for options in ({"bits": 2}, {"bits": 3, "learned": False}):
+        alone = explore_qat(**options)
+        alone.train()
+        expected.append(alone.result["points"])
+    pair = explore_qat(bits=2), explore_qat(bits=3, learned=False)
+    for explorer in pair:
+        explorer.start()
+    for explorer, points in zip(pair, expected, strict=True):
+        at_the_end(explorer)
+        np.testing.assert_array_equal(explorer.result["points"], points)
+        np.testing.assert_array_equal(picture(explorer)[:5], picture(alone)[:5])
+
+
+def test_an_error_in_training_becomes_a_line_and_another_setting_works(explorer, monkeypatch):
+    def fails(*args, **kwargs):
+        yield 0.1
+        raise ValueError("layer 'linear1': weights are <not> finite")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(qat_runs, "training_steps", fails)
+        explorer.start()
+        wait_for(lambda: explorer._message.value)
+    assert "weights are &lt;not&gt; finite" in explorer._message.value
+    assert not explorer.running and not explorer._buttons["start"].disabled
+    explorer.set(rate=0.002)
+    assert explorer._message.value == ""
+    explorer.train()
+    assert explorer.numbers["step"] == 20
+
+
+def test_an_interrupt_of_train_leaves_it_usable(explorer, monkeypatch):
+    ordinary = torch.nn.functional.cross_entropy
+    steps = iter(range(5))
+
+    def interrupted(*args, **kwargs):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return ordinary(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "cross_entropy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            explorer.train()
+    assert not explorer.model.training
+    explorer.train()
+    assert explorer.numbers["step"] == 20
+
+
+def test_closing_ends_the_training(monkeypatch):
+    gate = Gate(monkeypatch)
+    explorer = explore_qat()
+    explorer.start()
+    gate.pass_(2)
+    wait_for(lambda: explorer.numbers["step"] == 2)
+    thread = explorer._run._thread
+    explorer._run.stop(wait=False)
+    gate.pass_(1)
+    explorer.close()
+    assert not thread.is_alive()
+
+
+def test_running_a_cell_again_ends_its_training(monkeypatch):
+    monkeypatch.setattr(qat, "_this_cell", lambda: "the same cell")
+    first = explore_qat()
+    gate = Gate(monkeypatch)
+    first.start()
+    gate.pass_(1000)
+    explore_qat()
+    assert not first.running and not first._run._thread.is_alive()
+    monkeypatch.setattr(qat, "_this_cell", lambda: "another cell")
+    gate = Gate(monkeypatch)
+    other = explore_qat()
+    other.start()
+    monkeypatch.setattr(qat, "_this_cell", lambda: "a third one")
+    explore_qat()
+    assert other.running
+    gate.pass_(1000)
+    at_the_end(other)
+
+
+def test_a_cell_has_an_id_only_in_a_notebook():
+    assert qat._this_cell() is None
+
+
+def test_leaving_python_ends_a_training_in_good_order():
+    code = """
+from qlearn.widgets import explore_qat
+explorer = explore_qat()
+explorer.start()
+while explorer.numbers["step"] == 0: pass
+print("bye")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "bye\n", "")

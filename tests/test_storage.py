@@ -1,0 +1,244 @@
+"""Quantized networks in files: packed, complete or not there at all, and refused by any other network."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import qlearn
+from qlearn import PerAxis, PerGroup, PerTensor, QuantConfig
+
+PER_CHANNEL = QuantConfig(symmetric=True, granularity=PerAxis(0))
+INPUTS = torch.rand(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+def small_network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 10, bias=False)
+    )
+
+
+def quantized(model, weights=PER_CHANNEL, activations=QuantConfig(), **kwargs):
+    prepared = qlearn.nn.prepare(model, weights, activations, **kwargs)
+    return qlearn.nn.convert(qlearn.nn.calibrate(prepared, INPUTS, progress=False))
+
+
+def state_of(model):
+    return copy.deepcopy(model.state_dict())
+
+
+def assert_untouched(model, before):
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_saved_network_is_small_and_comes_back(bits, tmp_path):
+    weights = QuantConfig(bits=bits, symmetric=True, granularity=PerAxis(0))
+    model = quantized(qlearn.nn.load_trained("mlp"), weights)
+    size = qlearn.nn.save(model, tmp_path / "mlp.safetensors")
+    assert size == (tmp_path / "mlp.safetensors").stat().st_size
+    tensors = qlearn.nn.summary(model).bytes
+    assert tensors == sum(-(-n * bits // 8) for n in (78_400, 10_000, 1_000)) + 4 * (210 + 210) + 3 * 3 * 4
+    assert 0 < size - tensors < 2_000  # the names, types and shapes at the head of the file
+    again = quantized(qlearn.nn.mlp(seed=1), weights)
+    assert torch.equal(qlearn.nn.load(again, tmp_path / "mlp.safetensors")(INPUTS), model(INPUTS))
+    assert [path.name for path in tmp_path.iterdir()] == ["mlp.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        (PER_CHANNEL, QuantConfig(method="dynamic")),
+        (PER_CHANNEL, QuantConfig(method="dynamic", granularity=PerAxis(0))),
+        (QuantConfig(bits=3), None),
+        (QuantConfig(bits=4, granularity=PerGroup(3)), None),
+    ],
+    ids=["dynamic", "dynamic per row", "weights only", "groups"],
+)
+def test_every_kind_of_layer_comes_back(configs, tmp_path):
+    model = quantized(small_network(), *configs, overrides={"3": {"weights": QuantConfig(bits=2)}})
+    qlearn.nn.save(model, tmp_path / "model.safetensors")
+    again = quantized(small_network(1), *configs, overrides={"3": {"weights": QuantConfig(bits=2)}})
+    assert not torch.equal(again(INPUTS), model(INPUTS))
+    assert torch.equal(qlearn.nn.load(again, tmp_path / "model.safetensors")(INPUTS), model(INPUTS))
+
+
+FOUR = QuantConfig(bits=4, symmetric=True, granularity=PerAxis(0))
+ROWS = QuantConfig(method="dynamic", granularity=PerAxis(0))
+OTHERS = {
+    "weight bits": ({"weights": FOUR}, "layer '0' has weights 8 bits per channel in the file, 4 bits per channel in"),
+    "codes": (
+        {"weights": QuantConfig(symmetric=True, granularity=PerAxis(0), narrow_range=False)},
+        "layer '0' has codes -127 … 127 in the file, -128 … 127 in the network",
+    ),
+    "granularity": (
+        {"weights": QuantConfig(symmetric=True)},
+        "layer '0' has weights 8 bits per channel in the file, 8 bits per tensor in the network",
+    ),
+    "input bits": ({"activations": QuantConfig(6)}, "layer '0' has inputs 8 bits in the file, 6 bits in the network"),
+    "input codes": (
+        {"activations": QuantConfig(symmetric=True)},
+        "layer '0' has input codes 0 … 255 in the file, -127 … 127 in the network",
+    ),
+    "mode": ({"activations": ROWS}, "layer '0' has inputs 8 bits in the file, 8 bits dynamic per row in the network"),
+    "weights only": ({"activations": None}, "layer '0' has inputs 8 bits in the file, float in the network"),
+    "float": ({"overrides": {"3": None}}, "layer '3' is quantized in the file and not in the network"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), OTHERS.values(), ids=OTHERS)
+def test_a_file_of_other_codes_is_refused(change, message, tmp_path):
+    path = tmp_path / "model.safetensors"
+    qlearn.nn.save(quantized(small_network()), path)
+    other = quantized(small_network(), **change)
+    before = state_of(other)
+    with pytest.raises(ValueError, match=message):
+        qlearn.nn.load(other, path)
+    assert_untouched(other, before)
+
+
+def test_a_file_with_other_relu_or_geometry_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    qlearn.nn.save(quantized(small_network()), path)
+    model = small_network()
+    model[1] = nn.Identity()
+    with pytest.raises(ValueError, match="layer '0' has relu True in the file, False in the network"):
+        qlearn.nn.load(quantized(model), path)
+    model = small_network()
+    model[0].dilation = (2, 2)
+    model[0].padding = (2, 2)
+    with pytest.raises(ValueError, match=r"'0' has padding 1 … 1 in the file, 2 … 2 in the network; .* dilation 1 … 1"):
+        qlearn.nn.load(quantized(model), path)
+
+
+def test_missing_and_extra_keys_are_named(tmp_path):
+    path = tmp_path / "model.safetensors"
+    qlearn.nn.save(quantized(small_network()), path)
+    with pytest.raises(
+        ValueError, match=r"missing in the file: bias, weight; not in the network: 0.bias, 0.input_scale"
+    ):
+        qlearn.nn.load(nn.Linear(2, 2), path)
+    qlearn.nn.save(nn.Linear(2, 2), path)
+    with pytest.raises(
+        ValueError, match=r"bias is float32 \(2,\) in the file, float32 \(3,\) in the network; weight is"
+    ):
+        qlearn.nn.load(nn.Linear(2, 3), path)
+    with pytest.raises(ValueError, match=r"bias is float32 \(2,\) in the file, float16 \(2,\) in the network"):
+        qlearn.nn.load(nn.Linear(2, 2).half(), path)
+
+
+def test_a_file_without_a_head_is_refused_for_codes_and_taken_for_floats(tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = quantized(small_network())
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, path)
+    with pytest.raises(ValueError, match="layer '0' is quantized in the network and not in the file"):
+        qlearn.nn.load(model, path)
+    layer = nn.Linear(3, 2)
+    save_file(layer.state_dict(), path)
+    assert torch.equal(qlearn.nn.load(nn.Linear(3, 2), path).weight, layer.weight)
+
+
+class Harmful:
+    def __reduce__(self):
+        return pytest.fail, ("the file was unpickled",)
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(Harmful()), b"", b"\x10", b'\x02\0\0\0\0\0\0\0{"'])
+def test_what_is_no_safetensors_file_is_refused(content, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file"):
+        qlearn.nn.load(nn.Linear(2, 2), path)
+
+
+def test_a_file_cut_short_is_refused_wherever_it_is_cut(tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = quantized(small_network())
+    size = qlearn.nn.save(model, path)
+    whole, before = path.read_bytes(), state_of(model)
+    for length in [*range(0, size, 97), size - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="is not a complete safetensors file"):
+            qlearn.nn.load(model, path)
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("0.weight_scale", -1.0, "layer '0' has scale=.* must be larger than 0"),
+        ("0.weight_scale", float("nan"), "layer '0' has scale holds"),
+        ("3.input_scale", 0.0, "layer '3' has scale=0.0 must be larger than 0"),
+        ("3.input_zero_point", 300, "layer '3' has zero_point=300 lies outside the codes 0 … 255"),
+        ("3.weight", 128, "layer '3' has codes from -128 to .*, not -127 … 127"),
+    ],
+)
+def test_impossible_numbers_are_refused(name, value, message, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = quantized(small_network())
+    qlearn.nn.save(model, path)
+    with safe_open(path, "pt") as file:
+        head, state = file.metadata(), {key: file.get_tensor(key) for key in list(file.keys())}
+    state[name].view(-1)[:1] = value
+    save_file(state, path, head)
+    before = state_of(model)
+    with pytest.raises(ValueError, match=message):
+        qlearn.nn.load(model, path)
+    assert_untouched(model, before)
+
+
+def test_an_interrupted_save_leaves_the_older_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    qlearn.nn.save(nn.Linear(2, 2), path)
+    before = path.read_bytes()
+
+    def half(state, file, metadata):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qlearn.nn.storage, "save_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        qlearn.nn.save(nn.Linear(2, 2), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_shared_layer_is_written_once(tmp_path):
+    path = tmp_path / "model.safetensors"
+    shared = nn.Linear(5, 5)
+    prepared = qlearn.nn.prepare(nn.Sequential(shared, nn.Tanh(), shared))
+    model = qlearn.nn.convert(qlearn.nn.calibrate(prepared, torch.rand(30, 5), progress=False))
+    qlearn.nn.save(model, path)
+    with safe_open(path, "pt") as file:
+        assert {name.partition(".")[0] for name in list(file.keys())} == {"0"}
+        stored = sum(file.get_tensor(name).nbytes for name in list(file.keys()))
+    assert stored == qlearn.nn.summary(model).bytes
+    again = copy.deepcopy(model)
+    again[0].weight.zero_()
+    assert torch.equal(qlearn.nn.load(again, path)(torch.ones(1, 5)), model(torch.ones(1, 5)))
+    assert again[0] is again[2]
+
+
+def test_the_head_says_how_each_layer_is_quantized(tmp_path):
+    path = tmp_path / "model.safetensors"
+    qlearn.nn.save(quantized(small_network(), QuantConfig(bits=4, granularity=PerTensor())), path)
+    with safe_open(path, "pt") as file:
+        head = json.loads(file.metadata()["qlearn"])
+    assert head["3"] == {
+        "weights": "4 bits per tensor",
+        "codes": [0, 15],
+        "inputs": "8 bits",
+        "relu": False,
+        "input codes": [0, 255],
+    }
+    assert head["0"]["relu"] and head["0"]["stride"] == [2, 2]
