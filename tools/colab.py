@@ -44,7 +44,7 @@ def main() -> int:
         shutil.copy(ROOT / "pyproject.toml", away)
 
         def chosen(expression: str) -> list[str]:
-            """Without torch, only the tests that this matches: of datasets, two read MNIST with torchvision."""
+            """Without torch, only the tests that this matches: two read MNIST with torchvision, some need networks."""
             return [] if with_torch else ["-k", expression]
 
         def pytest(title: str, *options: str) -> None:
@@ -58,8 +58,9 @@ def main() -> int:
 
         tests, left_out = which_can_run(away)
         pytest("unit and property tests", "-n", "2", *tests, *chosen("not torchvision"))
+        networks = " and not ".join(("explore_ptq", "explore_qat", "explore_mixed_precision"))
         of_wheel = ("--pyargs", "qlearn", "--doctest-modules", "--doctest-ignore-import-errors")
-        pytest("doctests of the wheel", *of_wheel, *chosen("not mnist or mnist_arrays"))
+        pytest("doctests of the wheel", *of_wheel, *chosen(f"(not mnist or mnist_arrays) and not {networks}"))
         lessons, lessons_left_out = which_lessons_can_run(away)
         if lessons:
             nbval = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "-n", "2", "--dist=loadfile")

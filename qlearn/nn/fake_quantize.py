@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qlearn.affine import QParams, align, fake_quantize, quant_limits
-from qlearn.arrays import block_rows
+from qlearn.affine import QParams, align, quant_limits
+from qlearn.arrays import as_floats, block_rows
 from qlearn.config import QuantConfig
-from qlearn.errors import clipped
 
 
 def straight_through(x: Tensor, qparams: QParams) -> Tensor:
@@ -58,10 +57,12 @@ def straight_through(x: Tensor, qparams: QParams) -> Tensor:
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, qparams: QParams) -> Tensor:
-        x_hat = fake_quantize(x, qparams)
+        view, scale, zero_point = _aligned(x, qparams)
+        code = torch.round(view / scale) + zero_point
+        clamped = code.clamp(qparams.quant_min, qparams.quant_max)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(~clipped(x, qparams))
-        return x_hat
+            ctx.save_for_backward((clamped == code).reshape(x.shape))
+        return (scale * (clamped - zero_point)).reshape(x.shape).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -117,21 +118,27 @@ def learned_step(
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, qparams: QParams, factor: float) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        ctx.qparams, ctx.factor = qparams, factor
-        return fake_quantize(x, qparams)
+        view, step, zero_point = _aligned(x, qparams)
+        v = view / step
+        clamped = v.clamp(qparams.quant_min - zero_point, qparams.quant_max - zero_point)
+        steps = torch.round(clamped)
+        if any(ctx.needs_input_grad):
+            inside = clamped == v
+            ctx.save_for_backward(inside.reshape(x.shape), (steps - v * inside).reshape(x.shape))
+            ctx.shape, ctx.factor = tuple(scale.shape), factor
+        return (step * steps).reshape(x.shape).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (x, scale), qparams = ctx.saved_tensors, ctx.qparams
-        view, step, zero_point = align(x, qparams, torch.promote_types(x.dtype, scale.dtype))
-        v = view / step
-        clamped = v.clamp(qparams.quant_min - zero_point, qparams.quant_max - zero_point)
-        inside = clamped == v
-        slope = (clamped.round() - v * inside).reshape(x.shape)
-        inside = inside.reshape(x.shape)
-        return grad * inside, _block_sums(grad * slope, tuple(scale.shape)) * ctx.factor, None, None
+        inside, slope = ctx.saved_tensors
+        return grad * inside, _block_sums(grad * slope, ctx.shape) * ctx.factor, None, None
+
+
+def _aligned(x: Tensor, qparams: QParams) -> tuple[Tensor, Any, Any]:
+    """x, finite and in float32 at least, viewed in blocks, and what broadcasts against it: scale and zero point."""
+    x = as_floats(x)
+    return align(x, qparams, x.dtype)
 
 
 def gradient_scale(n: int, quant_max: int) -> float:

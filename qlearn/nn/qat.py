@@ -152,7 +152,8 @@ def prepare_qat(
         ValueError: as `prepare`. In training, NaN or infinity in weights or inputs (names the layer).
         RuntimeError: in eval mode, if no data has come by yet (names the layer).
 
-    Cost: about twice that of training in float.
+    Cost: a few passes more over weights and inputs in each step. The lessons' small networks train three to five
+        times as long as in float; where products take longer, it is less.
     Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3;
         learned step size: Esser et al. 2020, https://arxiv.org/abs/1902.08153.
 

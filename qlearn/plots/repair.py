@@ -79,7 +79,7 @@ the other. after: made by 1 to 2, read by 1 to 2, equal on both sides.
         ratio = float(np.exp(np.abs(np.log(made[alive] / read[alive])).max())) if alive.any() else 1.0
         how = "equal on both sides" if ratio < 1.01 else f"up to {ratio:.3g} times as large on one side as on the other"
         sides = ", ".join(
-            f"{label} {r.min():.2g} to {r.max():.2g}" for label, r in zip(labels, (made, read), strict=True)
+            f"{label} {r.min():.3g} to {r.max():.3g}" for label, r in zip(labels, (made, read), strict=True)
         )
         parts.append(f"{title}: {sides}, {how}.")
     low, high = panels[0].get_ylim()
@@ -141,7 +141,7 @@ def two_weights(
     """
     w, h = np.asarray(w, dtype=np.float64), np.asarray(h, dtype=np.float64)
     low, high = np.floor(w) - 1.2, np.ceil(w) + 1.2
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.4, 3.5), layout="compressed")
     axes = figure.subplots()
     xs, ys = (np.linspace(a, b, 241) for a, b in zip(low, high, strict=True))
     e1, e2 = xs[None, :] - w[0], ys[:, None] - w[1]
@@ -161,7 +161,7 @@ def two_weights(
         parts.append(f"{name}: {at}, output error {error:.2g}.")
     axes.set(xlabel=f"{names[0]} (steps)", ylabel=f"{names[1]} (steps)", xticks=ticks[0], yticks=ticks[1])
     axes.set(aspect="equal", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     numbers = " and ".join(_number(v) for v in w)
     return figure, f"Two weights, {numbers}, among ticks. {' '.join(parts)}"
 

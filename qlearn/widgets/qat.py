@@ -84,8 +84,10 @@ class QATExplorer(Explorer):
     }
 
     def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        # Here and not above: explorers of other lessons work where PyTorch is not installed.
-        from qlearn.widgets import qat_runs
+        try:  # here and not above: explorers of other lessons work where PyTorch is not installed
+            from qlearn.widgets import qat_runs
+        except ImportError as error:
+            raise ImportError(f'explore_qat() needs PyTorch ({error}): pip install "qlearn[torch]".') from error
 
         self._torch = qat_runs
         self._float = qat_runs.own_copy(model)
