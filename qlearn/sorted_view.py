@@ -92,10 +92,15 @@ class SortedView:
         return self._outwards(2)
 
     def _outwards(self, power: int) -> Array:
-        compat = array_namespace(self.values)
-        first = int(self.below([0.0])[0])
-        left = -_running_sum(compat.flip(self.values[:first]), power)
-        return compat.concat([compat.flip(left)[:-1], _running_sum(self.values[first:], power)])
+        compat, xp = array_namespace(self.values), native_namespace(self.values)
+        first, place = int(self.below([0.0])[0]), device(self.values)
+        total = compat.empty(len(self) + 1, dtype=xp.float64, device=place)
+        left = compat.empty(first + 1, dtype=xp.float64, device=place)
+        _running_sum(compat.flip(self.values[:first]), power, left)
+        _running_sum(self.values[first:], power, total[first:])
+        total[:first] = compat.flip(left)[:-1]
+        total[:first] *= -1
+        return total
 
     def __len__(self) -> int:
         return len(self.values)
@@ -258,21 +263,24 @@ class SortedView:
         return xp.amin(first, 0)
 
 
-def _running_sum(values: Array, power: int) -> Array:
-    """0, values[0]ᵖ, values[0]ᵖ + values[1]ᵖ, …: one entry more than values, in float64.
+def _running_sum(values: Array, power: int, total: Array) -> None:
+    """Write 0, values[0]ᵖ, values[0]ᵖ + values[1]ᵖ, … into `total`, (n + 1,) in float64.
 
     Summed in rows, then the rows' sums in rows, and so on: one long sum would gather a rounding at every
     value, which at 10⁷ values and 8 bits is seen in the ninth digit of the error.
     """
     xp = native_namespace(values)
-    rows = -(-len(values) // ROW)
-    total = array_namespace(values).zeros(rows * ROW + 1, dtype=xp.float64, device=device(values))
+    total[0] = 0
     terms = total[1:]
-    terms[: len(values)] = values
+    terms[:] = values
     if power != 1:
         terms **= power
-    terms = terms.reshape(rows, ROW)
-    xp.cumsum(terms, 1, out=terms)
-    if rows > 1:
-        terms += _running_sum(terms[:, -1], 1)[:-1, None]
-    return total[: len(values) + 1]
+    whole = len(values) // ROW * ROW
+    rows, rest = terms[:whole].reshape(-1, ROW), terms[whole:]
+    xp.cumsum(rest, 0, out=rest)
+    if whole:
+        xp.cumsum(rows, 1, out=rows)
+        before = xp.empty_like(total[: len(rows) + 1])
+        _running_sum(rows[:, -1], 1, before)
+        rows += before[:-1, None]
+        rest += before[-1]

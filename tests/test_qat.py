@@ -283,6 +283,15 @@ def test_every_layer_gets_two_fake_quantize_modules(model):
     assert sum(isinstance(module, LearnedFakeQuantize) for module in learned) == 6
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_summary_has_a_row_for_each_layer_and_all_bytes(model, learned, tmp_path):
+    prepared = qlearn.nn.prepare_qat(model, PER_CHANNEL, learned_step_size=learned)
+    summary = qlearn.nn.summary(prepared)
+    assert [layer.name for layer in summary.layers] == ["linear1", "linear2", "linear3"]
+    assert [layer.weights for layer in summary.layers] == ["to be 2 bits per channel"] * 3
+    assert 0 < qlearn.nn.save(prepared, tmp_path / "qat.safetensors") - summary.bytes < 2_000  # the head of the file
+
+
 def test_the_model_is_not_touched(model, calibration, mnist):
     before = copy.deepcopy(model.state_dict())
     prepared = qlearn.nn.prepare_qat(model, PER_CHANNEL, learned_step_size=True)

@@ -24,7 +24,7 @@ MOVES = 30
 # Where every control has something to do: without outliers their size would not change the picture.
 START: dict[str, dict[str, Any]] = {"explore_affine": {"outliers": 10}}
 # Explorers that run a whole network: the kernel may take 150 and 200 ms a move, and the page its own 50.
-NETWORKS = {"explore_ptq": (200, 250)}
+NETWORKS = dict.fromkeys(("explore_ptq", "explore_qat", "explore_mixed_precision"), (200, 250))
 SIZES = (10**4, 10**5, 10**6, 10**7)
 
 # The same job as most notebooks do it: two panels of 10⁵ values, drawn anew at each move.
@@ -77,7 +77,7 @@ def controls(browser: Any, lab: real_lab.Lab, name: str, peer: float | None, **o
     real_lab.write_notebook(lab.folder / notebook, f"from qlearn import widgets\nwidgets.{name}({arguments})")
     explorer = shown(browser, lab, notebook)
     own = getattr(widgets, name)(**start)
-    # What DESIGN allows: median and 95th percentile in ms.
+    # Median and 95th percentile in ms.
     most = (85, 120) if options else (60, 90) if len(own.figure.axes) <= 2 else (70, 110)
     most = NETWORKS.get(name, most)
     for control in own.controls.values():

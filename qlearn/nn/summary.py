@@ -88,7 +88,7 @@ def summary(model: nn.Module) -> Summary:
     total                               78,500  314,000
     left in float: 0
     """
-    inside = {module.layer for module in model.modules() if isinstance(module, PreparedLayer)}
+    inside = {part for module in model.modules() if isinstance(module, PreparedLayer) for part in module.children()}
     found = (
         _summarize(name or "(model)", module)
         for name, module in model.named_modules()
