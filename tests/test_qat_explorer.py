@@ -417,10 +417,12 @@ def test_a_cell_has_an_id_only_in_a_notebook():
 
 def test_leaving_python_ends_a_training_in_good_order():
     code = """
+import time
 from qlearn.widgets import explore_qat
 explorer = explore_qat()
 explorer.start()
-while explorer.numbers["step"] == 0: pass
+while explorer.numbers["step"] == 0:
+    time.sleep(0.01)
 print("bye")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
