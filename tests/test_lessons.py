@@ -469,7 +469,7 @@ def test_a_kernel_that_was_interrupted_and_restarted_runs_the_lesson(tmp_path):
     try:
         for source in cells[:training]:
             assert client.execute_interactive(source, timeout=100, output_hook=str)["content"]["status"] == "ok"
-        asked = client.execute(cells[training])
+        asked = client.execute(cells[training], stop_on_error=False)  # what is asked next is not dropped
         while steps_done(client.get_iopub_msg(timeout=60)) < 100:
             pass
         manager.interrupt_kernel()

@@ -210,6 +210,16 @@ def test_learned_step_at_the_boundary(x, for_x, for_scale):
     assert (x.grad.item(), scale.grad.item()) == (for_x, pytest.approx(for_scale, abs=1e-15))
 
 
+def test_a_quotient_that_overflows_is_clipped():
+    x, scale = torch.tensor([1e38, -1e38, 0.5], requires_grad=True), torch.tensor(1e-3, requires_grad=True)
+    x_hat = learned_step(x, scale, 0, -7, 7)
+    x_hat.sum().backward()
+    assert (x_hat.detach() / 1e-3).round().tolist() == [7, -7, 7]
+    assert (x.grad.tolist(), scale.grad.item()) == ([0, 0, 0], 7)
+    _, grad = gradient_of(lambda x: straight_through(x, QParams(1e-3, 0, -7, 7)), x.detach(), torch.ones(3))
+    assert grad.tolist() == [0, 0, 0]
+
+
 def test_the_gradient_of_the_scale_is_scaled():
     x, scale = torch.tensor([9.0, 0.6]), torch.tensor(1.0, requires_grad=True)
     learned_step(x, scale, 0, 0, 3, gradient_scale=0.25).sum().backward()

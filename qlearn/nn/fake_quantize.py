@@ -124,7 +124,8 @@ class _LearnedStep(torch.autograd.Function):
         steps = torch.round(clamped)
         if any(ctx.needs_input_grad):
             inside = clamped == v
-            ctx.save_for_backward(inside.reshape(x.shape), (steps - v * inside).reshape(x.shape))
+            slope = torch.where(inside, steps - v, steps)
+            ctx.save_for_backward(inside.reshape(x.shape), slope.reshape(x.shape))
             ctx.shape, ctx.factor = tuple(scale.shape), factor
         return (step * steps).reshape(x.shape).to(x.dtype)
 

@@ -20,6 +20,7 @@ from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
 from qlearn.nn.prepared import as_blocks, prepared_layers
 from qlearn.nn.training import training_steps
+from qlearn.widgets.ptq_runs import one_thread
 
 BATCH_SIZE = 128
 STEPS = 430  # every training image once
@@ -52,6 +53,7 @@ class Run:
         error: what has ended the training, if it was an error.
     """
 
+    @one_thread()  # the network is small: threads would mostly wait for each other
     def __init__(self, model: Any, bits: int, rate: float, learned: bool) -> None:
         self.rate = rate
         config = weights(bits, "mse" if learned else "min_max")
@@ -134,12 +136,14 @@ def weights(bits: int, method: str) -> QuantConfig:
     return QuantConfig(bits=bits, symmetric=True, granularity=PerAxis(0), method=method)
 
 
+@one_thread()
 def post_training_percent(model: Any, bits: int) -> float:
     """The accuracy of post-training quantization with the best range it has, by MSE."""
     prepared = nn.calibrate(nn.prepare(model, weights(bits, "mse")), _calibration(), progress=False)
     return float_percent(nn.convert(prepared))
 
 
+@one_thread()
 def float_percent(model: Any) -> float:
     """The accuracy of a network on the same digits."""
     images, labels = _mnist().validation
