@@ -25,6 +25,7 @@ from qlearn.arrays import (
     native_namespace,
     slabs,
     surely_finite,
+    to_numpy,
 )
 
 CODE_DTYPES = ("uint8", "int8", "int16", "int32")
@@ -330,4 +331,4 @@ def _text(value: Any) -> str:
     array = as_array(value)
     if array.ndim > 0:
         return f"<{dtype_name(array)} {tuple(array.shape)}>"
-    return str(np.asarray(array.cpu() if is_torch_array(array) else array)[()])
+    return str(np.asarray(to_numpy(array))[()])

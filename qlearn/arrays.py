@@ -78,7 +78,7 @@ def check_finite(x: Array, name: str = "x") -> None:
     count = int(bad.sum())
     if count == 0:
         return
-    first = tuple(int(i) for i in np.argwhere(np.asarray(bad.cpu() if is_torch_array(bad) else bad))[0])
+    first = tuple(int(i) for i in np.argwhere(to_numpy(bad))[0])
     place = "" if x.ndim == 0 else f" at index {first[0] if len(first) == 1 else first}"
     raise ValueError(
         f"{name} holds {count} value{'s' if count > 1 else ''} that {'are' if count > 1 else 'is'} not finite; "
@@ -94,8 +94,17 @@ def native_namespace(x: Array) -> Any:
 def like(value: Any, x: Array, dtype: Any = None) -> Array:
     """`value` as an array of `x`'s library, on `x`'s device."""
     if is_torch_array(value) and not is_torch_array(x):
-        value = value.detach().cpu().numpy()
+        value = to_numpy(value)
     return array_namespace(x).asarray(value, dtype=dtype, device=device(x))
+
+
+def to_numpy(x: Any) -> Any:
+    """A tensor's values in the processor's memory, as a NumPy array; what is no tensor, unchanged.
+
+    >>> to_numpy(np.array([1.0]))
+    array([1.])
+    """
+    return x.detach().cpu().numpy() if is_torch_array(x) else x
 
 
 def ordered(x: Array) -> Array:

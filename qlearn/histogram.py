@@ -16,9 +16,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_torch_array
+from array_api_compat import array_namespace, device
 
-from qlearn.arrays import Array, as_floats, check_finite, native_namespace, ordered
+from qlearn.arrays import Array, as_floats, check_finite, native_namespace, ordered, to_numpy
 from qlearn.ranges import between, place_of
 
 MOST_BINS = 2 * 0x7F80  # for each sign, the patterns from 0 to that of the largest finite bfloat16
@@ -234,12 +234,3 @@ def as_float32(x: Array) -> Array:
             f"x holds {largest:.3g}: the histogram counts in float32, whose largest number is 3.4e38. Divide x first."
         ) from None
     return rounded
-
-
-def to_numpy(x: Array) -> np.ndarray:
-    """`x` in the processor's memory, as NumPy has it.
-
-    >>> to_numpy(np.array([1.0]))
-    array([1.])
-    """
-    return x.cpu().numpy() if is_torch_array(x) else x

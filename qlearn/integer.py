@@ -11,9 +11,9 @@ import math
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_torch_array
+from array_api_compat import array_namespace
 
-from qlearn.arrays import Array, as_array, as_floats, dtype_name, like
+from qlearn.arrays import Array, as_array, as_floats, dtype_name, like, to_numpy
 
 INT32_MAX = 2**31 - 1
 
@@ -87,7 +87,7 @@ def quantize_multiplier(multiplier: Any) -> tuple[Any, Any]:
     >>> quantize_multiplier(0.3)
     (1288490189, 1)
     """
-    real = np.asarray(_to_numpy(as_floats(multiplier, "multiplier")), dtype=np.float64)
+    real = np.asarray(to_numpy(as_floats(multiplier, "multiplier")), dtype=np.float64)
     if not ((real > 0) & (real < 1)).all():
         wrong = float(real[~((real > 0) & (real < 1))].flat[0]) if real.ndim else float(real)
         raise ValueError(
@@ -136,7 +136,7 @@ def requantize(acc: Any, m: Any, shift: Any, *, zero_point: int, quant_min: int,
     acc = as_array(acc)
     if "int" not in dtype_name(acc):
         raise TypeError(f"acc has dtype {dtype_name(acc)}: accumulators are integers.")
-    m_numbers, shifts = np.asarray(_to_numpy(m)), np.asarray(_to_numpy(shift))
+    m_numbers, shifts = np.asarray(to_numpy(m)), np.asarray(to_numpy(shift))
     if (m_numbers < 2**30).any() or (m_numbers >= 2**31).any() or (shifts < 0).any() or (shifts > 31).any():
         raise ValueError("m must lie in 2**30 … 2**31 − 1 and shift in 0 … 31: take both from quantize_multiplier.")
     xp = array_namespace(acc)
@@ -161,7 +161,7 @@ def _check_sums(left: Array, right: Array, bias: Any) -> None:
     if math.prod(left.shape) == 0 or math.prod(right.shape) == 0:
         raise ValueError(f"a has shape {tuple(left.shape)}, b has shape {tuple(right.shape)}: one of them is empty.")
     largest = [int(abs(codes).max()) for codes in (left, right)]
-    of_bias = 0 if bias is None else int(np.abs(np.asarray(_to_numpy(as_array(bias)), dtype=np.float64)).max())
+    of_bias = 0 if bias is None else int(np.abs(np.asarray(to_numpy(as_array(bias)), dtype=np.float64)).max())
     product = largest[0] * largest[1]
     bound = depth * product + of_bias
     if bound > INT32_MAX:
@@ -173,7 +173,3 @@ def _check_sums(left: Array, right: Array, bias: Any) -> None:
 
 def _number(zero_point: Any, codes: Array) -> Any:
     return int(zero_point) if isinstance(zero_point, (int, np.integer)) else like(zero_point, codes, None)
-
-
-def _to_numpy(x: Any) -> Any:
-    return x.detach().cpu().numpy() if is_torch_array(x) else x

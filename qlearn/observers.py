@@ -16,10 +16,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams
-from qlearn.arrays import Array, as_floats, block_rows, like, ordered
+from qlearn.arrays import Array, as_floats, block_rows, like, ordered, to_numpy
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerGroup, PerTensor
-from qlearn.histogram import LogHistogram, to_numpy
+from qlearn.histogram import LogHistogram
 from qlearn.range_search import CANDIDATES, clip_grid
 from qlearn.ranges import between, entropy_range, min_max, place_of
 

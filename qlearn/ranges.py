@@ -14,7 +14,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams, choose_qparams, fake_quantize, quant_limits
-from qlearn.arrays import Array, as_floats, block_rows, ordered
+from qlearn.arrays import Array, as_floats, block_rows, ordered, to_numpy
 from qlearn.granularity import Granularity, PerTensor
 from qlearn.range_search import CANDIDATES, by_quantizing, by_sorting, by_sweeping, grid_of
 
@@ -199,7 +199,7 @@ def entropy(
     x = as_floats(x).reshape(-1)
     xp = array_namespace(x)
     lo, hi = xp.min(x), xp.max(x)
-    magnitude = np.abs(np.asarray(x.cpu() if hasattr(x, "cpu") else x, dtype=np.float64))
+    magnitude = np.abs(np.asarray(to_numpy(x), dtype=np.float64))
 
     def count(edges: np.ndarray) -> np.ndarray:
         return np.histogram(magnitude, bins=len(edges) - 1, range=(0, edges[-1]))[0]

@@ -183,6 +183,24 @@ def run_all(page: Any, timeout: float = 180) -> None:
     raise TimeoutError(f"after {timeout:.0f} s these cells had not run: {found}")
 
 
+def run_cell(page: Any, index: int, source: str | None = None) -> str:
+    """Run one code cell again, with this text if one is given; return what it prints."""
+    cell = page.locator(".jp-CodeCell").nth(index)
+    number = cell.locator(".jp-InputPrompt").inner_text()
+    cell.locator(".cm-content").click()
+    if source is not None:
+        page.keyboard.press("Control+a")
+        page.keyboard.insert_text(source.strip())
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(
+        "([cell, before]) => { const now = cell.querySelector('.jp-InputPrompt').innerText;"
+        " return now !== before && /\\d/.test(now); }",
+        arg=[cell.element_handle(), number],
+    )
+    output = cell.locator(".jp-OutputArea")
+    return output.inner_text() if output.count() else ""
+
+
 def error_outputs(page: Any) -> list[str]:
     """What cells have written to stderr or raised."""
     kinds = [f".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.{kind}']" for kind in ("stderr", "error")]

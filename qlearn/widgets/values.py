@@ -8,10 +8,9 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from array_api_compat import is_torch_array
 
 from qlearn.affine import QParams, dequantize
-from qlearn.arrays import as_floats
+from qlearn.arrays import as_floats, to_numpy
 from qlearn.errors import bits_per_value
 from qlearn.sorted_view import SortedView
 from qlearn.widgets.controls import Number, Slider
@@ -82,8 +81,7 @@ class Values:
 
 def as_numpy(x: Any) -> Any:
     """`x` as a NumPy array of float32 or float64, finite and not empty."""
-    x = as_floats(x)
-    return x.cpu().numpy() if is_torch_array(x) else x
+    return to_numpy(as_floats(x))
 
 
 def ends(parts: Parts) -> tuple[Any, Any]:

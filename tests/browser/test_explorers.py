@@ -55,25 +55,8 @@ def chosen(notebook):
     return ExplorerPage(notebook, ".jp-CodeCell:nth-of-type(2) .qlearn-explorer")
 
 
-def run(page, index, source=None):
-    """Run one cell, with this text if one is given, and return what it prints."""
-    cell = page.locator(".jp-CodeCell").nth(index)
-    number = cell.locator(".jp-InputPrompt").inner_text()
-    cell.locator(".cm-content").click()
-    if source is not None:
-        page.keyboard.press("Control+a")
-        page.keyboard.insert_text(source.strip())
-    page.keyboard.press("Control+Enter")
-    page.wait_for_function(
-        "([cell, before]) => { const now = cell.querySelector('.jp-InputPrompt').innerText;"
-        " return now !== before && /\\d/.test(now); }",
-        arg=[cell.element_handle(), number],
-    )
-    return cell.locator(".jp-OutputArea").inner_text() if source is None else ""
-
-
 def states(page):
-    return json.loads(run(page, 3).split("STATE", 1)[1])
+    return json.loads(real_lab.run_cell(page, 3).split("STATE", 1)[1])
 
 
 def agrees(explorer, state):
@@ -114,7 +97,7 @@ def test_thirty_quick_moves_end_on_the_last_value(notebook, layer, chosen):
 
 
 def test_an_interrupt_leaves_it_usable(notebook, chosen):
-    run(notebook, 2, SLOW)
+    real_lab.run_cell(notebook, 2, SLOW)
     bits = chosen.readout("bits")
     before = chosen.looks()
     chosen.control("bits").locator(".noUi-handle").focus()
@@ -123,7 +106,7 @@ def test_an_interrupt_leaves_it_usable(notebook, chosen):
     notebook.get_by_role("menuitem", name="Kernel", exact=True).first.click()
     notebook.get_by_text("Interrupt Kernel", exact=True).click()
     notebook.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=40_000)
-    run(notebook, 2, "chosen.compute = ordinary")
+    real_lab.run_cell(notebook, 2, "chosen.compute = ordinary")
     chosen.press("bits", "ArrowRight")
     assert chosen.looks() != before
     state = states(notebook)[1]
@@ -132,7 +115,7 @@ def test_an_interrupt_leaves_it_usable(notebook, chosen):
 
 
 def test_an_error_is_a_line_and_the_next_move_works(notebook, chosen):
-    run(notebook, 2, FAULT)
+    real_lab.run_cell(notebook, 2, FAULT)
     while chosen.readout("bits") > 5:
         chosen.press("bits", "ArrowLeft")
     line = chosen.root.locator(".qlearn-error")
@@ -143,9 +126,9 @@ def test_an_error_is_a_line_and_the_next_move_works(notebook, chosen):
 
 
 def test_reopened_it_shows_its_picture_and_html_holds_it(notebook, lab, page):
-    run(page, 2, "chosen.compute = ordinary")
-    run(page, 0)
-    run(page, 1)
+    real_lab.run_cell(page, 2, "chosen.compute = ordinary")
+    real_lab.run_cell(page, 0)
+    real_lab.run_cell(page, 1)
     page.keyboard.press("Control+s")
     saved = lab.folder / NAME
     page.wait_for_function("() => !document.querySelector('.jp-mod-dirty')")
