@@ -43,9 +43,11 @@ def main() -> int:
             shutil.copytree(ROOT / name, away / name, ignore=shutil.ignore_patterns("__pycache__", "browser"))
         shutil.copy(ROOT / "pyproject.toml", away)
 
-        def chosen(expression: str) -> list[str]:
-            """Without torch, only the tests that this matches: two read MNIST with torchvision, some need networks."""
-            return [] if with_torch else ["-k", expression]
+        def chosen(expression: str, always: str = "") -> list[str]:
+            """Without torch, only the tests that `expression` matches: two read MNIST with torchvision, some need
+            networks. With it or without, those that match `always`."""
+            parts = [part for part in (always, "" if with_torch else expression) if part]
+            return ["-k", " and ".join(parts)] if parts else []
 
         def pytest(title: str, *options: str) -> None:
             heading(title)
@@ -60,7 +62,7 @@ def main() -> int:
         pytest("unit and property tests", "-n", "2", *tests, *chosen("not torchvision"))
         networks = " and not ".join(("explore_ptq", "explore_qat", "explore_mixed_precision"))
         of_wheel = ("--pyargs", "qlearn", "--doctest-modules", "--doctest-ignore-import-errors")
-        pytest("doctests of the wheel", *of_wheel, *chosen(f"(not mnist or mnist_arrays) and not {networks}"))
+        pytest("doctests of the wheel", *of_wheel, *chosen(f"(not mnist or mnist_arrays) and not {networks}", always="not export_onnx"))
         lessons, lessons_left_out = which_lessons_can_run(away)
         if lessons:
             nbval = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "-n", "2", "--dist=loadfile")
@@ -193,7 +195,8 @@ def which_lessons_can_run(folder: Path) -> tuple[list[str], dict[str, str]]:
     for path in sorted((folder / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        needs[path.name] = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE))
+        # An import further in, as of torchao, is one that the lesson can do without.
+        needs[path.name] = set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE))
         if re.search(r"\bqlearn(\.| import .*\b)nn\b", code):
             needs[path.name].add("torch")
     missing = not_installed(set().union(*needs.values()), folder)
@@ -215,7 +218,7 @@ def imported(source: str) -> set[str]:
 
 def not_installed(names: set[str], folder: Path) -> set[str]:
     """Those of the packages that `.venv-colab` does not have."""
-    ask = "import importlib.util as u, sys; sys.path[:0] = ['.', 'tools']; "
+    ask = "import importlib.util as u, sys; sys.path[:0] = ['.', 'tools', 'tests']; "
     ask += "print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])"
     answer = subprocess.run([PYTHON, "-c", ask, *sorted(names)], capture_output=True, text=True, cwd=folder, check=True)
     return set(answer.stdout.split())
