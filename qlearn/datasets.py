@@ -69,8 +69,10 @@ def mnist_arrays() -> MnistArrays:
         `MnistArrays`; each part has `images`, uint8 (N, 28, 28), and `labels`, int64 (N,). The arrays are
         yours to change: every call makes new ones.
 
+    Where nothing can be written, as in a read-only home or on a full disk, they are unpacked in memory.
+
     Raises:
-        OSError: the folder of the cache cannot be written.  RuntimeError: a file of this installation is damaged.
+        RuntimeError: a file of this installation is damaged.
 
     Cost: 55 MB of memory; half a second the first time on a machine, 0.1 s the first time in a process.
     Source: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition".
@@ -82,7 +84,11 @@ def mnist_arrays() -> MnistArrays:
     calibration  (1000, 28, 28) [6 3 5 7 2]
     test         (10000, 28, 28) [7 2 1 0 4]
     """
-    folder = mnist_folder()
+    folder: Path | None
+    try:
+        folder = mnist_folder()
+    except OSError:
+        folder = None
     images, labels = _read(folder, "train")
     return MnistArrays(
         train=Split(images[TRAIN], labels[TRAIN]),
@@ -101,7 +107,7 @@ def mnist(train: bool = True, transform: Callable[[Any], Any] | None = None) -> 
         transform: applied to each image, a PIL image, as torchvision does it.
 
     Raises:
-        ImportError: torchvision is not installed.  Else as `mnist_arrays`.
+        ImportError: torchvision is not installed.  Else as `mnist_folder`.
 
     >>> image, label = mnist(train=False)[0]
     >>> image.size, label
@@ -222,8 +228,13 @@ def _file_md5(path: Path, size: int, changed: int) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+def _read(folder: Path | None, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of "train" or "t10k". IDX files: a head of 16 or 8 bytes, then one byte a value."""
-    images = np.fromfile(folder / f"{part}-images-idx3-ubyte", np.uint8, offset=16)
-    labels = np.fromfile(folder / f"{part}-labels-idx1-ubyte", np.uint8, offset=8)
+    images = np.frombuffer(_content(folder, f"{part}-images-idx3-ubyte"), np.uint8, offset=16)
+    labels = np.frombuffer(_content(folder, f"{part}-labels-idx1-ubyte"), np.uint8, offset=8)
     return images.reshape(-1, 28, 28), labels.astype(np.int64)
+
+
+def _content(folder: Path | None, name: str) -> bytearray:
+    """One of MNIST's files, from the cache or else from the package, in memory that may be changed."""
+    return bytearray((folder / name).read_bytes() if folder else _unpack_shipped(f"mnist/{name}"))

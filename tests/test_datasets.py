@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("QLEARN_DATA", str(tmp_path / "file" / "below"))
     with pytest.raises(OSError, match="QLEARN_DATA") as caught:
-        datasets.mnist_arrays()
+        datasets.mnist()
     assert str(tmp_path / "file" / "below") in str(caught.value)
 
 
@@ -239,8 +239,43 @@ def test_a_folder_without_permission_is_named(empty, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(PermissionError, match="Permission denied.*QLEARN_DATA") as caught:
-        datasets.mnist_arrays()
+        datasets.mnist()
     assert str(raw(empty)) in str(caught.value)
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.ENOSPC, errno.EROFS])
+def test_arrays_come_where_nothing_can_be_written(cache, empty, monkeypatch, reason):
+    expected = datasets.mnist_arrays()
+
+    def refuse(self, content):
+        raise OSError(reason, os.strerror(reason), str(self))
+
+    monkeypatch.setenv("QLEARN_DATA", str(empty.with_name("another")))
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    for found, wanted in zip(datasets.mnist_arrays(), expected, strict=True):
+        np.testing.assert_array_equal(found.images, wanted.images)
+        np.testing.assert_array_equal(found.labels, wanted.labels)
+        found.images[:] = 0  # one's own, as ever
+    assert list(raw(empty.with_name("another")).iterdir()) == []
+
+
+def test_a_home_that_does_not_exist_and_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "home")
+    code = """
+import numpy as np
+from qlearn import datasets, plots, widgets
+print(datasets.mnist_arrays().test.images.shape)
+print(len(widgets.explore_digit()._repr_mimebundle_()[0]["image/png"]) > 10_000)
+"""
+    homes = dict.fromkeys(
+        ("HOME", "USERPROFILE", "LOCALAPPDATA", "APPDATA", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), nowhere
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("QLEARN_DATA", "MPLCONFIGDIR")}
+    environment = {**kept, **homes, "PYTHONPATH": os.pathsep.join([str(Path(datasets.__file__).parents[1]), *sys.path])}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[:2] == ["(10000, 28, 28)", "True"]
 
 
 def test_being_second_is_no_error(cache, filled, monkeypatch):
