@@ -50,7 +50,7 @@ def test_every_control_is_moved_within_its_limits():
 
 
 def test_torch_comes_only_when_asked_for():
-    assert set(colab.wanted(True)) - set(colab.wanted(False)) == {"torch", "torchvision"}
+    assert set(colab.wanted(True)) - set(colab.wanted(False)) == {"torch", "torchao", "torchvision"}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from qlearn.widgets import engine, explore_affine
 from qlearn.widgets.controls import Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.inline import flush_on_main_thread_only
+from qlearn.widgets.picture import Palette, exact_png
 
 
 class Square(Explorer):
@@ -513,3 +514,34 @@ def test_a_move_sorts_nothing_but_the_outliers(monkeypatch):
     for name, value in {"bits": 8, "symmetric": True, "outliers": 100, "size": 90, "value": 0.5}.items():
         explorer.set(**{name: value})
     assert max(sorted_lengths) == 100
+
+
+# --- the way to a PNG --------------------------------------------------------------------------------------------
+
+
+def noise(colours, seed=0):
+    """An opaque picture of 40 × 50 pixels in so many colours."""
+    rng = np.random.default_rng(seed)
+    palette = np.column_stack([rng.integers(0, 256, (colours, 3)), np.full(colours, 255)]).astype(np.uint8)
+    return palette[rng.integers(0, colours, (40, 50))]
+
+
+def test_exact_png_keeps_every_pixel():
+    pixels = noise(5000)
+    read = np.asarray(Image.open(io.BytesIO(exact_png(pixels))))
+    np.testing.assert_array_equal(read, pixels)
+
+
+def test_a_palette_keeps_common_colours_and_takes_the_nearest_for_later_ones():
+    pixels = noise(20)
+    palette = Palette(pixels)
+    np.testing.assert_array_equal(np.asarray(palette.encode(pixels).convert("RGB")), pixels[..., :3])
+
+    later = noise(300, seed=1)
+    shown = np.asarray(palette.encode(later).convert("RGB")).reshape(-1, 3).astype(int)
+    wanted = later[..., :3].reshape(-1, 1, 3).astype(int)
+    distances = np.sqrt(((wanted - palette.colours.astype(int)) ** 2).sum(-1))
+    # A colour and the one that stands for its kind differ by less than 8 in each channel, so by 8 · √3 together. Once
+    # on the way to the nearest colour, and once in which one that is.
+    assert (np.sqrt(((wanted[:, 0] - shown) ** 2).sum(-1)) <= distances.min(1) + 2 * 8 * np.sqrt(3)).all()
+    np.testing.assert_array_equal(np.asarray(palette.encode(pixels).convert("RGB")), pixels[..., :3])

@@ -62,7 +62,11 @@ def main() -> int:
         pytest("unit and property tests", "-n", "2", *tests, *chosen("not torchvision"))
         networks = " and not ".join(("explore_ptq", "explore_qat", "explore_mixed_precision"))
         of_wheel = ("--pyargs", "qlearn", "--doctest-modules", "--doctest-ignore-import-errors")
-        pytest("doctests of the wheel", *of_wheel, *chosen(f"(not mnist or mnist_arrays) and not {networks}", always="not export_onnx"))
+        pytest(
+            "doctests of the wheel",
+            *of_wheel,
+            *chosen(f"(not mnist or mnist_arrays) and not {networks}", always="not export_onnx"),
+        )
         lessons, lessons_left_out = which_lessons_can_run(away)
         if lessons:
             nbval = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "-n", "2", "--dist=loadfile")

@@ -44,7 +44,6 @@ def explore_digit(
     Raises:
         ValueError: an image that is not (height, width), that is empty or holds NaN or infinity; a control that
             cannot take its value.
-        OSError: MNIST cannot be unpacked into the folder of the cache.
 
     Cost: one sort of the pixels; then O(2ᵇ log n) for each move of a control.
 

@@ -28,7 +28,7 @@ from qlearn.style import DPI, DRAWING, STILL_RATIO, own_style
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.footer import footer
 from qlearn.widgets.inline import flush_on_main_thread_only
-from qlearn.widgets.picture import Palette, pixels_of, prompt, to_png
+from qlearn.widgets.picture import Palette, exact_png, pixels_of, prompt, to_png
 
 # Colours come from the page, so that the numbers can be read in a light and in a dark theme.
 PAGE_STYLE = """<style>
@@ -287,8 +287,9 @@ class Explorer:
     def _encode(self, scene: Hashable) -> bytes:
         """The canvas as a PNG with a palette: a quarter of the bytes, and quicker than one with all colours."""
         pixels = pixels_of(self._canvas)
-        picture = Image.fromarray(pixels[..., :3]) if self.exact_colours else self._scenes[scene][1].encode(pixels)
-        return prompt(to_png(picture, compress_level=1))
+        if self.exact_colours:
+            return prompt(exact_png(pixels))
+        return prompt(to_png(self._scenes[scene][1].encode(pixels), compress_level=1))
 
     def _still(self) -> tuple[bytes, int, int]:
         """The picture for where no kernel runs, with the numbers under it: PNG, width and height on the page."""
