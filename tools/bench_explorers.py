@@ -25,6 +25,7 @@ MOVES = 30
 START: dict[str, dict[str, Any]] = {"explore_affine": {"outliers": 10}}
 # Explorers that run a whole network: the kernel may take 150 and 200 ms a move, and the page its own 50.
 NETWORKS = dict.fromkeys(("explore_ptq", "explore_qat", "explore_mixed_precision"), (200, 250))
+NOTHING_TO_SEE = {("explore_qat", "rate")}  # a learning rate belongs to a training, and there is none at first
 SIZES = (10**4, 10**5, 10**6, 10**7)
 
 # The same job as most notebooks do it: two panels of 10⁵ values, drawn anew at each move.
@@ -80,13 +81,16 @@ def controls(browser: Any, lab: real_lab.Lab, name: str, peer: float | None, **o
     # Median and 95th percentile in ms.
     most = (85, 120) if options else (60, 90) if len(own.figure.axes) <= 2 else (70, 110)
     most = NETWORKS.get(name, most)
-    for control in own.controls.values():
+    for key, control in own.controls.items():
+        if (name, key) in NOTHING_TO_SEE:
+            continue
         explorer.root.get_by_role("button", name="Reset").click()
         explorer.settle()
         title = f"to paint, {name}, {control.label}" + (", scale 2" if options else "")
         floor = f"≤ {most[0]} / {most[1]} ms"
         try:
-            explorer.paint_times(control.label, 3)  # the first moves of a session wait for the page
+            # The first moves of a session wait for the page, and the first ones of a choice for its data.
+            explorer.paint_times(control.label, max(3, len(getattr(control, "options", ()))))
             median, p95 = np.percentile(explorer.paint_times(control.label, MOVES), [50, 95]).tolist()
         except TimeoutError as error:
             yield Row(f"{title}: {error}", None, "ms", floor=floor)

@@ -85,13 +85,13 @@ class ExplorerPage:
 
         A slider goes step by step to its end and back, five steps at once where it has many; a choice goes from one
         option to the next. The moves are made within the page, so that nothing but the page and the kernel is
-        measured. A move that leaves the picture as it was counts for nothing, and the next ones are larger; but not
-        every second one may do so.
+        measured. Where the picture stays as it was, the time is that of the painted numbers. A move that changes
+        neither counts for nothing, and the next ones are larger; but not every second one may do so.
         """
         knob = self.control(label).locator(".noUi-handle, select")
         times = [ms for ms in knob.evaluate(PAINT_TIMES, [self.root.element_handle(), moves]) if ms is not None]
         if len(times) <= moves / 2:
-            raise TimeoutError(f"{label!r} was moved {moves} times, and {len(times)} new pictures came")
+            raise TimeoutError(f"{label!r} was moved {moves} times, and {len(times)} of them were to be seen")
         return times
 
 
@@ -109,19 +109,27 @@ PAINT_TIMES = """async (knob, [root, moves]) => {
             if (at('max') - at('min') > 200 * Math.abs(at('now') - before)) keys = ['PageDown', 'PageUp'];
         }
     };
+    // The frame that follows draws what has changed; a task queued from within it runs when that is done.
+    const painted = () => new Promise(done => requestAnimationFrame(() => {
+        const channel = new MessageChannel();
+        channel.port1.onmessage = () => done(performance.now());
+        channel.port2.postMessage(0);
+    }));
     const times = [];
     for (let k = 0; k < moves; k++) {
         times.push(await new Promise(resolve => {
             const from = performance.now();
-            const late = setTimeout(() => { root.removeEventListener('load', loaded, true); resolve(null); }, 3000);
+            let text = null;
+            const texts = new MutationObserver(async () => { text = await painted() - from; });
+            for (const html of root.querySelectorAll('.widget-html-content'))
+                texts.observe(html, {childList: true, characterData: true, subtree: true});
+            const end = time => {
+                clearTimeout(late); texts.disconnect(); root.removeEventListener('load', loaded, true); resolve(time);
+            };
+            const late = setTimeout(() => end(text), 1500);
             const loaded = async event => {
                 await event.target.decode().catch(() => {});
-                requestAnimationFrame(() => {
-                    // The frame that follows draws the picture; a task queued from within it runs when that is done.
-                    const channel = new MessageChannel();
-                    channel.port1.onmessage = () => { clearTimeout(late); resolve(performance.now() - from); };
-                    channel.port2.postMessage(0);
-                });
+                end(await painted() - from);
             };
             // Seen on its way down to the picture, so that it does not matter whether that is the same as before.
             root.addEventListener('load', loaded, {once: true, capture: true});
