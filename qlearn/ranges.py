@@ -263,7 +263,7 @@ def kl_divergence(counts: Any, k: int, levels: int) -> float:
     return float(np.sum(p[there] * np.log(p[there] / q[there])))
 
 
-METHODS = {
+METHODS: dict[str, Callable[..., tuple[Array, Array]]] = {
     "min_max": min_max,
     "percentile": percentile,
     "mse": mse,

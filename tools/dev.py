@@ -165,7 +165,8 @@ def test() -> int:
 
         check("ruff check", "ruff", "check", ".")
         check("ruff format", "ruff", "format", "--check", ".")
-        check("mypy", "mypy")
+        if os.environ.get("TYPES") != "0":  # they are those that the newest libraries declare; older ones declare less
+            check("mypy", "mypy")
         pytest("unit, property and oracle tests, doctests", "-n", "2")
 
         if list((ROOT / "notebooks").glob("*.ipynb")):

@@ -170,7 +170,7 @@ def run_all(page: Any, timeout: float = 180) -> None:
     while time.monotonic() < end:
         page.locator(".jp-CodeCell .cm-content").first.click()
         page.get_by_role("menuitem", name="Run", exact=True).first.click()
-        page.get_by_text("Run All Cells", exact=True).click()
+        page.locator(".lm-Menu").get_by_text("Run All Cells", exact=True).click()
         asked = time.monotonic()
         while time.monotonic() < end:
             found = page.evaluate(prompts)

@@ -104,7 +104,7 @@ def test_an_interrupt_leaves_it_usable(notebook, chosen):
     notebook.keyboard.press("ArrowRight")
     notebook.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=busy]", timeout=5000)
     notebook.get_by_role("menuitem", name="Kernel", exact=True).first.click()
-    notebook.get_by_text("Interrupt Kernel", exact=True).click()
+    notebook.locator(".lm-Menu").get_by_text("Interrupt Kernel", exact=True).click()
     notebook.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=40_000)
     real_lab.run_cell(notebook, 2, "chosen.compute = ordinary")
     chosen.press("bits", "ArrowRight")
