@@ -1,6 +1,7 @@
 """Lesson 01's explorer in a real JupyterLab: what the page shows is what the kernel has."""
 
 import json
+from importlib.metadata import version
 
 import nbformat
 import numpy as np
@@ -96,7 +97,10 @@ def test_nothing_went_wrong_on_the_way(lesson):
 
 
 def test_moving_a_slider_leaves_a_running_cells_figure_alone(lab, page):
-    """Matplotlib's inline backend closes all figures after each message from a slider."""
+    """Matplotlib's inline backend closes all figures after each message from a slider.
+
+    Kernels before ipykernel 7 hear of a slider when the cell has ended, and there the trap does not exist.
+    """
     plotting = """
 import matplotlib.pyplot as plt, time
 figure = plt.figure(); plt.plot([1, 2, 3]); moves = len(seen)
@@ -120,7 +124,8 @@ print("slider moved:", len(seen) > moves, "same figure:", plt.fignum_exists(figu
     explorer.press("bits", "ArrowRight", times=3)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
     said = cell.locator(".jp-OutputArea").inner_text()
-    assert "slider moved: True same figure: True" in said, said
+    in_the_middle = int(version("ipykernel").partition(".")[0]) >= 7
+    assert f"slider moved: {in_the_middle} same figure: True" in said, said
     assert cell.locator(".jp-OutputArea img").count() == 1
     assert page.complaints == []
 
