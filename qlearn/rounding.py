@@ -54,7 +54,7 @@ def gptq(weight: Any, hessian: Any, qparams: QParams, *, damping: float = 0.01, 
             damping below 0; NaN or infinity; a scale that does not fit weight.
 
     Cost: O(I³ + O I²).
-    Source: Frantar et al. 2022, https://arxiv.org/abs/2210.17323, section 3; act_order is an option of their code.
+    Source: Frantar et al. 2022, https://arxiv.org/abs/2210.17323, section 4; act_order is an option of their code.
         The form: Chee et al. 2023, https://arxiv.org/abs/2307.13304, where it is called LDLQ.
 
     >>> grid = QParams(1.0, 0, -3, 3)

@@ -52,6 +52,8 @@ def test_each_mistake_gets_its_own_diagnosis(exercise, mistake):
             lambda values: np.asarray([min(max(int(v), 0), 255) for v in values], np.uint8),
             "A cast cuts the fraction off",
         ),
+        ("00.1", lambda parameters, bits: 1 + parameters * bits // 8, "only where bits are left over"),
+        ("01.1", lambda values: np.round(np.minimum(values, 255)).astype(int).astype(np.uint8), "Below 0"),
         (
             "01.2",
             lambda x, bits: (np.rint(x / (x.max() / 127)).astype(np.int8), x.max() / 127),
@@ -79,11 +81,54 @@ def test_each_mistake_gets_its_own_diagnosis(exercise, mistake):
             "Without the clamp",
         ),
         (
+            "02.3",
+            lambda x, bits, clips: min(
+                clips,
+                key=lambda c: np.mean(
+                    (x - np.rint(x / c * (2**bits - 1)).clip(1 - 2**bits, 2**bits - 1) * c / (2**bits - 1)) ** 2
+                ),
+            ),
+            "codes without a sign",
+        ),
+        (
             "02.4",
             lambda logits, logits_hat: np.mean(
                 [np.logaddexp.reduce(z) - z[x.argmax()] for x, z in zip(logits, logits_hat, strict=True)]
             ),
             "You look at the largest class only",
+        ),
+        ("03.1", lambda w, bits: (np.rint(w / w.max() * 127).astype(np.int8), w), "other values"),
+        (
+            "03.2",
+            lambda x_codes, x_scale, w_codes, w_scale: (
+                np.einsum("mi,oi->mo", x_codes.astype(np.int16), w_codes.astype(np.int16)) * x_scale * w_scale.T
+            ),
+            "do not fit into int16",
+        ),
+        (
+            "03.4",
+            lambda bits, group_size, scale_bits, zero_point_bits: (
+                bits + int((scale_bits + zero_point_bits) / group_size)
+            ),
+            "drops the fraction",
+        ),
+        (
+            "04.1",
+            lambda raw, x, w, x_zero_point, w_zero_point: (
+                raw - x_zero_point * w.sum(0) - w_zero_point * x.sum(1) + len(w) * x_zero_point * w_zero_point
+            ),
+            "keepdims=True makes them a column",
+        ),
+        (
+            "04.3",
+            lambda factor: (np.frexp(factor)[0] * 2.0**31, -int(np.frexp(factor)[1])),
+            "m must be a whole number",
+        ),
+        ("04.4", lambda values, places: (values + 2 ** (places - 1)) >> places, "Your −24 / 16 became −1"),
+        (
+            "04.4",
+            lambda values, places: (values + np.sign(values) * (2**places // 2)) >> places,
+            "but >> rounds down",
         ),
         ("05.1", lambda lo, hi, batch: (batch.min(), batch.max()), "Your observer forgets"),
         (

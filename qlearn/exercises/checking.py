@@ -76,9 +76,10 @@ class Result:
 
     def _repr_html_(self) -> str:
         colour = {"correct": "#009E73", "wrong": "#D55E00"}.get(self.status, "#888888")
+        style = "white-space: pre-wrap; word-break: normal; margin: 0; background: none"
         return (
             f'<div role="status" style="border-left: 4px solid {colour}; padding: 0.2em 0.8em">'
-            f'<pre style="white-space: pre-wrap; margin: 0; background: none">{html.escape(self.message)}</pre></div>'
+            f'<pre style="{style}">{html.escape(self.message)}</pre></div>'
         )
 
 

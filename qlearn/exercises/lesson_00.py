@@ -24,6 +24,10 @@ def _byte_for_each(parameters, bits):
     return parameters * -(-bits // 8)
 
 
+def _always_one_more(parameters, bits):
+    return parameters * bits // 8 + 1
+
+
 def _fraction(parameters, bits):
     return parameters * bits / 8
 
@@ -40,11 +44,12 @@ SIZE_IN_BYTES = Exercise(
         Mistake(_rounded_down, "Nine bits do not fit into one byte: round up, not down."),
         Mistake(_in_bits, "That is the number of bits. A byte has eight of them."),
         Mistake(_byte_for_each, "That gives every number whole bytes of its own. Packed, two 4-bit numbers share one."),
+        Mistake(_always_one_more, "4000 bits fill 500 bytes exactly: add one byte only where bits are left over."),
         Mistake(_fraction, "Half a byte cannot be stored: round up to a whole number."),
     ),
     hints=(
         "How many bits are there in all, and how many bytes do those fill?",
-        "math.ceil(parameters * bits / 8), or in whole numbers -(-parameters * bits // 8).",
+        "With import math, math.ceil(parameters * bits / 8); or in whole numbers -(-parameters * bits // 8).",
     ),
 )
 

@@ -46,6 +46,18 @@ def _not_cast(values):
     return np.clip(np.rint(values), 0, 255)
 
 
+def _lower_end_open(values):
+    return np.minimum(np.rint(values), 255).astype(np.int64).astype(np.uint8)
+
+
+def _upper_end_open(values):
+    return np.maximum(np.rint(values), 0).astype(np.int64).astype(np.uint8)
+
+
+def _one_too_many(values):
+    return np.clip(np.rint(values), 0, 256).astype(np.int64).astype(np.uint8)
+
+
 def _one_too_few(values):
     return np.clip(np.rint(values), 0, 254).astype(np.uint8)
 
@@ -65,6 +77,9 @@ TO_UINT8 = Exercise(
         Mistake(_half_up, "You round halves up. np.rint rounds them to the even neighbour: 0.5 to 0, 1.5 to 2."),
         Mistake(_clamp_in_place, "values[...] = ... writes into the caller's array. np.clip gives you a new one."),
         Mistake(_not_cast, "The values are right, but they are still floats: end with .astype(np.uint8)."),
+        Mistake(_lower_end_open, "Below 0 your codes still wrap around: clamp both ends."),
+        Mistake(_upper_end_open, "Above 255 your codes still wrap around: clamp both ends."),
+        Mistake(_one_too_many, "You clamp at 256, which is no code: uint8 ends at 255, and 256 wraps to 0."),
         Mistake(_one_too_few, "The largest of 256 codes that start at 0 is 255."),
     ),
     hints=(
@@ -108,6 +123,26 @@ def _half_a_step_too_fine(x, bits):
     return np.clip(np.rint(x / scale), -quant_max, quant_max).astype(np.int8), scale
 
 
+def _eight_bits(x, bits):
+    return quantize_symmetric(x, 8)
+
+
+def _rounded_down(x, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.max(np.abs(x)) / quant_max
+    return np.clip(np.floor(x / scale), -quant_max, quant_max).astype(np.int8), scale
+
+
+def _not_cast_to_int8(x, bits):
+    codes, scale = quantize_symmetric(x, bits)
+    return codes.astype(np.float64), scale
+
+
+def _other_order(x, bits):
+    codes, scale = quantize_symmetric(x, bits)
+    return scale, codes
+
+
 def _reciprocal_scale(x, bits):
     quant_max = 2 ** (bits - 1) - 1
     scale = quant_max / np.max(np.abs(x))
@@ -141,6 +176,10 @@ QUANTIZE_SYMMETRIC = Exercise(
             _reciprocal_scale,
             "Your scale is upside down. It is the size of one step: max|x| divided by the largest code.",
         ),
+        Mistake(_eight_bits, "127 is the largest code of 8 bits. For other widths it is 2**(bits − 1) − 1."),
+        Mistake(_rounded_down, "You round down. Divide with / and round to the nearest integer with np.rint."),
+        Mistake(_not_cast_to_int8, "The codes are right, but they are still floats: end with .astype(np.int8)."),
+        Mistake(_other_order, "Both results are right, in the other order: the codes first, then the scale."),
     ),
     hints=(
         "Which value must land on the outermost code? Which code is that, with one bit spent on the sign?",
@@ -166,6 +205,10 @@ def _zero_point_kept(codes, scale, zero_point):
 
 def _subtracted_in_uint8(codes, scale, zero_point):
     return scale * (codes - np.uint8(zero_point)).astype(np.float64)
+
+
+def _cast_to_int8(codes, scale, zero_point):
+    return scale * (codes.astype(np.int8).astype(np.float64) - zero_point)
 
 
 def _divided(codes, scale, zero_point):
@@ -202,6 +245,7 @@ DEQUANTIZE = Exercise(
         Mistake(
             _subtracted_in_uint8, "The subtraction wrapped: in uint8, 0 − 64 is 192. Cast the codes to float first."
         ),
+        Mistake(_cast_to_int8, "int8 ends at 127, so code 255 became −1. Cast the codes to float."),
         Mistake(_divided, "Quantizing divided by the scale; the way back multiplies."),
         Mistake(_zero_point_forgotten, "The zero point is missing: code zero_point must come back as 0.0."),
     ),
@@ -230,6 +274,14 @@ def _not_widened(lo, hi, bits):
 def _not_widened_not_clipped(lo, hi, bits):
     scale = (hi - lo) / (2**bits - 1)
     return scale, int(np.rint(-lo / scale))
+
+
+def _only_lo_widened(lo, hi, bits):
+    return _not_widened_not_clipped(min(lo, 0.0), hi, bits)
+
+
+def _only_hi_widened(lo, hi, bits):
+    return _not_widened_not_clipped(lo, max(hi, 0.0), bits)
 
 
 def _one_step_too_many(lo, hi, bits):
@@ -269,6 +321,8 @@ ASYMMETRIC_QPARAMS = Exercise(
         Mistake(
             _not_widened_not_clipped, "For [10, 11] your zero point is no code at all. Widen the range to hold 0 first."
         ),
+        Mistake(_only_lo_widened, "You widen lo only. A range such as [−11, −10] needs hi widened to 0."),
+        Mistake(_only_hi_widened, "You widen hi only. A range such as [10, 11] needs lo widened to 0."),
         Mistake(_one_step_too_many, "Between 256 ticks there are 255 steps: divide by 2**bits − 1."),
         Mistake(_zero_point_not_rounded, "zero_point is a code, so it must be a whole number: round it."),
         Mistake(_sign_lost, "The tick at lo has code 0, and 0.0 lies −lo / scale ticks further right: mind the sign."),

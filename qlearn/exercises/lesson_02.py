@@ -30,6 +30,19 @@ def _each_over_its_own(x, scale, quant_max):
     return np.sum(squares * ~clipped) / max(np.sum(~clipped), 1), np.sum(squares * clipped) / max(np.sum(clipped), 1)
 
 
+def _mean_of_each_part(x, scale, quant_max):
+    clipped = np.abs(x) > scale * quant_max
+    squares = (x - scale * np.clip(np.rint(x / scale), -quant_max, quant_max)) ** 2
+    return np.sum(squares * ~clipped) / max(np.sum(~clipped), 1), np.sum(squares * clipped) / max(np.sum(clipped), 1)
+
+
+def _right_side_only(x, scale, quant_max):
+    codes = np.rint(x / scale)
+    clipped = codes > quant_max
+    squares = (x - scale * np.clip(codes, -quant_max, quant_max)) ** 2
+    return np.mean(squares * ~clipped), np.mean(squares * clipped)
+
+
 def _outermost_code_counts_as_clipped(x, scale, quant_max):
     codes = np.clip(np.rint(x / scale), -quant_max, quant_max)
     clipped = np.abs(codes) == quant_max
@@ -83,6 +96,12 @@ ERROR_PARTS = Exercise(
             "You average each part over its own values. Divide both by the number of all values: "
             "then the parts add up to the mean squared error.",
         ),
+        Mistake(
+            _mean_of_each_part,
+            "Two things: divide both sums by the number of all values, so that the parts add up to the mean squared "
+            "error. And clipped is what the clamp moves, not every value beyond the last tick.",
+        ),
+        Mistake(_right_side_only, "You look for clipped values on the right side only. Those on the left count too."),
         Mistake(
             _outermost_code_counts_as_clipped,
             "A value with the outermost code need not be clipped: 7.25 rounds to 7 by itself. "
@@ -139,6 +158,10 @@ def _as_share(x, p):
     return np.percentile(x, 1 - p / 100), np.percentile(x, p / 100)
 
 
+def _one_minus_p(x, p):
+    return np.percentile(x, 1 - p), np.percentile(x, p)
+
+
 def _of_the_largest(x, p):
     return np.min(x) * p / 100, np.max(x) * p / 100
 
@@ -163,6 +186,9 @@ PERCENTILE_RANGE = Exercise(
         Mistake(_share_halved, "You cut half of the share at each end. Here 100 − p percent go at *each* end."),
         Mistake(_swapped, "Your lo lies above your hi: the p-th percentile is the upper end."),
         Mistake(_as_share, "np.percentile counts from 0 to 100: hand it p itself, not p / 100."),
+        Mistake(
+            _one_minus_p, "np.percentile counts from 0 to 100, and so does p: the lower end is the percentile 100 − p."
+        ),
         Mistake(
             _of_the_largest,
             "You shorten the min-max range by a factor. A percentile counts values: p percent of them lie below it.",
@@ -234,6 +260,22 @@ def _eight_bits(x, bits, clips):
     return best_clip(x, 8, clips)
 
 
+def _unsigned_limit(x, bits, clips):
+    return best_clip(x, bits + 1, clips)
+
+
+def _one_code_too_many(x, bits, clips):
+    quant_max = 2 ** (bits - 1)
+    scales = clips[:, None] / quant_max
+    x_hat = scales * np.clip(np.rint(x / scales), -quant_max, quant_max)
+    return clips[np.argmin(np.mean((x - x_hat) ** 2, axis=1))]
+
+
+def _absolute_error(x, bits, clips):
+    errors, _ = _errors_of_clips(x, bits, clips)
+    return clips[np.argmin(np.mean(np.abs(errors), axis=1))]
+
+
 def _is_clear(case):
     """Whether the smallest error is smaller than all others by more than rounding: no tie decides."""
     errors, _ = _errors_of_clips(**case)
@@ -249,6 +291,7 @@ BEST_CLIP = Exercise(
     examples=(
         {"x": np.array([-2.0, 1.0, 3.5, 3.75, 4.0]), "bits": 2, "clips": np.array([0.75, 2.0, 4.0, 7.75])},
         {"x": np.array([-3.25, -2, -1.75, 2, 3.25, 3.25]), "bits": 2, "clips": np.array([0.75, 1.0, 5.25, 7.75])},
+        {"x": np.array([-2.0, -2.0, -0.75, 4.0]), "bits": 2, "clips": np.array([2.0, 3.0, 3.5, 3.75, 4.75])},
     ),
     cases=st.fixed_dictionaries({"x": _vectors, "bits": st.integers(2, 8), "clips": _clips}).filter(_is_clear),
     mistakes=(
@@ -262,6 +305,12 @@ BEST_CLIP = Exercise(
         Mistake(_no_clamp, "Without the clamp no value is ever clipped, and the finest ruler wins: clip the codes."),
         Mistake(_signed_mean, "Errors of opposite signs cancel in your mean. Square them first."),
         Mistake(_worst_value, "You minimise the largest error. Wanted is the smallest mean of squared errors."),
+        Mistake(
+            _unsigned_limit,
+            "Your largest code is that of codes without a sign, 2**bits − 1. Here it is 2**(bits − 1) − 1.",
+        ),
+        Mistake(_one_code_too_many, "Your largest code is 2**(bits − 1). Symmetric codes end one earlier."),
+        Mistake(_absolute_error, "You average absolute errors. Square them: large errors then weigh more."),
         Mistake(
             _eight_bits, "You judge with 8-bit codes. The best clip depends on `bits`: quant_max is 2**(bits−1)−1."
         ),

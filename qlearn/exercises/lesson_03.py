@@ -58,6 +58,22 @@ def _range_not_scale(w, bits):
     return np.clip(np.rint(w / largest * quant_max), -quant_max, quant_max).astype(np.int8), largest
 
 
+def _full_range(w, bits):
+    steps = 2 ** (bits - 1)
+    scale = np.abs(w).max(axis=1, keepdims=True) / steps
+    return np.clip(np.rint(w / scale), -steps, steps - 1).astype(np.int8), scale
+
+
+def _always_eight_bits(w, bits):
+    return quantize_rows(w, 8)
+
+
+def _cut_off(w, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.abs(w).max(axis=1, keepdims=True) / quant_max
+    return (w / scale).astype(np.int8), scale
+
+
 QUANTIZE_ROWS = Exercise(
     id="03.1",
     solution=quantize_rows,
@@ -79,6 +95,9 @@ QUANTIZE_ROWS = Exercise(
             _range_not_scale,
             "You return the row's largest |w|. The scale is the length of one step: divide it by quant_max.",
         ),
+        Mistake(_full_range, "Symmetric codes reach equally far on both sides: divide by 2 ** (bits - 1) − 1."),
+        Mistake(_always_eight_bits, "You use 127 for every bit width. The largest code is 2 ** (bits - 1) − 1."),
+        Mistake(_cut_off, "A cast cuts the fraction off. Round to the nearest integer first, with np.rint."),
     ),
     hints=(
         "It is the symmetric quantizer that you know, with a maximum for each row instead of one for everything.",
@@ -102,6 +121,10 @@ def _scale_not_turned(x_codes, x_scale, w_codes, w_scale):
 
 def _summed_in_int8(x_codes, x_scale, w_codes, w_scale):
     return (x_codes @ w_codes.T) * x_scale * w_scale.T
+
+
+def _summed_in_int16(x_codes, x_scale, w_codes, w_scale):
+    return (x_codes.astype(np.int16) @ w_codes.T.astype(np.int16)) * x_scale * w_scale.T
 
 
 def _x_scale_forgotten(x_codes, x_scale, w_codes, w_scale):
@@ -139,6 +162,12 @@ MATMUL_CODES = Exercise(
             "w_codes": np.array([[10, 0, -30], [7, 70, 0], [1, 1, 1], [-9, 8, 100]], dtype=np.int8),
             "w_scale": np.array([[0.5], [2.0], [1.0], [0.25]]),
         },
+        {
+            "x_codes": np.array([[127, 127, 127]], dtype=np.int8),
+            "x_scale": np.array([[0.5]]),
+            "w_codes": np.array([[127, 127, 127], [-127, -127, -127]], dtype=np.int8),
+            "w_scale": np.array([[2.0], [0.5]]),
+        },
     ),
     cases=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)).flatmap(
         lambda n: st.fixed_dictionaries(
@@ -156,6 +185,7 @@ MATMUL_CODES = Exercise(
             "w_scale is a column (O, 1), but the outputs lie along the result's columns: it takes a row, w_scale.T.",
         ),
         Mistake(_summed_in_int8, "Your sums wrapped: int8 times int8 stays int8 in NumPy. Cast the codes to int32."),
+        Mistake(_summed_in_int16, "Your sums wrapped: three products of 8-bit codes do not fit into int16. Use int32."),
         Mistake(_x_scale_forgotten, "x_scale is missing: a product of two codes counts steps of both scales."),
         Mistake(_w_scale_forgotten, "w_scale is missing: a product of two codes counts steps of both scales."),
         Mistake(_divided, "Quantizing divided by the scales. Here you go back to real numbers: multiply."),
@@ -226,6 +256,12 @@ def _codes_only(w, group_size, bits):
     return np.rint(groups / scale).reshape(w.shape)
 
 
+def _codes_as_int8(w, group_size, bits):
+    return _codes_only(w, group_size, bits).astype(np.int8)
+
+
+_CODES = "These are the codes. Multiply each by its scale, while they lie in groups."
+
 FAKE_QUANTIZE_GROUPS = Exercise(
     id="03.3",
     solution=fake_quantize_groups,
@@ -263,7 +299,8 @@ FAKE_QUANTIZE_GROUPS = Exercise(
             "np.tile repeats the whole list of scales, 1 2 3 1 2 3. Neighbours share one: np.repeat, 1 1 2 2 3 3.",
         ),
         Mistake(_left_in_groups, "The values are right. Bring them back to the shape of w."),
-        Mistake(_codes_only, "These are the codes. Multiply each by its scale, while they lie in groups."),
+        Mistake(_codes_only, _CODES),
+        Mistake(_codes_as_int8, _CODES),
     ),
     hints=(
         "Give w a third axis, so that a group is what lies along it. Then it is exercise 03.1 along another axis.",
@@ -299,6 +336,10 @@ def _whole_group(bits, group_size, scale_bits, zero_point_bits):
     return bits * group_size + scale_bits + zero_point_bits
 
 
+def _whole_bits_only(bits, group_size, scale_bits, zero_point_bits):
+    return bits + (scale_bits + zero_point_bits) // group_size
+
+
 def _no_overhead(bits, group_size, scale_bits, zero_point_bits):
     return float(bits)
 
@@ -309,6 +350,7 @@ BITS_PER_VALUE = Exercise(
     examples=(
         {"bits": 4, "group_size": 32, "scale_bits": 16, "zero_point_bits": 0},
         {"bits": 4, "group_size": 128, "scale_bits": 16, "zero_point_bits": 4},
+        {"bits": 3, "group_size": 8, "scale_bits": 16, "zero_point_bits": 4},
     ),
     cases=st.fixed_dictionaries(
         {
@@ -324,6 +366,7 @@ BITS_PER_VALUE = Exercise(
         Mistake(_all_shared, "Each value has a code of its own. Only scale and zero point are shared by the group."),
         Mistake(_in_bytes, "That is in bytes. Wanted are bits."),
         Mistake(_whole_group, "That is what the whole group costs. Divide it by the number of its values."),
+        Mistake(_whole_bits_only, "// drops the fraction, and here a scale costs a fraction of a bit: divide with /."),
         Mistake(_no_overhead, "The code is not all: somebody must also store the group's scale and zero point."),
     ),
     hints=(

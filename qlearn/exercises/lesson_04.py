@@ -49,6 +49,15 @@ def _images_as_depth(raw, x, w, x_zero_point, w_zero_point):
     return _no_last_term(raw, x, w, x_zero_point, w_zero_point) + x.shape[0] * x_zero_point * w_zero_point
 
 
+def _sums_along_a_row(raw, x, w, x_zero_point, w_zero_point):
+    last = x.shape[1] * x_zero_point * w_zero_point
+    return raw - x_zero_point * w.sum(axis=0) - w_zero_point * x.sum(axis=1) + last
+
+
+def _corrections_added(raw, x, w, x_zero_point, w_zero_point):
+    return 2 * raw - _last_term_subtracted(raw, x, w, x_zero_point, w_zero_point)
+
+
 @st.composite
 def _products(draw):
     images, depth, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
@@ -83,6 +92,11 @@ CORRECT_ZERO_POINTS = Exercise(
             _whole_sums, "You sum up whole matrices. Each output needs the sum over its own row and its own column."
         ),
         Mistake(_images_as_depth, "K is the number of products in one sum, x.shape[1], not the number of images."),
+        Mistake(
+            _sums_along_a_row,
+            "The sums over x are one for each row of the result: keepdims=True makes them a column, (images, 1).",
+        ),
+        Mistake(_corrections_added, "The two strips are taken away: the terms with one zero point have a minus."),
     ),
     hints=(
         "Multiply out (x − z_x) · (w − z_w) for one pair of codes, then add up over K pairs.",
@@ -122,6 +136,10 @@ def _not_cast(bias, x_scale, w_scale):
     return np.rint(bias / (x_scale * w_scale))
 
 
+def _no_brackets(bias, x_scale, w_scale):
+    return np.rint(bias / x_scale * w_scale).astype(np.int32)
+
+
 _scales = st.integers(1, 64).map(lambda n: n / 256)
 
 QUANTIZE_BIAS = Exercise(
@@ -144,6 +162,7 @@ QUANTIZE_BIAS = Exercise(
         ),
         Mistake(_scale_of_inputs, "That is the input's scale. One step of the accumulator is worth x_scale · w_scale."),
         Mistake(_multiplied, "Quantizing divides by the size of a step; you multiplied with it."),
+        Mistake(_no_brackets, "a / b * c multiplies by c. Divide by the product: bias / (x_scale * w_scale)."),
         Mistake(_eight_bits, "You clamped to eight bits. The bias joins the accumulator, which has 32."),
         Mistake(_cut_off, "A cast cuts the fraction off. Round to the nearest integer first, with np.rint."),
         Mistake(_not_cast, "The values are right, but they are still floats: end with .astype(np.int32)."),
@@ -199,6 +218,29 @@ def _shift_of_everything(factor):
     return m, shift + 31
 
 
+def _half_doubled(factor):
+    shift = 0
+    while factor <= 0.5:
+        factor, shift = factor * 2, shift + 1
+    return round(factor * 2**31), shift
+
+
+def _cut_off_m(factor):
+    shift = 0
+    while factor < 0.5:
+        factor, shift = factor * 2, shift + 1
+    return int(factor * 2**31), shift
+
+
+def _not_rounded(factor):
+    shift = 0
+    while factor < 0.5:
+        factor, shift = factor * 2, shift + 1
+    return factor * 2**31, shift
+
+
+_ROUNDED = "m must be a whole number, the nearest one: round(factor * 2**31)."
+
 MULTIPLIER_AND_SHIFT = Exercise(
     id="04.3",
     solution=multiplier_and_shift,
@@ -217,6 +259,9 @@ MULTIPLIER_AND_SHIFT = Exercise(
             _shift_of_everything,
             "The 31 places of m are taken back by the high multiply. The shift counts doublings only.",
         ),
+        Mistake(_cut_off_m, _ROUNDED),
+        Mistake(_not_rounded, _ROUNDED),
+        Mistake(_half_doubled, "You double 0.5 as well, and m becomes 2³¹, one too large. Double while factor < 0.5."),
     ),
     hints=(
         "How often can you double 0.3 before it reaches 1? Which number is it then?",
@@ -255,6 +300,14 @@ def _sign_lost(values, places):
     return (np.abs(values) + ((1 << places) >> 1)) >> places
 
 
+def _half_outwards(values, places):
+    return (values + np.sign(values) * ((1 << places) >> 1)) >> places
+
+
+def _in_floats(values, places):
+    return (np.sign(values) * np.floor(np.abs(values) / 2**places + 0.5)).astype(values.dtype)
+
+
 def _no_shift_of_zero(values, places):
     magnitude = (np.abs(values) + (1 << (places - 1))) >> places
     return np.where(values < 0, -magnitude, magnitude)
@@ -270,7 +323,7 @@ ROUNDING_SHIFT = Exercise(
     solution=rounding_shift,
     examples=(
         {"values": np.array([20, 24, 27, -20, -24, -27, 8, -8], dtype=np.int64), "places": 4},
-        {"values": np.array([5, -5], dtype=np.int64), "places": 0},
+        {"values": np.array([2**55 + 1, -(2**55) - 3], dtype=np.int64), "places": 1},
     ),
     cases=st.fixed_dictionaries(
         {
@@ -290,6 +343,11 @@ ROUNDING_SHIFT = Exercise(
         Mistake(
             _no_shift_of_zero, "With places = 0 there is no half: (1 << places) >> 1 is 0 there, 1 << −1 an error."
         ),
+        Mistake(
+            _half_outwards,
+            "Half a step goes the right way, but >> rounds down: −28 >> 4 is −2. Shift the magnitude, then add the sign.",
+        ),
+        Mistake(_in_floats, "A float64 does not hold every integer beyond 2⁵³. Stay in integers."),
         Mistake(_one_added, "You add a whole step. Half a step is (1 << places) >> 1."),
     ),
     hints=(

@@ -137,6 +137,12 @@ def _clamped_difference(x, scale, quant_max):
     return np.clip(np.rint(v), -quant_max, quant_max) - v
 
 
+def _mask_after_rounding(x, scale, quant_max):
+    v = x / scale
+    code = np.rint(v)
+    return np.where(np.abs(code) <= quant_max, code - v, np.sign(v) * quant_max)
+
+
 def _error_in_x(x, scale, quant_max):
     return scale * scale_slope(x, scale, quant_max)
 
@@ -171,6 +177,10 @@ SCALE_SLOPE = Exercise(
             _clamped_difference,
             "Outside the range x takes no part any more: the slope is ±quant_max, without − x / scale.",
         ),
+        Mistake(
+            _mask_after_rounding,
+            "That is the mask of 06.1. LSQ clamps first: a value is inside if |x / scale| ≤ quant_max, before rounding.",
+        ),
         Mistake(_error_in_x, "That is x̂ − x inside the range. The slope is this divided by scale."),
     ),
     hints=(
@@ -194,6 +204,10 @@ def _input_scale_forgotten(bias, input_scale, weight_scale):
 
 def _codes(bias, input_scale, weight_scale):
     return np.rint(bias / (input_scale * weight_scale))
+
+
+def _integer_codes(bias, input_scale, weight_scale):
+    return _codes(bias, input_scale, weight_scale).astype(np.int32)
 
 
 def _cut_off(bias, input_scale, weight_scale):
@@ -235,6 +249,9 @@ BIAS_ON_GRID = Exercise(
             "The accumulator counts steps of input_scale · weight_scale: the input's scale belongs to it.",
         ),
         Mistake(_codes, "Those are the codes. The fake-quantized layer adds real numbers: multiply by the step again."),
+        Mistake(
+            _integer_codes, "Those are the codes. Real numbers are wanted: multiply by the step again, without cast."
+        ),
         Mistake(_cut_off, "You cut off instead of rounding to the nearest step."),
         Mistake(_one_step_for_all, "Each output channel has its own weight_scale, and so its own step."),
         Mistake(_eight_bits, "A bias is an int32: it is not clamped to 8 bits."),

@@ -34,6 +34,11 @@ def _no_eps(weight, bias, gamma, beta, mean, var, eps):
     return weight * factor[:, None], (bias - mean) * factor + beta
 
 
+def _eps_outside(weight, bias, gamma, beta, mean, var, eps):
+    factor = gamma / (np.sqrt(var) + eps)
+    return weight * factor[:, None], (bias - mean) * factor + beta
+
+
 def _factor_for_columns(weight, bias, gamma, beta, mean, var, eps):
     factor = gamma / np.sqrt(var + eps)
     return weight * factor, (bias - mean) * factor + beta
@@ -95,6 +100,7 @@ FOLD = Exercise(
     mistakes=(
         Mistake(_no_root, "You divide by the variance. The batch norm divides by its square root, the deviation."),
         Mistake(_no_eps, "The square root is of var + eps: eps is there for channels that hardly vary."),
+        Mistake(_eps_outside, "eps stands under the root: np.sqrt(var + eps)."),
         Mistake(
             _factor_for_columns,
             "The factor belongs to an output, that is to a row: factor[:, None]. Yours multiplies columns.",
@@ -244,6 +250,10 @@ def _sum_not_mean(bias_codes, step, y, y_hat):
     return (bias_codes + np.rint((y - y_hat).sum(axis=0) / step)).astype(np.int32)
 
 
+def _mean_of_images(bias_codes, step, y, y_hat):
+    return (bias_codes + np.rint((y - y_hat).mean(axis=1) / step)).astype(np.int32)
+
+
 def _new_bias_only(bias_codes, step, y, y_hat):
     return np.rint((y - y_hat).mean(axis=0) / step).astype(np.int32)
 
@@ -279,6 +289,7 @@ CORRECT = Exercise(
         Mistake(_multiplied, "A step is worth `step`, so a shift has shift / step of them: divide."),
         Mistake(_cut_off, "The cast cuts fractions off: round first, np.rint."),
         Mistake(_sum_not_mean, "The bias is added to every image's output, so it is the mean error, not the sum."),
+        Mistake(_mean_of_images, "That is one mean for each image. Each channel needs one: mean over axis 0."),
         Mistake(_new_bias_only, "The old bias is still needed: add the shift to it."),
     ),
     hints=(
@@ -330,6 +341,13 @@ def _only_the_neighbour(w, r):
     return w_hat
 
 
+def _own_error_too(w, r):
+    w_hat = np.zeros(len(w))
+    for j in range(len(w)):
+        w_hat[j] = np.rint(w[j] + (w - w_hat) @ r[:, j])
+    return w_hat
+
+
 def _not_rounded(w, r):
     w_hat = np.zeros(len(w))
     for j in range(len(w)):
@@ -370,6 +388,10 @@ ROUND_ROW = Exercise(
             "You rounded all weights first. Each must be rounded after it got the errors of those before it.",
         ),
         Mistake(_only_the_neighbour, "A weight makes up for all errors before it, not for its neighbour's alone."),
+        Mistake(
+            _own_error_too,
+            "Your sum has weight j in it, which has no error yet: it is there twice. Sum over those before it, [:j].",
+        ),
         Mistake(_not_rounded, "Your weights do not lie on ticks: round what is wanted, np.rint."),
     ),
     hints=(
@@ -411,6 +433,11 @@ def _worst(w, h):
     return max((w - np.array(choice)) @ h @ (w - np.array(choice)) for choice in choices)
 
 
+def _ticks_zero_and_one(w, h):
+    choices = itertools.product([0.0, 1.0], repeat=len(w))
+    return min((w - np.array(choice)) @ h @ (w - np.array(choice)) for choice in choices)
+
+
 def _one_weight_changed(w, h):
     nearest = np.rint(w)
     tried = [nearest]
@@ -438,6 +465,7 @@ BEST_ROUNDING = Exercise(
             "w": np.array([0.375, -0.375, 0.4375, 0.625]),
             "h": np.array([[4.0, 2.0, 3.0, 1.0], [2.0, 2.0, 2.0, 0.5], [3.0, 2.0, 3.0, 1.0], [1.0, 0.5, 1.0, 4.0]]),
         },
+        {"w": np.array([2.375, -1.375]), "h": np.array([[1.0, 0.875], [0.875, 1.0]])},
     ),
     cases=_rows_with_inputs(),
     mistakes=(
@@ -452,6 +480,7 @@ BEST_ROUNDING = Exercise(
             "You tried all up and all down. Each weight goes up or down by itself: 2ⁿ choices.",
         ),
         Mistake(_worst, "That is the worst choice; the smallest error is wanted."),
+        Mistake(_ticks_zero_and_one, "Your ticks are 0 and 1. A weight lies between np.floor and np.ceil of itself."),
         Mistake(_one_weight_changed, "Changing one weight at a time is not enough: two together can be better still."),
     ),
     hints=(

@@ -229,7 +229,10 @@ class MixedPrecisionExplorer(Explorer):
             (self._trials.float_percent - GIVEN_UP, f"{GIVEN_UP:g} point less", "--", "top"),
         ):
             axes.axhline(height(percent), color=GREY, linewidth=1, linestyle=style)
-            axes.text(right, height(percent), text, ha="right", va=side, fontsize=7.5, color=GREY)
+            axes.annotate(
+                text, (right, height(percent)), (0, 1 if side == "bottom" else -3), textcoords="offset points",
+                ha="right", va=side, fontsize=7.5, color=GREY,
+            )  # fmt: skip
 
     def _setup_layers(self, axes: Axes) -> list[Artist]:
         table = self._trials.sensitivity
