@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pictures import decoded, picture
 from qlearn.integer import quantize_multiplier, requantize
 from qlearn.widgets import accumulator, explore_accumulator
 from qlearn.widgets.accumulator import DEPTHS, fixed_point, wrap
@@ -23,10 +24,6 @@ def explorer():
 @pytest.fixture(autouse=True)
 def at_the_start(explorer):
     explorer.reset()
-
-
-def picture(explorer):
-    return np.asarray(Image.open(io.BytesIO(explorer._picture.value)).convert("RGB"))
 
 
 def exact_code(value: Fraction, zero_point: int, quant_max: int) -> int:
@@ -134,7 +131,7 @@ def test_a_factor_next_to_one_keeps_its_bits():
 def test_every_control_changes_the_picture_and_reset_changes_it_back(explorer, change):
     before = explorer._picture.value
     explorer.set(**change)
-    assert (picture(explorer) != np.asarray(Image.open(io.BytesIO(before)).convert("RGB"))).any()
+    assert (picture(explorer) != decoded(before)).any()
     explorer._button.click()
     assert explorer._picture.value == before
 

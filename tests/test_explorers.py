@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import qlearn
+from pictures import picture
 from qlearn import PerAxis, PerGroup, PerTensor, datasets, errors, packing, ranges
 from qlearn.sorted_view import SortedView
 from qlearn.widgets import explore_digit, explore_granularity, explore_ranges
@@ -47,10 +48,6 @@ def layer(made):
 def chosen(made):
     made["ranges"].reset()
     return made["ranges"]
-
-
-def picture(explorer):
-    return np.asarray(Image.open(io.BytesIO(explorer._picture.value)).convert("RGB"))
 
 
 def same_report(numbers, x, q):

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import qlearn
+from pictures import picture
 from qlearn import PerAxis, QuantConfig, datasets
 from qlearn.widgets import explore_mixed_precision, mixed_precision_runs
 from qlearn.widgets.mixed_precision import front, smallest_that_will_do
@@ -39,10 +40,6 @@ def mlp(made):
 @pytest.fixture(scope="module")
 def data():
     return datasets.mnist_arrays()
-
-
-def picture(explorer):
-    return np.asarray(Image.open(io.BytesIO(explorer._picture.value)).convert("RGB"))
 
 
 def accuracy(model, data):

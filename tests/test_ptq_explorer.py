@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 import qlearn
+from pictures import picture
 from qlearn import PerAxis, PerTensor, QuantConfig, datasets, errors, fake_quantize
 from qlearn.nn.prepared import prepared_layers
 from qlearn.widgets import explore_ptq, ptq_runs
@@ -46,10 +47,6 @@ def made():
 def explorer(made):
     made.reset()
     return made
-
-
-def picture(explorer):
-    return np.asarray(Image.open(io.BytesIO(explorer._picture.value)).convert("RGB"))
 
 
 def by_hand(name, setting, data):

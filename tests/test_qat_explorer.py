@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import qlearn
+from pictures import picture
 from qlearn import PerAxis, QuantConfig, datasets
 from qlearn.style import DRAWING
 from qlearn.widgets import explore_qat, qat, qat_runs
@@ -36,10 +37,6 @@ def explorer():
     made = explore_qat()
     yield made
     made.close()
-
-
-def picture(explorer):
-    return np.asarray(Image.open(io.BytesIO(explorer._picture.value)).convert("RGB"))
 
 
 def wait_for(condition, limit=60.0):

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import qlearn
+from pictures import decoded, picture
 from qlearn import errors, sorted_view
 from qlearn.widgets import engine, explore_affine
 from qlearn.widgets.controls import Choice, Number, Slider, rounded
@@ -88,10 +89,6 @@ def direct(explorer):
         "largest_error": float(abs(x.astype(np.float64) - x_hat).max()),
         "clipped_percent": 100 * float(errors.clipped(x, q).mean()),
     }, np.bincount(codes.astype(int) - q.quant_min, minlength=len(explorer.result["counts"]))
-
-
-def picture(explorer):
-    return np.asarray(Image.open(io.BytesIO(explorer._picture.value)).convert("RGB"))
 
 
 # --- numbers and pictures --------------------------------------------------------------------------------------------
@@ -168,14 +165,15 @@ def test_sharp_at_device_scale_factor_2():
 
 def test_picture_is_sent_without_delay_on_this_computer_and_short_to_others(affine, monkeypatch):
     affine.set(bits=3)
-    here, pixels = bytes(affine._picture.value), picture(affine)
+    here = bytes(affine._picture.value)
+    assert here.startswith(b"data:image/png;base64,")
     assert len(here) > 2 * 65_483  # two segments of TCP on the loopback interface
     monkeypatch.setenv("JUPYTERHUB_USER", "someone")
-    affine.set(bits=4)
-    affine.set(bits=3)
-    assert len(affine._picture.value) < 40_000
-    assert here.startswith(bytes(affine._picture.value))
-    np.testing.assert_array_equal(picture(affine), pixels)
+    there = explore_affine()
+    there.set(bits=3)
+    assert there._picture.format == "png"
+    assert len(there._picture.value) < 40_000
+    np.testing.assert_array_equal(picture(there), decoded(here))
 
 
 def test_colours_do_not_depend_on_the_learners_style():

@@ -136,6 +136,8 @@ PAINT_TIMES = """async (knob, [root, moves]) => {
             move();
         }));
         if (times.at(-1) === null) keys = ['PageDown', 'PageUp'];
-        await new Promise(r => setTimeout(r, 40));
+        // A hand moves at any time of a frame (1/60 s). This loop goes on when one has been painted, so it waits a
+        // little longer each time; otherwise all times would be whole frames and the same rest.
+        await new Promise(r => setTimeout(r, 40 + 1000 / 60 * (k * 0.618 % 1)));
     }
     return times; }"""

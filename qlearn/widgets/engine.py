@@ -28,7 +28,7 @@ from qlearn.style import DPI, DRAWING, STILL_RATIO, own_style
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.footer import footer
 from qlearn.widgets.inline import flush_on_main_thread_only
-from qlearn.widgets.picture import Palette, exact_png, pixels_of, prompt, to_png
+from qlearn.widgets.picture import Palette, exact_png, for_page, page_format, pixels_of, to_png
 
 # Colours come from the page, so that the numbers can be read in a light and in a dark theme.
 PAGE_STYLE = """<style>
@@ -285,11 +285,13 @@ class Explorer:
         return self._canvas.copy_from_bbox(self.figure.bbox)
 
     def _encode(self, scene: Hashable) -> bytes:
-        """The canvas as a PNG with a palette: a quarter of the bytes, and quicker than one with all colours."""
+        """The canvas as a PNG for the page; one with a palette is a quarter of the bytes, and quicker."""
         pixels = pixels_of(self._canvas)
         if self.exact_colours:
-            return prompt(exact_png(pixels))
-        return prompt(to_png(self._scenes[scene][1].encode(pixels), compress_level=1))
+            png = exact_png(pixels)
+        else:
+            png = to_png(self._scenes[scene][1].encode(pixels), compress_level=1)
+        return for_page(png, self._picture.format)
 
     def _still(self) -> tuple[bytes, int, int]:
         """The picture for where no kernel runs, with the numbers under it: PNG, width and height on the page."""
@@ -328,7 +330,7 @@ class Explorer:
         row[0].layout.margin, button.layout.margin = button.layout.margin, row[0].layout.margin  # the first is indented
         self._message = ipywidgets.HTML()
         self._table = ipywidgets.HTML()
-        self._picture = ipywidgets.Image(format="png", width=str(self.size[0]), height=str(self.size[1]))
+        self._picture = ipywidgets.Image(format=page_format(), width=str(self.size[0]), height=str(self.size[1]))
         self._picture.layout = ipywidgets.Layout(max_width="100%", height="auto", object_fit="contain")
         wrap = ipywidgets.Layout(flex_flow="row wrap", max_width="660px")
         self._page = ipywidgets.VBox(

@@ -35,6 +35,15 @@ def faulty(**values):
 chosen.compute = faulty
 """
 
+BOTH = """
+import os
+from IPython.display import display
+display(explore_granularity())
+os.environ["JUPYTERHUB_USER"] = "someone"
+display(explore_granularity())
+del os.environ["JUPYTERHUB_USER"]
+"""
+
 
 @pytest.fixture(scope="module")
 def notebook(lab, page):
@@ -123,6 +132,19 @@ def test_an_error_is_a_line_and_the_next_move_works(notebook, chosen):
     chosen.press("bits", "ArrowLeft")
     assert line.count() == 0
     agrees(chosen, states(notebook)[1])
+
+
+def test_a_picture_from_another_computer_is_the_same(notebook):
+    """It comes as bytes and not as an address, because there every byte costs time."""
+    real_lab.run_cell(notebook, 2, BOTH)
+    roots = ".jp-CodeCell:nth-of-type(3) .jp-OutputArea-child:nth-child({}) .qlearn-explorer"
+    here, there = (ExplorerPage(notebook, roots.format(k)) for k in (1, 2))
+    for explorer in (here, there):
+        explorer.press("bits", "ArrowRight")
+    kinds = [explorer.image.get_attribute("src").split(":")[0] for explorer in (here, there)]
+    assert kinds == ["data", "blob"]
+    assert (here.pixels() == there.pixels()).all()
+    real_lab.run_cell(notebook, 2, "1 + 1")
 
 
 def test_reopened_it_shows_its_picture_and_html_holds_it(notebook, lab, page):
