@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from qlearn import errors, integer, observers, packing, rounding
+from qlearn import block_scales, codebooks, errors, formats, integer, observers, packing, rounding
 from qlearn.affine import QParams, choose_qparams, dequantize, fake_quantize, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor
@@ -25,12 +25,15 @@ __all__ = [
     "PerTensor",
     "QParams",
     "QuantConfig",
+    "block_scales",
     "choose_qparams",
+    "codebooks",
     "dequantize",
     "errors",
     "fake_quantize",
     "find_qparams",
     "find_range",
+    "formats",
     "integer",
     "observers",
     "packing",

@@ -7,7 +7,7 @@ NumPy arrays and PyTorch tensors alike. This file checks what comes in and cuts 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,23 @@ def block_view(x: Array, counts: tuple[int, ...]) -> tuple[Array, tuple[int, ...
         view += [n] if whole else [c, n // c]
         shape += [c] if whole else [c, 1]
     return x.reshape(view), tuple(shape)
+
+
+def of_blocks(x: Array, scale: Any, operation: Callable[[Any, Any], Array]) -> Array:
+    """`operation(x, scale)`, where each entry of `scale` meets the values of its block; x's shape and type.
+
+    >>> of_blocks(np.array([[2.0, 4.0, 6.0, 9.0]]), np.array([[2.0, 3.0]]), np.divide)
+    array([[1., 2., 2., 3.]])
+    """
+    scale = as_floats(scale, "scale")
+    if not bool((scale > 0).all()):
+        raise ValueError(
+            f"scale holds {float(scale[~(scale > 0)].reshape(-1)[0]):g}: every scale must be larger than 0."
+        )
+    if scale.ndim == 0:
+        return operation(x, float(scale))
+    view, shape = block_view(x, tuple(scale.shape))
+    return operation(view, like(scale.reshape(shape), x, x.dtype)).reshape(x.shape)
 
 
 def block_rows(x: Array, counts: tuple[int, ...]) -> Array:

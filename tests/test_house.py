@@ -89,7 +89,7 @@ def test_import_is_light():
 LAYERS = [
     {"arrays", "datasets"},
     {"affine", "errors", "ranges", "granularity", "config", "sorted_view", "range_search"}
-    | {"integer", "codebooks", "formats", "packing", "rounding"},
+    | {"integer", "codebooks", "formats", "block_scales", "packing", "rounding"},
     {"histogram", "observers"},
     {"nn"},
     {"style", "plots", "widgets"},
@@ -142,7 +142,7 @@ def test_arrows_point_one_way(name):
 # Public: what `qlearn` itself exports, and what its public modules do (their __all__, or names without underscore).
 # affine, ranges and the like are reached through `qlearn`; what else they hold is the house's own.
 NAMESPACES = set(MODULES) & {
-    *("errors", "integer", "packing", "observers", "rounding", "codebooks", "formats"),
+    *("errors", "integer", "packing", "observers", "rounding", "codebooks", "formats", "block_scales"),
     *("datasets", "nn", "plots", "widgets", "exercises"),
 }
 NO_DOCTEST: set[str] = set()  # "module.name", each with its reason
