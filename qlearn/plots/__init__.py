@@ -5,9 +5,11 @@ a test can compare.
 """
 
 from qlearn.plots.affine import codes_in_use, errors_of, number_formats, number_line
+from qlearn.plots.bits import float_bits, packed_bits
 from qlearn.plots.charts import bars, curves, histograms
 from qlearn.plots.granularity import against_cost, blocks, row_errors, row_ranges, ticks_below
 from qlearn.plots.integer import fixed_point_bits, four_terms, near_ties
+from qlearn.plots.levels import grouped_bars, level_rows
 from qlearn.plots.network import accuracy_grid, digits, matrices
 from qlearn.plots.observers import two_histograms
 from qlearn.plots.picture import Picture, picture
@@ -29,13 +31,17 @@ __all__ = [
     "digits",
     "errors_of",
     "fixed_point_bits",
+    "float_bits",
     "four_terms",
+    "grouped_bars",
     "histograms",
+    "level_rows",
     "matrices",
     "mean_shifts",
     "near_ties",
     "number_formats",
     "number_line",
+    "packed_bits",
     "picture",
     "ranges_over",
     "row_errors",

@@ -7,6 +7,7 @@ as a picture with its numbers everywhere else.
 from qlearn.widgets.accumulator import explore_accumulator
 from qlearn.widgets.affine import explore_affine
 from qlearn.widgets.digit import explore_digit
+from qlearn.widgets.formats import explore_formats
 from qlearn.widgets.granularity import explore_granularity
 from qlearn.widgets.mixed_precision import explore_mixed_precision
 from qlearn.widgets.ptq import explore_ptq
@@ -17,6 +18,7 @@ __all__ = [
     "explore_accumulator",
     "explore_affine",
     "explore_digit",
+    "explore_formats",
     "explore_granularity",
     "explore_mixed_precision",
     "explore_ptq",

@@ -78,13 +78,13 @@ def weights() -> Source:
 
 def activations() -> Source:
     """What the first layer gives for the 1,000 calibration images, after its ReLU: 100,000 values."""
-    return Source.of(_mlp(mnist_arrays().calibration.images)[0])
+    return Source.of(mlp_outputs(mnist_arrays().calibration.images)[0])
 
 
 def logits() -> Source:
     """The 1,000 × 10 logits of the trained MLP for the calibration images, with the right digits."""
     images, labels = mnist_arrays().calibration
-    return Source.of(_mlp(images)[-1], labels=labels)
+    return Source.of(mlp_outputs(images)[-1], labels=labels)
 
 
 SOURCES: dict[str, tuple[str, Callable[[], Source]]] = {
@@ -97,7 +97,7 @@ SOURCES: dict[str, tuple[str, Callable[[], Source]]] = {
 }
 
 
-def _mlp(images: Any) -> list[Any]:
+def mlp_outputs(images: Any) -> list[Any]:
     """What each layer of the trained MLP gives for these images, after its ReLU where it has one."""
     net = trained("mlp")
     outputs = [images.reshape(len(images), -1).astype(np.float32) / 255]
