@@ -173,6 +173,49 @@ def test_each_mistake_gets_its_own_diagnosis(exercise, mistake):
         ),
         ("07.4", lambda w, r: np.round(np.asarray(w)), "the nearest tick for each weight alone"),
         ("07.5", lambda w, h: np.sum((w - np.round(w)) @ h * (w - np.round(w))), "what the nearest ticks give"),
+        (
+            "08.1",
+            lambda x, levels: np.digitize(x, (levels[1:] + levels[:-1]) / 2).astype(np.uint8),
+            "Here the smaller one wins",
+        ),
+        (
+            "08.1",
+            lambda x, levels: np.array([np.abs(levels - v).argmin() for v in x], np.uint8),
+            "That works for a list only",
+        ),
+        (
+            "08.2",
+            lambda x, levels: np.array(
+                [x @ near / max(near.sum(), 1) for near in np.eye(len(levels))[:, abs(x[:, None] - levels).argmin(1)]]
+            ),
+            "A level without values went to 0",
+        ),
+        (
+            "08.3",
+            lambda code, exponent_bits, significand_bits: (
+                (-1) ** (code >> exponent_bits + significand_bits)
+                * 2.0 ** ((code >> significand_bits) % 2**exponent_bits - 2 ** (exponent_bits - 1) + 1)
+                * (1 + (code & (2**significand_bits - 1)) / 2**significand_bits)
+            ),
+            "An exponent field of 0 means a subnormal number",
+        ),
+        (
+            "08.4",
+            lambda block, largest_exponent: 2.0 ** (np.int64(np.log2(np.max(abs(block)))) - largest_exponent),
+            "A cast cuts towards 0",
+        ),
+        (
+            "08.5",
+            lambda codes, bits: np.packbits(np.unpackbits(codes[:, None], axis=1)[:, -bits:]),
+            "Your first code lies in the high bits",
+        ),
+        (
+            "08.5",
+            lambda codes, bits: np.packbits(
+                ((codes[:, None] >> np.arange(bits)) & 1).reshape(-1, 8), axis=1, bitorder="little"
+            )[:, 0],
+            "fill the last one up with zeros",
+        ),
     ],
 )
 def test_wrong_answers_in_other_words(exercise_id, attempt, message):
