@@ -109,10 +109,9 @@ def kmeans(x: Any, k: int, *, start: Any = None, steps: int = MOST_STEPS) -> Any
     if len(levels) != k:
         raise ValueError(f"start has {len(levels)} levels, k={k}: they must agree.")
     for _ in range(steps):
-        middles = np.nextafter(
-            (levels[1:] + levels[:-1]) / 2, np.inf
-        )  # a value in the middle belongs to the smaller one
-        places = np.concatenate([[0], view.below(middles), [len(view)]])
+        middles = (levels[1:] + levels[:-1]) / 2
+        ends = view.below(np.nextafter(middles, np.inf))  # a value in the middle belongs to the smaller level
+        places = np.concatenate([[0], ends, [len(view)]])
         counts = np.diff(places)
         means = np.diff(view.sum1[places]) / np.maximum(counts, 1)
         moved = np.where(counts > 0, means, levels)
