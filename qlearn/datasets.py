@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import itertools
 import os
 import secrets
 import zlib
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["mnist", "mnist_arrays", "text", "trained"]
+__all__ = ["mnist", "mnist_arrays", "text", "text_parts", "trained"]
 
 # The last images of the training set are held out. Ranges are chosen on the calibration images, settings
 # on the validation images, and the test images judge the result: no image has two of these tasks.
@@ -28,7 +29,10 @@ TRAIN = slice(0, 55_000)
 VALIDATION = slice(55_000, 59_000)
 CALIBRATION = slice(59_000, 60_000)
 
-TRAINED = ("mlp", "cnn")
+# The language model learns from the chapters before 116. The others have the three tasks of the images above.
+FIRST_CHAPTERS = {"calibration": 116, "validation": 120, "test": 128}
+
+TRAINED = ("mlp", "cnn", "language_model")
 
 SHIPPED = Path(__file__).parent / "data"
 
@@ -55,6 +59,15 @@ class MnistArrays(NamedTuple):
     validation: Split
     calibration: Split
     test: Split
+
+
+class TextParts(NamedTuple):
+    """The four parts of the text. No chapter is in two of them."""
+
+    train: str
+    calibration: str
+    validation: str
+    test: str
 
 
 def mnist_arrays() -> MnistArrays:
@@ -123,10 +136,12 @@ def mnist(train: bool = True, transform: Callable[[Any], Any] | None = None) -> 
 
 
 def trained(name: str) -> dict[str, np.ndarray]:
-    """The weights of a network trained on the 55,000 training images of MNIST, by name, in float32.
+    """The weights of a trained network, by name, in float32.
 
     Args:
-        name: "mlp" (784 → 100 → 100 → 10) or "cnn" (16 and 32 channels); `qlearn.nn.models` has the networks.
+        name: "mlp" (784 → 100 → 100 → 10) or "cnn" (16 and 32 channels), trained on the 55,000 training images of
+            MNIST; or "language_model", trained on the first 115 chapters of *Moby-Dick* and stored in float16.
+            `qlearn.nn.models` and `qlearn.nn.language_model` have the networks.
 
     Raises:
         ValueError: for another name.
@@ -137,8 +152,8 @@ def trained(name: str) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     if name not in TRAINED:
-        raise ValueError(f"name={name!r}: there are trained weights for {' and '.join(map(repr, TRAINED))}.")
-    return load_file(SHIPPED / f"{name}.safetensors")
+        raise ValueError(f"name={name!r}: there are trained weights for {', '.join(map(repr, TRAINED))}.")
+    return {key: value.astype(np.float32) for key, value in load_file(SHIPPED / f"{name}.safetensors").items()}
 
 
 def text() -> str:
@@ -148,6 +163,26 @@ def text() -> str:
     'CHAPTER 1. Loomings.\\n\\nCall me Ishmael. Som'
     """
     return _unpack_shipped("moby-dick.txt").decode("ascii")
+
+
+def text_parts() -> TextParts:
+    """The text in four parts for four tasks, cut between chapters.
+
+        train         chapters 1 to 115: the language model learns from them
+        calibration   116 to 119: find ranges and roundings with them
+        validation    120 to 127: choose settings with them
+        test          128 to 135 and the epilogue: judge the result with them, once
+
+    >>> for name, part in text_parts()._asdict().items():
+    ...     print(f"{name:12} {len(part):9,} characters, {part.partition('.')[0]}")
+    train        1,034,306 characters, CHAPTER 1
+    calibration     24,681 characters, CHAPTER 116
+    validation      36,231 characters, CHAPTER 120
+    test            97,694 characters, CHAPTER 128
+    """
+    whole = text()
+    cuts = [0, *(whole.index(f"CHAPTER {chapter}. ") for chapter in FIRST_CHAPTERS.values()), len(whole)]
+    return TextParts(*(whole[start:end] for start, end in itertools.pairwise(cuts)))
 
 
 def mnist_folder() -> Path:

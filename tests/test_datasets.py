@@ -367,12 +367,12 @@ def test_trained_weights_are_float32_and_ones_own():
 
 
 def test_an_unknown_network_is_refused():
-    with pytest.raises(ValueError, match="'resnet'.*'mlp' and 'cnn'"):
+    with pytest.raises(ValueError, match="'resnet'.*'mlp', 'cnn', 'language_model'"):
         datasets.trained("resnet")
 
 
-def test_the_weights_take_less_than_a_megabyte():
-    assert sum((datasets.SHIPPED / f"{name}.safetensors").stat().st_size for name in datasets.TRAINED) < 1_000_000
+def test_the_weights_take_less_than_five_megabytes():
+    assert sum((datasets.SHIPPED / f"{name}.safetensors").stat().st_size for name in datasets.TRAINED) < 5_000_000
 
 
 def test_the_text_is_the_whole_whale():

@@ -1,5 +1,6 @@
 """Quantized networks in PyTorch: prepare → calibrate → convert, and what the lessons need around it."""
 
+from qlearn.nn.awq import awq
 from qlearn.nn.bias_correction import correct_bias
 from qlearn.nn.equalization import equalize, unequalize
 from qlearn.nn.export import export_onnx
@@ -12,23 +13,36 @@ from qlearn.nn.fake_quantize import (
 )
 from qlearn.nn.folding import fold_batch_norm
 from qlearn.nn.gptq import gptq, hessians
+from qlearn.nn.language_model import (
+    LanguageModel,
+    generate,
+    language_model,
+    load_language_model,
+    perplexity,
+    to_text,
+    to_tokens,
+)
 from qlearn.nn.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from qlearn.nn.mixed_precision import allocate_bits, descent, layer_bytes, overrides_for, sensitivity
 from qlearn.nn.models import cnn, load_trained, mlp
 from qlearn.nn.ptq import calibrate, convert, prepare
 from qlearn.nn.qat import prepare_qat
+from qlearn.nn.rescaling import plant_outliers
+from qlearn.nn.smoothquant import smooth
 from qlearn.nn.storage import load, save
 from qlearn.nn.summary import summary
 from qlearn.nn.training import accuracy, to_inputs, train
 
 __all__ = [
     "FakeQuantize",
+    "LanguageModel",
     "LearnedFakeQuantize",
     "QuantizedConv2d",
     "QuantizedLayer",
     "QuantizedLinear",
     "accuracy",
     "allocate_bits",
+    "awq",
     "calibrate",
     "cnn",
     "convert",
@@ -37,22 +51,30 @@ __all__ = [
     "equalize",
     "export_onnx",
     "fold_batch_norm",
+    "generate",
     "gptq",
     "gradient_scale",
     "hessians",
+    "language_model",
     "layer_bytes",
     "learned_step",
     "load",
+    "load_language_model",
     "load_trained",
     "mlp",
     "overrides_for",
+    "perplexity",
+    "plant_outliers",
     "prepare",
     "prepare_qat",
     "save",
     "sensitivity",
+    "smooth",
     "straight_through",
     "summary",
     "to_inputs",
+    "to_text",
+    "to_tokens",
     "train",
     "unequalize",
 ]

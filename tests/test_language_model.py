@@ -1,0 +1,192 @@
+"""The language model against arithmetic written out, and what it may and may not see."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qlearn import PerGroup, PerTensor, QuantConfig, datasets, fake_quantize
+from qlearn.nn.language_model import (
+    ALPHABET,
+    CONTEXT,
+    Attention,
+    GatedMLP,
+    generate,
+    language_model,
+    load_language_model,
+    perplexity,
+    to_text,
+    to_tokens,
+    windows,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_language_model()
+
+
+def test_parts_of_the_text_share_no_chapter_and_lose_none():
+    parts = datasets.text_parts()
+    assert "".join(parts) == datasets.text()
+    assert all(part.startswith("CHAPTER ") for part in parts)
+    assert [part.count("\nCHAPTER ") + 1 for part in parts] == [115, 4, 8, 8]
+    assert parts.test.rstrip().endswith("only found another orphan.")
+
+
+def test_the_alphabet_is_that_of_the_text():
+    assert "".join(sorted(set(datasets.text()))) == ALPHABET
+    assert to_text(to_tokens(ALPHABET)) == ALPHABET
+
+
+def test_unknown_characters_are_named_with_their_place():
+    with pytest.raises(ValueError, match=r"the text has 'é' at place 3: the model knows ASCII letters"):
+        to_tokens("Café")
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def test_attention_is_what_its_formula_says():
+    torch.manual_seed(0)
+    attention, x = Attention(8, heads=2).double(), torch.randn(3, 5, 8, dtype=torch.float64)
+    got = attention(x)
+    q, k, v = (x @ layer.weight.detach().T for layer in (attention.query, attention.key, attention.value))
+    wanted = torch.zeros(3, 5, 8, dtype=torch.float64)
+    for n in range(3):
+        for head in (slice(0, 4), slice(4, 8)):
+            for t in range(5):
+                scores = [float(q[n, t, head] @ k[n, u, head]) / math.sqrt(4) for u in range(t + 1)]
+                weights = np.exp(scores) / np.exp(scores).sum()
+                wanted[n, t, head] = sum(w * v[n, u, head] for u, w in enumerate(weights))
+    assert torch.allclose(got, wanted @ attention.output.weight.T, atol=1e-12)
+
+
+def test_the_gated_mlp_is_what_its_formula_says():
+    torch.manual_seed(0)
+    mlp, x = GatedMLP(4, 6).double(), torch.randn(2, 4, dtype=torch.float64)
+    g, u = x @ mlp.gate.weight.T, x @ mlp.up.weight.T
+    assert torch.allclose(mlp(x), (g / (1 + torch.exp(-g)) * u) @ mlp.down.weight.T, atol=1e-12)
+
+
+def test_nobody_looks_ahead(model):
+    x = to_tokens("Call me Ishmael. Some years ago")
+    changed = x.clone()
+    changed[0, 20:] = 5
+    with torch.no_grad():
+        before, after = model(x)[0], model(changed)[0]
+    assert torch.allclose(before[:20], after[:20], atol=1e-5)
+    assert not torch.allclose(before[20:], after[20:], atol=1e-1)
+
+
+def test_the_same_seed_gives_the_same_network_and_leaves_torch_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    a, b, c = language_model(seed=1), language_model(seed=1), language_model(seed=2)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(a.head.weight, b.head.weight) and not torch.equal(a.head.weight, c.head.weight)
+    assert sum(p.numel() for p in a.parameters()) == 1_826_496
+
+
+# --- perplexity -------------------------------------------------------------------------------------------------------
+
+
+def test_windows_are_followed_by_what_follows():
+    text = datasets.text_parts().validation[:1000]
+    inputs, following = windows(text)
+    assert inputs.shape == following.shape == (7, CONTEXT)
+    assert to_text(inputs) == text[: 7 * CONTEXT] and to_text(following) == text[1 : 7 * CONTEXT + 1]
+    with pytest.raises(ValueError, match="the text has 128 characters: 129 are needed"):
+        windows(text[:128])
+
+
+def test_perplexity_is_the_mean_surprise_character_by_character(model):
+    text = datasets.text_parts().validation[: 2 * CONTEXT + 1]
+    surprise = []
+    with torch.no_grad():
+        for start in (0, CONTEXT):
+            for place in range(start, start + CONTEXT):
+                p = model(to_tokens(text[start : place + 1]))[0, -1].softmax(-1)
+                surprise.append(-math.log(p[ALPHABET.index(text[place + 1])]))
+    assert perplexity(model, text) == pytest.approx(math.exp(np.mean(surprise)), rel=1e-4)
+
+
+def test_the_trained_model_has_learnt_to_read(model):
+    validation = datasets.text_parts().validation
+    letters = np.bincount(to_tokens(validation)[0].numpy(), minlength=80) / len(validation)
+    by_frequency = math.exp(-sum(p * math.log(p) for p in letters if p))
+    assert perplexity(model, validation) < 4.5 < 18 < by_frequency
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_writing_can_be_repeated_and_goes_on_from_the_prompt(model):
+    first = generate(model, "The whale", length=40, seed=3)
+    assert first.startswith("The whale") and len(first) == 49
+    assert first == generate(model, "The whale", length=40, seed=3) != generate(model, "The whale", length=40, seed=4)
+
+
+def test_at_temperature_0_the_likeliest_character_follows(model):
+    text = generate(model, "Call me", length=5, temperature=0)
+    with torch.no_grad():
+        for place in range(7, 12):
+            assert model(to_tokens(text[:place]))[0, -1].argmax() == ALPHABET.index(text[place])
+
+
+def test_a_prompt_may_be_longer_than_the_context(model):
+    prompt = datasets.text_parts().validation[:300]
+    assert generate(model, prompt, length=3).startswith(prompt)
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": ""}, {"prompt": "a", "length": -1}, {"prompt": "a", "temperature": -0.1}])
+def test_what_cannot_be_written_is_refused(model, wrong):
+    with pytest.raises(ValueError, match="none may be empty or negative"):
+        generate(model, **wrong)
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_keys_and_values_are_quantized_as_the_configuration_says():
+    torch.manual_seed(0)
+    attention, x = Attention(8, heads=2), torch.randn(2, 6, 8)
+    config = QuantConfig(bits=3, granularity=PerGroup(4))
+    attention.cache = config
+    other = Attention(8, heads=2)
+    other.load_state_dict(attention.state_dict())
+
+    class Quantized(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            y = self.layer(x)
+            return fake_quantize(y, config.find_qparams(y))
+
+    other.key, other.value = Quantized(other.key), Quantized(other.value)
+    with torch.no_grad():
+        assert torch.equal(attention(x), other(x))
+
+
+def test_fewer_bits_in_the_cache_cost_perplexity(model):
+    text = datasets.text_parts().validation[:6000]
+    found = {}
+    for bits in (None, 8, 2):
+        for block in model.blocks:
+            block.attention.cache = bits and QuantConfig(bits=bits, granularity=PerGroup(32))
+        found[bits] = perplexity(model, text)
+    coarse = [QuantConfig(bits=2, granularity=PerTensor())] * 4
+    for block, config in zip(model.blocks, coarse, strict=True):
+        block.attention.cache = config
+    per_tensor = perplexity(model, text)
+    for block in model.blocks:
+        block.attention.cache = None
+    assert found[8] == pytest.approx(found[None], rel=2e-3)
+    assert found[None] * 1.02 < found[2] < per_tensor
