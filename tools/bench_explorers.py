@@ -25,6 +25,8 @@ MOVES = 30
 START: dict[str, dict[str, Any]] = {"explore_affine": {"outliers": 10}}
 # Explorers that run a whole network: the kernel may take 150 and 200 ms a move, and the page its own 50.
 NETWORKS = dict.fromkeys(("explore_ptq", "explore_qat", "explore_mixed_precision"), (200, 250))
+# The ratio to the peer, which draws two panels, is asked of the explorers up to lesson 04.
+WITHOUT_PEER = {*NETWORKS, "explore_formats"}
 NOTHING_TO_SEE = {("explore_qat", "rate")}  # a learning rate belongs to a training, and there is none at first
 SIZES = (10**4, 10**5, 10**6, 10**7)
 
@@ -63,7 +65,7 @@ def page() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder, real_lab.running_lab(Path(folder)) as lab:
         with real_lab.browser_page() as browser:
             for name in explorers():
-                peer = None if name in NETWORKS else peer_median(browser, lab, name)
+                peer = None if name in WITHOUT_PEER else peer_median(browser, lab, name)
                 yield from controls(browser, lab, name, peer)
         with real_lab.browser_page(device_scale=2) as browser:
             yield from controls(browser, lab, "explore_affine", None, pixel_ratio=2)
