@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("QLEARN_DATA", str(tmp_path / "file" / "below"))
     with pytest.raises(OSError, match="QLEARN_DATA") as caught:
-        datasets.mnist()
+        datasets.mnist_folder()
     assert str(tmp_path / "file" / "below") in str(caught.value)
 
 
@@ -239,7 +239,7 @@ def test_a_folder_without_permission_is_named(empty, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(PermissionError, match="Permission denied.*QLEARN_DATA") as caught:
-        datasets.mnist()
+        datasets.mnist_folder()
     assert str(raw(empty)) in str(caught.value)
 
 
