@@ -45,8 +45,10 @@ def encode(x: Any, levels: Any, scale: Any = 1.0) -> Array:
     levels = check_levels(levels)
     xp = array_namespace(x)
     middles = like((levels[1:] + levels[:-1]) / 2, x)
-    scaled = of_blocks(x, scale, xp.divide)
-    return xp.astype(xp.searchsorted(xp.astype(middles, scaled.dtype), scaled), xp.uint8)[()]
+    with np.errstate(over="ignore"):  # x / scale may overflow to infinity, whose nearest level is the last
+        scaled = of_blocks(x, scale, xp.divide)
+    codes = xp.searchsorted(xp.astype(middles, scaled.dtype), scaled.reshape(-1))
+    return xp.astype(codes, xp.uint8).reshape(x.shape)[()]
 
 
 def decode(codes: Any, levels: Any, scale: Any = 1.0) -> Array:

@@ -117,15 +117,15 @@ def encode(x: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     """
     x = as_floats(x)
     compat, xp = array_namespace(x), native_namespace(x)
-    scaled = of_blocks(x, scale, compat.divide)
-    magnitude = compat.astype(xp.abs(scaled), xp.float64)
+    with np.errstate(over="ignore"):  # x / scale may overflow to infinity, which saturates like all that is too large
+        scaled = of_blocks(x, scale, compat.divide)
+    magnitude = xp.clip(compat.astype(xp.abs(scaled), xp.float64), None, format.largest)
     exponent = xp.frexp(magnitude)[1] - 1  # of a significand in 1 … 2: frexp's is in ½ … 1
     smallest = xp.full_like(exponent, 1 - format.bias)
     exponent = xp.where(magnitude > 0, xp.maximum(exponent, smallest), smallest)
     steps = xp.round(xp.ldexp(magnitude, format.significand_bits - exponent))
     code = compat.astype(exponent + (format.bias - 1), xp.int64) * 2**format.significand_bits
-    code = xp.clip(code + compat.astype(steps, xp.int64), None, format.largest_code)
-    code = code + xp.signbit(scaled) * 2 ** (format.bits - 1)
+    code = code + compat.astype(steps, xp.int64) + xp.signbit(scaled) * 2 ** (format.bits - 1)
     return compat.astype(code, xp.uint8 if format.bits <= 8 else xp.int32 if format.bits <= 16 else xp.int64)[()]
 
 

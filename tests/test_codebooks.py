@@ -61,6 +61,12 @@ def test_each_entry_of_scale_covers_one_block(scale_shape):
     assert np.array_equal(decode(codes, levels, scale), (levels[codes].astype(np.float32) * spread).astype(np.float32))
 
 
+def test_a_tensor_turned_on_its_side_is_taken_without_a_warning(recwarn):
+    x = torch.linspace(-1, 1, 60, requires_grad=True).reshape(6, 10)
+    assert torch.equal(encode(x.T, normal_float(4)), encode(x, normal_float(4)).T)
+    assert not recwarn.list
+
+
 def test_half_types_scalars_and_lists():
     levels = [-1.0, 0.0, 2.0]
     assert encode(np.float16(0.9), levels) == 1 and encode(1.1, levels) == 2

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from qlearn import codebooks
 from qlearn.formats import BFLOAT16, E2M1, E2M3, E3M2, E4M3, E5M2, FLOAT16, FLOAT32, cast, decode, encode, fields
 
 THEIRS = {
@@ -90,6 +91,14 @@ def test_what_is_too_large_saturates(format):
     ends = np.sign(beyond) * format.largest
     assert cast(beyond, format).tolist() == ends.tolist()
     assert cast(torch.tensor(beyond, dtype=torch.float64), format).tolist() == ends.tolist()
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.as_tensor])
+def test_a_quotient_beyond_the_type_saturates_too(library, recwarn):
+    x = library(np.float32([3e38, -3e38]))
+    assert encode(x, E4M3, scale=1e-30).tolist() == [E4M3.largest_code, 128 + E4M3.largest_code]
+    assert codebooks.encode(x, [-1.0, 0.0, 1.0], scale=1e-30).tolist() == [2, 0]
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(
