@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qlearn import PerGroup, PerTensor, QuantConfig, datasets, fake_quantize
+from qlearn.nn import load_trained
 from qlearn.nn.language_model import (
     ALPHABET,
     CONTEXT,
@@ -46,6 +47,11 @@ def test_the_alphabet_is_that_of_the_text():
 def test_unknown_characters_are_named_with_their_place():
     with pytest.raises(ValueError, match=r"the text has 'é' at place 3: the model knows ASCII letters"):
         to_tokens("Café")
+
+
+def test_the_image_networks_loader_says_where_this_model_is():
+    with pytest.raises(ValueError, match=r"'mlp' and 'cnn'\. The language model comes from nn\.load_language_model"):
+        load_trained("language_model")
 
 
 # --- the network ------------------------------------------------------------------------------------------------------

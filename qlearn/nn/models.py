@@ -80,7 +80,12 @@ def load_trained(name: str) -> nn.Sequential:
     >>> load_trained("mlp").training
     False
     """
-    weights = datasets.trained(name)
-    model = {"mlp": mlp, "cnn": cnn}[name]()
+    networks = {"mlp": mlp, "cnn": cnn}
+    if name not in networks:
+        raise ValueError(
+            f"name={name!r}: there are trained weights for 'mlp' and 'cnn'. The language model comes from "
+            "nn.load_language_model()."
+        )
+    weights, model = datasets.trained(name), networks[name]()
     model.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
     return model.eval()
