@@ -16,12 +16,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
-from qlearn.arrays import Array, as_floats, check_finite, native_namespace, ordered, to_numpy
+from qlearn.arrays import Array, as_floats, check_finite, to_numpy
+from qlearn.gains import sse
 from qlearn.ranges import between, place_of
 
+PATTERNS = 1 << 16  # of 16 bits
 MOST_BINS = 2 * 0x7F80  # for each sign, the patterns from 0 to that of the largest finite bfloat16
+COUNTED_FROM = 1 << 16  # values: for fewer, sorting them is quicker than going through all patterns
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,25 +56,19 @@ class LogHistogram:
             x: array of any shape and float type; float64 is rounded to float32.
         Raises:
             ValueError: empty `x`, NaN or infinity in `x`, or a number beyond float32's largest.
-        Cost: one sort, O(n log n).
+        Cost: O(n): three passes that count, whatever the order; one sort for fewer values than there are bins.
 
         >>> LogHistogram.of([1.0, 1.001, 2.0]).counts
         array([2, 1])
         """
-        return LogHistogram.of_sorted(ordered(as_floats(x).reshape(-1)))
+        # + 0.0 makes 0.0 of −0.0, so that both are counted in one bin.
+        values = to_numpy(as_float32(as_floats(x).reshape(-1))) + np.float32(0)
+        return _by_counting(values) if len(values) >= COUNTED_FROM else _by_sorting(np.sort(values))
 
     @staticmethod
     def of_sorted(values: Array) -> LogHistogram:
         """The same for values (n,) that are in order. Cost: O(n)."""
-        values = as_float32(values) + 0.0  # which makes 0.0 of −0.0
-        if str(device(values)) == "cpu":
-            values = to_numpy(values)  # for one thread quicker than PyTorch
-        xp = native_namespace(values)
-        patterns = values.view(xp.int32) >> 16  # the upper half of the bits is the bfloat16
-        ends = to_numpy(xp.where(patterns[1:] != patterns[:-1])[0])
-        starts = np.concatenate([[0], ends + 1])
-        ends = np.append(ends, len(values) - 1)
-        return LogHistogram(to_numpy(values[starts]), to_numpy(values[ends]), ends - starts + 1)
+        return _by_sorting(to_numpy(as_float32(values)) + np.float32(0))
 
     def __add__(self, other: LogHistogram) -> LogHistogram:
         """The histogram of both lists of values: exact, and the same in any order. Cost: O(m log m)."""
@@ -129,10 +126,7 @@ class LogHistogram:
         return float(np.abs(np.diff(self._sums)).sum()) / len(self)
 
     def sse(self, scale: Any, zero_point: Any, quant_min: int, quant_max: int) -> np.ndarray:
-        """The sum of squared errors after quantization; the formula is `SortedView.sse`'s.
-
-            SSE = Σ (x − l_max)² − 2 s Σ_q G(t_q)       t_q = s (q − z − ½),  q = quant_min + 1 … quant_max
-            G(t) = Σ max(0, t − x) = k t − Σ (the k smallest),  k = #{x < t},  l_max = s (quant_max − z)
+        """The sum of squared errors after quantization; the formula is `gains.sse`'s.
 
         Args:
             scale, zero_point: arrays of one shape (…), for as many quantizers.
@@ -143,15 +137,25 @@ class LogHistogram:
         >>> LogHistogram.of([0.75, -0.5, 0.25, 9.0]).sse([0.5], [1], 0, 7)
         array([36.125])
         """
-        scales, zeros = np.broadcast_arrays(np.asarray(scale, np.float64), np.asarray(zero_point, np.float64))
-        halves = np.arange(quant_min + 1, quant_max + 1) - 0.5
-        n, total, squares = len(self), self._sums[-1], self._squares
-        found = []
-        for s, z in zip(scales.reshape(-1), zeros.reshape(-1), strict=True):
-            top = s * (quant_max - z)
-            gains = self._gains(s * (halves - z))
-            found.append(squares - 2 * top * total + n * top**2 - 2 * s * gains.sum())
-        return np.maximum(found, 0).reshape(scales.shape)
+        return sse(self, scale, zero_point, quant_min, quant_max)
+
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return len(self)
+
+    @property
+    def total(self) -> float:
+        """Σ x."""
+        return float(self._sums[-1])
+
+    def gains(self, t: Any) -> np.ndarray:
+        """G(t) = Σ max(0, t − x), in t's shape."""
+        t = np.asarray(t, dtype=np.float64)
+        bins, inside = self._cut(t)
+        cut = np.minimum(bins, len(self.counts) - 1)
+        of_cut = inside * (t - self.first[cut]) - self._step[cut] * inside * (inside - 1) / 2
+        return self._places[bins] * t - self._sums[bins] + of_cut
 
     def of_magnitudes(self, edges: Sequence[float] | np.ndarray) -> np.ndarray:
         """How many |x| lie in each bin of a histogram with these edges; the last bin holds its upper edge too.
@@ -183,7 +187,7 @@ class LogHistogram:
         return np.concatenate([[0.0], np.cumsum(sums)])
 
     @cached_property
-    def _squares(self) -> float:
+    def squares(self) -> float:
         """Σ x² = Σ c (mean² + variance) over the bins; c evenly spaced values have the variance step² (c² − 1) / 12."""
         c = self.counts.astype(np.float64)
         mean = (self.last.astype(np.float64) + self.first) / 2
@@ -198,18 +202,38 @@ class LogHistogram:
         inside = np.ceil((t - first) / np.where(step > 0, step, 1.0))
         return bins, np.where(partly, np.minimum(inside, self.counts[cut]), 0).astype(np.int64)
 
-    def _gains(self, t: np.ndarray) -> np.ndarray:
-        """G(t) = Σ max(0, t − x)."""
-        bins, inside = self._cut(t)
-        cut = np.minimum(bins, len(self.counts) - 1)
-        of_cut = inside * (t - self.first[cut]) - self._step[cut] * inside * (inside - 1) / 2
-        return self._places[bins] * t - self._sums[bins] + of_cut
-
     def _at(self, k: int) -> float:
         """The k-th smallest value, k from 0."""
         b = int(np.searchsorted(self._places, k, side="right")) - 1
         j, c = k - int(self._places[b]), int(self.counts[b])
         return between(float(self.first[b]), float(self.last[b]), j / (c - 1) if c > 1 else 0.0)
+
+
+def _by_sorting(values: np.ndarray) -> LogHistogram:
+    """For float32 in order: the values of a bin are neighbours."""
+    patterns = values.view(np.int32) >> 16  # the upper half of the bits is the bfloat16
+    ends = np.flatnonzero(patterns[1:] != patterns[:-1])
+    starts, ends = np.append(0, ends + 1), np.append(ends, len(values) - 1)
+    return LogHistogram(values[starts], values[ends], (ends - starts + 1).astype(np.int64))
+
+
+def _by_counting(values: np.ndarray) -> LogHistogram:
+    """For float32 in any order. Read as whole numbers, bits are ordered as magnitudes are."""
+    bits = values.view(np.uint32)
+    patterns = (bits >> 16).astype(np.intp)
+    counts = np.bincount(patterns, minlength=PATTERNS)
+    least, most = np.full(PATTERNS, 2**32 - 1, np.uint32), np.zeros(PATTERNS, np.uint32)
+    np.minimum.at(least, patterns, bits)
+    np.maximum.at(most, patterns, bits)
+    negative, positive = np.arange(PATTERNS - 1, PATTERNS // 2 - 1, -1), np.arange(PATTERNS // 2)
+    first, last, order = (
+        np.concatenate(pair)
+        for pair in ((most[negative], least[positive]), (least[negative], most[positive]), (negative, positive))
+    )
+    filled = counts[order] > 0
+    return LogHistogram(
+        first[filled].view(np.float32), last[filled].view(np.float32), counts[order][filled].astype(np.int64)
+    )
 
 
 def as_float32(x: Array) -> Array:

@@ -20,7 +20,7 @@ from qlearn.arrays import Array, as_floats, block_rows, like, ordered, to_numpy
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerGroup, PerTensor
 from qlearn.histogram import LogHistogram
-from qlearn.range_search import CANDIDATES, clip_grid
+from qlearn.range_search import Search
 from qlearn.ranges import between, entropy_range, min_max, place_of
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 TAIL = 1 << 14  # values that a PercentileObserver keeps at either end
-HAIR = np.float32(1 - 1e-6)
 
 
 class Observer:
@@ -239,8 +238,8 @@ class HistogramObserver(MinMaxObserver):
     The range is solved for the configuration's bits and codes. It is that of the list of values which the
     histogram stands for, so it is exact as long as no bin holds more than two different values.
 
-    Memory: at most 1.04 MB a block (65,280 bins of 16 bytes), and two numbers. Cost: one sort of each batch,
-    O(n log n); solving takes as long for 10⁹ values as for 10⁶.
+    Memory: at most 1.04 MB a block (65,280 bins of 16 bytes), and two numbers. Cost: O(n) for each batch; solving
+    takes as long for 10⁹ values as for 10⁶.
 
     Raises:
         ValueError: PerGroup granularity: histograms of small groups would take more room than their values.
@@ -252,7 +251,7 @@ class HistogramObserver(MinMaxObserver):
     ...     print(f"{method:10} {lo:6.3f} {hi:6.3f}")
     min_max    -1.000 10.000
     percentile -0.980  0.982
-    mse        -1.000  5.999
+    mse        -0.936  6.087
     """
 
     methods: ClassVar[tuple[str, ...]] = ("mse", "percentile", "entropy", "min_max")
@@ -276,9 +275,9 @@ class HistogramObserver(MinMaxObserver):
         return super().nbytes + sum(histogram.nbytes for histogram in self.histograms)
 
     def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
-        rows = ordered(rows)
-        self._count(tuple(LogHistogram.of_sorted(row) for row in rows))
-        self._widen(rows[:, 0].reshape(shape), rows[:, -1].reshape(shape))
+        self._count(tuple(LogHistogram.of(row) for row in rows))
+        lo, hi = min_max(rows)
+        self._widen(lo.reshape(shape), hi.reshape(shape))
 
     def _join(self, part: Self) -> None:
         self._count(part.histograms)
@@ -292,8 +291,7 @@ class HistogramObserver(MinMaxObserver):
         if self.config.method == "min_max":
             return lo, hi
         ends = zip(to_numpy(lo.reshape(-1)), to_numpy(hi.reshape(-1)), strict=True)
-        # Clipped, because the histogram rounds to float32, and so may end a rounding outside of float64 data.
-        ranges = [np.clip(self._solve_block(i, low, high), low, high) for i, (low, high) in enumerate(ends)]
+        ranges = [self._solve_block(i, low, high) for i, (low, high) in enumerate(ends)]
         low, high = (like(np.reshape(end, tuple(lo.shape)), lo, lo.dtype)[()] for end in np.transpose(ranges))
         return low, high
 
@@ -305,13 +303,12 @@ class HistogramObserver(MinMaxObserver):
 class MSEObserver(HistogramObserver):
     """A `HistogramObserver` for the range with the smallest mean squared error, for the configuration's codes.
 
-        (lo, hi) = argmin over clip_grid of Σ (x − fake_quantize(x, choose_qparams(lo, hi)))²
+        (scale, zero_point) = argmin Σ (x − fake_quantize(x, scale, zero_point))²
 
-    The values are those that the histogram stands for, and the mean squared error is within 1 % of what the search
-    on all values finds (for some hundred values or more). It can be smaller: for asymmetric codes each end is then
-    moved alone, and for symmetric ones the grid is four times as fine.
+    The search is that of `find_range(x, "mse")`, on the values that the histogram stands for. The mean squared error
+    is within 1 % of what the search on all values finds (for some hundred values or more).
 
-    Memory: at most 1.04 MB a block. Cost: O(n log n) to observe, O(400 · 2ᵇ log m) for m bins to solve.
+    Memory: at most 1.04 MB a block. Cost: O(n) to observe, O(200 · 2ᵇ log m) for m bins to solve.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).standard_normal(100_000, dtype=np.float32)
@@ -331,7 +328,7 @@ class EntropyObserver(HistogramObserver):
     Its 2,048 equal bins are filled from the histogram, which knows less than the data: where the values are few,
     the result differs.
 
-    Memory: at most 1.04 MB. Cost: O(n log n) to observe, O(2048²) to solve.
+    Memory: at most 1.04 MB. Cost: O(n) to observe, O(2048²) to solve.
     Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017.
 
     >>> import numpy as np
@@ -451,8 +448,8 @@ Solver = Callable[[LogHistogram, np.floating, np.floating, QuantConfig], tuple[f
 
 
 def _percentile(histogram: LogHistogram, lo: np.floating, hi: np.floating, config: QuantConfig) -> tuple[float, float]:
-    low, high = _shares(config.percentile)
-    return histogram.quantile(low), histogram.quantile(high)
+    low, high = (histogram.quantile(share) for share in _shares(config.percentile))
+    return max(low, float(lo)), min(high, float(hi))  # the histogram rounds to float32, float64 data do not
 
 
 def _entropy(histogram: LogHistogram, lo: np.floating, hi: np.floating, config: QuantConfig) -> tuple[float, float]:
@@ -461,25 +458,10 @@ def _entropy(histogram: LogHistogram, lo: np.floating, hi: np.floating, config: 
 
 
 def _mse(histogram: LogHistogram, lo: np.floating, hi: np.floating, config: QuantConfig) -> tuple[float, float]:
-    def grid(candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        ends = clip_grid(float(lo), float(hi), histogram.mean_magnitude, candidates)
-        # Holding 0, as every quantizer's range does; in the data's own type, whose last digit rounds a zero point.
-        return np.minimum(ends[0], 0).astype(lo.dtype), np.maximum(ends[1], 0).astype(hi.dtype)
-
-    def best(lows: np.ndarray, highs: np.ndarray) -> tuple[Any, Any]:
-        q = config.choose_qparams(lows, highs)
-        i = int(np.argmin(histogram.sse(q.scale, q.zero_point, q.quant_min, q.quant_max)))
-        return lows[i], highs[i]
-
-    if config.symmetric:
-        return best(*grid(4 * CANDIDATES))
-    # Ends at the same distance put 0.0 halfway between two codes. A hair's breadth decides which: both are tried.
-    lows, highs = grid(CANDIDATES)
-    low, high = best(np.append(lows, HAIR * lows), np.append(HAIR * highs, highs))
-    # Then each end is moved alone, for values that are not alike on both sides.
-    low, _ = best(np.append(lows, low), np.full(len(lows) + 1, high))
-    _, high = best(np.full(len(highs) + 1, low), np.append(highs, high))
-    return low, high
+    search = Search(config.bits, config.symmetric, config.narrow_range)
+    found = search.best(histogram, search.tried(histogram, lo, hi, histogram.mean_magnitude))
+    low, high = search.range_of(*found, lo.dtype)
+    return low[0], high[0]
 
 
 SOLVERS: dict[str, Solver] = {"percentile": _percentile, "mse": _mse, "entropy": _entropy}

@@ -1,21 +1,33 @@
-"""The search for the range with the smallest mean squared error: which ranges to try, and three ways to judge them.
+"""The search for the quantizer with the smallest mean squared error.
 
-Rows are (r, n): r tensors, channels or groups of n values each. Each way judges a candidate on all values.
+    scales of a grid  →  the best zero point of each  →  a finer grid around the best scale  →  (scale, zero point)
+
+There is one search, for whatever can judge quantizers: a view of the values, as `gains` has it. Numbers are float64
+NumPy arrays that begin with the axis of the rows: a row of values gets a quantizer of its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from qlearn.affine import choose_qparams, fake_quantize
+from qlearn.affine import quant_limits
 from qlearn.arrays import Array, as_floats, like
-from qlearn.sorted_view import SortedView
+from qlearn.gains import View, best_zero_points
 
 CANDIDATES = 100
-BREAKPOINTS = 1 << 20  # swept at once: some 64 MB
+BELOW = 20  # candidates more, down to ranges half as wide as the narrowest of the grid
+AROUND = 2  # steps to both sides of the best scale of the grid, which are then cut into parts,
+PARTS = {0: 32, 1 << 16: 96}  # more of them from so many values on: there the error says more about the scale
+HALVES = 4  # parts of the two steps of that finer grid beside its best scale
+TIE = 1e-6  # errors of two scales that differ by less, relative to the smaller one, count as equal;
+ALIKE = 1e-5  # those of neighbouring zero points by less than this: data that are alike on both sides are common;
+LAST_BIT = 4e-7  # or by less than this in units of s² · quant_max: what the last bits of a clipped value can change
+NEAR = 1e-3  # a zero point this little below a code counts as that code
+EXACT = 1e-12  # and so do errors below this share of Σ x², to which float32 rounds the values themselves
 
 
 def clip_grid(lo: Any, hi: Any, mean: Any, candidates: int = CANDIDATES) -> tuple[Array, Array]:
@@ -45,68 +57,148 @@ def clip_grid(lo: Any, hi: Any, mean: Any, candidates: int = CANDIDATES) -> tupl
     return xp.maximum(lo, -t), xp.minimum(hi, t)
 
 
-def grid_of(rows: Array, candidates: int) -> tuple[Array, Array]:
-    """`clip_grid` of each row, in the rows' type: (rows, candidates)."""
-    xp = array_namespace(rows)
-    mean = xp.sum(xp.abs(rows), axis=-1, dtype=xp.float64) / rows.shape[-1]
-    smallest, largest = (xp.astype(end, xp.float64) for end in (xp.min(rows, axis=-1), xp.max(rows, axis=-1)))
-    lo, hi = clip_grid(smallest, largest, mean, candidates)
-    return xp.astype(lo, rows.dtype), xp.astype(hi, rows.dtype)
+@dataclass(frozen=True)
+class Tried:
+    """The quantizers that a search has judged, in rising order of their scales: arrays (rows, tried)."""
+
+    scale: Any
+    zero_point: Any
+    sse: Any
 
 
-def by_sorting(rows: Array, codes: dict[str, Any], candidates: int) -> tuple[Array, Array]:
-    """For long rows: sort each one, then judge all candidates at once."""
-    xp = array_namespace(rows)
-    chosen = []
-    for row in rows:
-        view = SortedView(row)
-        lo, hi = (end[0] for end in grid_of(view.values[None], candidates))
-        q = choose_qparams(lo, hi, **codes)
-        best = int(xp.argmin(view.sse(q.scale, q.zero_point, q.quant_min, q.quant_max)))
-        chosen.append((lo[best], hi[best]))
-    lo, hi = zip(*chosen, strict=True)
-    return xp.stack([xp.asarray(end) for end in lo]), xp.stack([xp.asarray(end) for end in hi])
+@dataclass(frozen=True)
+class Search:
+    """What a search looks for: the codes, and how many scales it tries first.
 
-
-def by_quantizing(rows: Array, codes: dict[str, Any], candidates: int) -> tuple[Array, Array]:
-    """For many short rows: quantize all of them with their i-th candidates, for one i after the other."""
-    xp = array_namespace(rows)
-    lo, hi = grid_of(rows, candidates)
-    errors = []
-    for i in range(candidates):
-        x_hat = fake_quantize(rows, choose_qparams(lo[:, i : i + 1], hi[:, i : i + 1], **codes))
-        errors.append(xp.sum(xp.astype(rows - x_hat, xp.float64) ** 2, axis=-1))
-    best = xp.argmin(xp.stack(errors, axis=-1), axis=-1)
-    every = like(np.arange(len(rows)), rows)
-    return lo[every, best], hi[every, best]
-
-
-def by_sweeping(rows: Array, quant_min: int, quant_max: int) -> tuple[Array, Array]:
-    """The best symmetric scale of all: as it falls, one value after the other gets a code one larger.
-
-    With codes q the best scale is Σ|x|q / Σq², and the error then is Σx² − (Σ|x|q)² / Σq². Each breakpoint
-    adds |x| to the first sum and j² − (j − 1)² = 2j − 1 to the second. Among equals the smallest scale wins.
+    >>> from qlearn.sorted_view import SortedView
+    >>> view = SortedView([-1.0, -1.0, 0.0, 1.0, 1.0, 2.0])
+    >>> Search(bits=2).best(view, Search(bits=2).tried(view, -1.0, 2.0, 1.0))
+    (array([1.]), array([1.]))
     """
-    xp = array_namespace(rows)
-    at_once = max(1, BREAKPOINTS // (rows.shape[-1] * -quant_min))
-    parts = [_sweep(rows[i : i + at_once], quant_min, quant_max) for i in range(0, len(rows), at_once)]
-    scale = xp.concat(parts)
-    return xp.astype(scale * quant_min, rows.dtype), xp.astype(scale * quant_max, rows.dtype)
+
+    bits: int
+    symmetric: bool = False
+    narrow_range: bool = True
+    candidates: int = CANDIDATES
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest code."""
+        return quant_limits(self.bits, symmetric=self.symmetric, narrow_range=self.narrow_range)
+
+    def tried(self, view: View, lo: Any, hi: Any, mean: Any) -> Tried:
+        """Judge the scales of a grid, each with its best zero point, and then those of finer grids around the best.
+
+        Args:
+            lo, hi, mean: smallest and largest value and mean of |x|, (rows,) or numbers.
+        Cost: (candidates + 122) · 2ᵇ gains a row, or (candidates + 58) · 2ᵇ.
+        """
+        parts = [self._judged(view, self.scales(lo, hi, mean))]
+        finer = PARTS[max(least for least in PARTS if least <= view.count)]
+        for steps, points in ((AROUND, finer), (1, HALVES)):
+            scale, best = parts[-1].scale, parts[-1].sse.argmin(-1)[:, None]
+            places = (np.clip(best + side * steps, 0, scale.shape[-1] - 1) for side in (-1, 1))
+            low, high = (np.take_along_axis(scale, place, -1)[:, 0] for place in places)
+            parts.append(self._judged(view, np.geomspace(low, high, points + 1, axis=-1)))
+        scale, zero_point, errors = (
+            np.concatenate([getattr(part, name) for part in parts], -1) for name in ("scale", "zero_point", "sse")
+        )
+        order = np.argsort(scale, -1, kind="stable")
+        return Tried(*(np.take_along_axis(values, order, -1) for values in (scale, zero_point, errors)))
+
+    def scales(self, lo: Any, hi: Any, mean: Any) -> Any:
+        """The first scales: those of the ranges of `clip_grid`, and of some narrower ones, (rows, tried)."""
+        lo, hi, mean = (np.atleast_1d(np.asarray(number, np.float64)) for number in (lo, hi, mean))
+        narrow = mean[:, None] * np.geomspace(0.5, 1, BELOW, endpoint=False)
+        low, high = clip_grid(lo, hi, mean, self.candidates)
+        low = np.concatenate([np.maximum(lo[:, None], -narrow), low], -1)
+        high = np.concatenate([np.minimum(hi[:, None], narrow), high], -1)
+        return self.scale_of(low, high)
+
+    def scale_of(self, lo: Any, hi: Any) -> Any:
+        """The scale of each range, widened to hold 0, as in `choose_qparams`."""
+        lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
+        quant_min, quant_max = self.limits
+        scale = np.maximum(lo / quant_min, hi / quant_max) if self.symmetric else hi / quant_max - lo / quant_max
+        return np.where(scale > 0, scale, 1.0)
+
+    def quantizers_of(self, lo: Any, hi: Any) -> tuple[Any, Any]:
+        """Scale and zero point of each range (c,); for asymmetric codes with both zero points beside −lo / scale.
+
+        Where the two ends are alike, −lo / scale lies halfway between two codes, and the last bit of the data would
+        decide to which one it is rounded.
+
+        >>> Search(bits=2).quantizers_of(np.array([-3.0]), np.array([3.0]))
+        (array([2., 2.]), array([2., 1.]))
+        """
+        scale = self.scale_of(lo, hi)
+        if self.symmetric:
+            return scale, np.zeros_like(scale)
+        below = np.floor(-np.minimum(lo, 0) / scale + NEAR)
+        both = np.clip(np.stack([below + 1, below], -1), 0, self.limits[1])
+        return np.repeat(scale, 2), both.reshape(-1)
+
+    def settled(self, lo: float, hi: float) -> tuple[float, float]:
+        """A range like this one whose ends are ticks; where −lo / scale lies halfway, or nearly, it is rounded up.
+
+        >>> Search(bits=2).settled(-3.0, 3.0)
+        (-4.0, 2.0)
+        """
+        scale = self.scale_of(lo, hi)
+        zero_point = np.floor(-min(lo, 0.0) / scale + 0.5 + NEAR)
+        first, last = self.range_of(scale, np.clip(zero_point, 0, self.limits[1]), np.float64)
+        return float(first), float(last)
+
+    def best(self, view: View, tried: Tried) -> tuple[Any, Any]:
+        """The scale and zero point, (rows,), with the smallest error among those tried.
+
+        Of scales whose errors are equal up to `TIE` the smallest is taken. Of neighbouring zero points whose errors
+        are equal up to `ALIKE`, the largest. So a last bit in the data decides nothing.
+        """
+        i = self.first_of_scales(view, tried.sse)[:, None]
+        scale, zero_point = np.take_along_axis(tried.scale, i, -1), np.take_along_axis(tried.zero_point, i, -1)
+        if not self.symmetric:
+            near = self.neighbours(zero_point)
+            errors = view.sse(np.broadcast_to(scale, near.shape), near, *self.limits)
+            zero_point = np.take_along_axis(near, self.first_of_zero_points(view, errors, scale)[:, None], -1)
+        return scale[:, 0], zero_point[:, 0]
+
+    def first_of_scales(self, view: View, errors: Any) -> Any:
+        """The place of the first error in each row that counts as equal to the smallest one."""
+        return _first(errors, TIE, EXACT * np.reshape(view.squares, (-1, 1)))
+
+    def first_of_zero_points(self, view: View, errors: Any, scale: Any) -> Any:
+        """The same for zero points beside each other, of one scale (rows, 1)."""
+        return _first(errors, ALIKE, EXACT * np.reshape(view.squares, (-1, 1)) + self.last_bit(scale))
+
+    def last_bit(self, scale: Any) -> Any:
+        """What the last bits of a value beyond the ticks can change in the error."""
+        return LAST_BIT * scale**2 * self.limits[1]
+
+    def neighbours(self, zero_point: Any) -> Any:
+        """The zero points beside each one, and itself, larger ones first: (rows, 3) of (rows, 1)."""
+        return np.clip(zero_point + np.array([1.0, 0.0, -1.0]), 0, self.limits[1])
+
+    def range_of(self, scale: Any, zero_point: Any, dtype: Any, exponent: Any = 0) -> tuple[Any, Any]:
+        """The range whose ends are the first and the last tick, times 2^exponent and rounded to a type: lo, hi.
+
+        `choose_qparams` makes of it the same zero point, and the same scale up to that rounding.
+
+        >>> Search(bits=2).range_of(np.array([0.5]), np.array([1.0]), np.float32)
+        (array([-0.5], dtype=float32), array([1.], dtype=float32))
+        """
+        largest = float(np.finfo(dtype).max)
+        with np.errstate(over="ignore"):  # the last tick may lie beyond the largest number: then that is the end
+            ends = [np.ldexp(scale * (code - zero_point), exponent) for code in self.limits]
+        low, high = (np.clip(end, -largest, largest).astype(dtype) + 0 for end in ends)  # no −0.0
+        return low, high
+
+    def _judged(self, view: View, scale: Any) -> Tried:
+        quant_min, quant_max = self.limits
+        zero_point = np.zeros_like(scale) if self.symmetric else best_zero_points(view, scale, quant_max)
+        return Tried(scale, zero_point, view.sse(scale, zero_point, quant_min, quant_max))
 
 
-def _sweep(rows: Array, quant_min: int, quant_max: int) -> Array:
-    xp = array_namespace(rows)
-    j = xp.astype(like(np.arange(1, -quant_min + 1), rows), xp.float64)
-    magnitude = xp.abs(xp.astype(rows, xp.float64))[..., None]
-    allowed = (rows[..., None] < 0) | (j <= quant_max)  # the full range has one code more below zero than above
-    points = xp.where(allowed, magnitude / (j - 0.5), xp.zeros_like(j)).reshape(len(rows), -1)
-    xq = xp.where(allowed, magnitude + 0 * j, xp.zeros_like(j)).reshape(len(rows), -1)
-    qq = xp.where(allowed, 2 * j - 1 + 0 * magnitude, xp.zeros_like(j)).reshape(len(rows), -1)
-    order = xp.argsort(-points, axis=-1, stable=True)
-    sum_xq = xp.cumulative_sum(xp.take_along_axis(xq, order, axis=-1), axis=-1)
-    sum_qq = xp.maximum(xp.cumulative_sum(xp.take_along_axis(qq, order, axis=-1), axis=-1), xp.ones_like(sum_xq))
-    score = sum_xq**2 / sum_qq
-    equal = score >= xp.max(score, axis=-1, keepdims=True) * (1 - 1e-12)
-    place = like(np.arange(score.shape[-1]), rows)
-    last = xp.max(xp.where(equal, place, xp.zeros_like(place)), axis=-1, keepdims=True)
-    return xp.take_along_axis(sum_xq / sum_qq, last, axis=-1)[..., 0]
+def _first(errors: Any, share: float, slack: Any) -> Any:
+    """The place of the first error in each row that exceeds the smallest by no more than a share of it and slack."""
+    return (errors <= errors.min(-1, keepdims=True) * (1 + share) + slack).argmax(-1)

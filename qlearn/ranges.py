@@ -14,14 +14,14 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams, choose_qparams, fake_quantize, quant_limits
-from qlearn.arrays import Array, as_floats, block_rows, ordered, to_numpy
+from qlearn.arrays import Array, as_floats, block_rows, like, ordered, to_numpy
 from qlearn.granularity import Granularity, PerTensor
-from qlearn.range_search import CANDIDATES, by_quantizing, by_sorting, by_sweeping, grid_of
+from qlearn.range_search import CANDIDATES, EXACT, TIE, Search, clip_grid
+from qlearn.row_search import by_searching, by_sweeping
 
-SORTED_FROM = 64  # times 2ᵇ values in a row: from there on sorting once is quicker than quantizing every time
-MOST_SORTED_BITS = 12  # beyond, differences of sums lose too many digits
 SWEEP_UP_TO = 1 << 14  # breakpoints in a row: so many are sorted in a millisecond
 HISTOGRAM_BINS = 2048  # of |x| from 0 to its largest value, as in TensorRT's calibrator
+BESIDE = 1 + 1e-6  # widens the bins a little: values at equal distances, as of an image, do not lie on edges
 
 
 def min_max(x: Any) -> tuple[Array, Array]:
@@ -81,23 +81,29 @@ def mse(
 ) -> tuple[Array, Array]:
     """The range with the smallest mean squared error between x and x̂.
 
-        (lo, hi) = argmin over clip_grid of Σ (x − fake_quantize(x, choose_qparams(lo, hi)))²
+        (scale, zero_point) = argmin Σ (x − fake_quantize(x, scale, zero_point))²
+        lo = scale · (quant_min − zero_point),  hi = scale · (quant_max − zero_point)
 
-    Exact: every candidate is judged on all values. Long rows are sorted once, and a candidate then costs
-    O(2ᵇ log n) instead of O(n). Among equals the narrower range wins. Short symmetric rows get the best range
-    there is, on the grid or off it: the codes change only where |x| / scale crosses j − ½, so all scales
-    between two such breakpoints share their codes, and the best scale for given codes q is Σ|x|q / Σq².
+    Scales are those of `clip_grid`, some narrower ones, and a finer grid around the best. For asymmetric codes each
+    scale is judged with the best of all zero points: lo and hi need not be alike. Exact: all values are judged. The
+    range ends at the first and the last tick, so that `choose_qparams` makes of it the scale and zero point that
+    were found, the scale up to the rounding of lo and hi to x's type.
+
+    Of errors that are equal, up to 1e-6 of them, the smaller scale is taken, and the larger zero point: scaling the
+    data by 1.0000001, or another order of them, changes nothing that is seen. Short symmetric rows get the best range
+    there is, on the grid or off it: the codes change only where |x| / scale crosses j − ½, so all scales between two
+    such breakpoints share their codes, and the best scale for given codes q is Σ|x|q / Σq².
 
     Args:
         x: (..., n); each row of n values gets its own range.
         bits, symmetric, narrow_range: the codes to be used.
-        candidates: how many ranges to try.
+        candidates: how many scales to try first; some 60 to 120 more follow around the best.
     Returns:
         lo, hi: (...), of x's type.
     Raises:
         ValueError: candidates below 2, bits outside their limits, empty `x`, NaN or infinity in `x`.
-    Cost: O(n log n + candidates · 2ᵇ log n) a row; O(candidates · n) for rows shorter than 64 · 2ᵇ;
-        O(n 2ᵇ log n) for short symmetric rows.
+    Cost: O(n) for long float32 rows up to 8 bits, O(n log n) beside them, and O(candidates · 2ᵇ) lookups a row;
+        O(candidates · n) for rows shorter than 16 · 2ᵇ, and above 12 bits; O(n 2ᵇ log n) for short symmetric rows.
 
     >>> lo, hi = mse([-1.0, -1.0, 0.0, 1.0, 1.0, 2.0], bits=2, symmetric=True)
     >>> float(hi)
@@ -105,17 +111,15 @@ def mse(
     """
     _check_candidates(candidates)
     x = as_floats(x)
-    codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
-    quant_min, quant_max = quant_limits(**codes)
-    n = int(x.shape[-1])
-    rows = x.reshape(-1, n)
-    if symmetric and n * -quant_min <= SWEEP_UP_TO:
-        lo, hi = by_sweeping(rows, quant_min, quant_max)
-    elif n >= SORTED_FROM * 2**bits and bits <= MOST_SORTED_BITS:
-        lo, hi = by_sorting(rows, codes, candidates)
+    search = Search(bits, symmetric, narrow_range, int(candidates))
+    quant_min, _ = search.limits
+    shape = tuple(x.shape[:-1])
+    rows = to_numpy(x).reshape(math.prod(shape), -1)
+    if symmetric and rows.shape[-1] * -quant_min <= SWEEP_UP_TO:
+        lo, hi = by_sweeping(rows, search)
     else:
-        lo, hi = by_quantizing(rows, codes, candidates)
-    return lo.reshape(x.shape[:-1])[()], hi.reshape(x.shape[:-1])[()]
+        lo, hi = by_searching(rows, search)
+    return like(lo.reshape(shape), x)[()], like(hi.reshape(shape), x)[()]
 
 
 def cross_entropy(
@@ -128,7 +132,10 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
     """For logits: the range after which the network's output, the softmax, is nearest to what it was.
 
-        (lo, hi) = argmin over clip_grid of mean over rows of −Σ_c softmax(x)_c · log softmax(x̂)_c
+        (lo, hi) = argmin of mean over rows of −Σ_c softmax(x)_c · log softmax(x̂)_c
+
+    The ranges tried are those of `clip_grid`: both ends cut off at ±t. For asymmetric codes −lo / scale then lies
+    between two codes, mostly halfway, and both are tried as the zero point.
 
     What counts is the softmax, not the values: an error on a logit far below the largest one costs nothing.
 
@@ -145,21 +152,30 @@ def cross_entropy(
     >>> logits = np.array([[4.0, 0.5, -1.0], [0.1, 9.0, 0.0]])
     >>> lo, hi = cross_entropy(logits, bits=3)
     >>> round(float(lo), 2), round(float(hi), 2)
-    (-1.0, 7.48)
+    (-1.21, 7.27)
     """
     x = as_floats(x)
     if x.ndim < 1 or x.shape[-1] < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: cross_entropy needs logits (..., C) of at least two classes.")
     _check_candidates(candidates)
     xp = array_namespace(x)
-    codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
-    lo, hi = (end[0] for end in grid_of(x.reshape(1, -1), candidates))
-    target = xp.exp(_log_softmax(x))
+    search = Search(bits, symmetric, narrow_range, int(candidates))
+    x64 = xp.astype(x, xp.float64)
+    grid = clip_grid(float(xp.min(x)), float(xp.max(x)), float(xp.mean(xp.abs(x64))), candidates)
+    scale, zero_point = search.quantizers_of(*grid)
+    lo, hi = (like(end, x) for end in search.range_of(scale, zero_point, to_numpy(x).dtype))
+    log_target = _log_softmax(x64)
+    target = xp.exp(log_target)
     losses = []
-    for i in range(candidates):
-        x_hat = fake_quantize(x, choose_qparams(lo[i], hi[i], **codes))
-        losses.append(-float(xp.mean(xp.sum(target * _log_softmax(x_hat), axis=-1))))
-    best = int(np.argmin(losses))
+    for i in range(len(scale)):
+        x_hat = fake_quantize(
+            x, choose_qparams(lo[i], hi[i], bits=bits, symmetric=symmetric, narrow_range=narrow_range)
+        )
+        excess = target * (
+            log_target - _log_softmax(xp.astype(x_hat, xp.float64))
+        )  # over the cross-entropy of x itself
+        losses.append(float(xp.mean(xp.sum(excess, axis=-1))))
+    best = int(np.argmax(np.asarray(losses) <= min(losses) * (1 + TIE) + EXACT))
     return lo[best], hi[best]
 
 
@@ -177,6 +193,8 @@ def entropy(
         P_k: the first k bins of the histogram of |x|, everything beyond added to the last of them
         Q_k: the same k bins without that, merged into as many levels as |x| has codes, and spread out evenly
              over those of them that hold something
+
+    For asymmetric codes the range is moved so that its ends are ticks: −lo / scale is a whole number.
 
     The result depends on such details: on how many bins there are, on where the clipped values go, on how empty
     bins are treated. Libraries that call this method by the same name differ.
@@ -233,11 +251,12 @@ def entropy_range(
     largest = max(-lo, hi)
     if largest == 0:
         return lo, hi
-    edges = np.linspace(0, largest, bins + 1)
+    edges = np.linspace(0, largest * BESIDE, bins + 1)
     counts = count(edges)
-    divergences = [kl_divergence(counts, k, levels) for k in range(levels, bins + 1)]
-    t = float(edges[levels + int(np.argmin(divergences))])
-    return max(lo, -t), min(hi, t)
+    divergences = np.array([kl_divergence(counts, k, levels) for k in range(levels, bins + 1)])
+    t = float(edges[levels + int(np.argmax(divergences <= divergences.min() * (1 + TIE) + EXACT))])
+    low, high = max(lo, -t), min(hi, t)
+    return (low, high) if symmetric else Search(bits).settled(low, high)
 
 
 def kl_divergence(counts: Any, k: int, levels: int) -> float:

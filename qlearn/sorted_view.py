@@ -21,7 +21,8 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from qlearn.affine import QParams, dequantize, quantize
-from qlearn.arrays import Array, as_floats, like, native_namespace, ordered, slabs
+from qlearn.arrays import Array, as_floats, like, native_namespace, ordered, slabs, to_numpy
+from qlearn.gains import sse
 
 ROW = 256  # values that a running sum adds up one by one
 NEIGHBOURS = 3  # floats looked at on both sides of a tie: tie and quotient are off by half a float each
@@ -157,48 +158,41 @@ class SortedView:
     def sse(self, scale: Any, zero_point: Any, quant_min: int, quant_max: int) -> Any:
         """The sum of squared errors, by the shortest way: for searches that try many scales.
 
-            SSE = Σ (x − l_max)² − 2 s Σ_q G(t_q)       t_q = s (q − z − ½),  q = quant_min + 1 … quant_max
-            G(t) = Σ max(0, t − x) = k t − sum1[k],     k = #{x < t},  l_max = s (quant_max − z)
-
-        A value on a tie adds 0 to G, so it does not matter to which side it is rounded. `zero_point` may be
-        any number: at z = q + ½ no tick lies at 0.0. Relative error below 1e-9 up to 8 bits.
+        The formula is that of `gains.sse`.
+        `zero_point` may be any number: at z = q + ½ no tick lies at 0.0. Relative error below 1e-9 up to 8 bits.
 
         Args:
             scale, zero_point: numbers, or arrays of one shape (…) for as many quantizers at once.
 
         Returns:
-            A number, or a float64 array of shape (…).
+            A number, or a float64 NumPy array of shape (…).
 
         Cost: O(2ᵇ log n) for each quantizer.
 
         >>> SortedView([0.75, -0.5, 0.25, 9.0]).sse(0.5, 1, 0, 7)
         36.125
         """
-        xp = native_namespace(self.values)
-        step, zero = (like(number, self.values, xp.float64)[..., None] for number in (scale, zero_point))
-        n, top = len(self), (step * (quant_max - zero))[..., 0]
-        ties = step * (like(range(quant_min + 1, quant_max + 1), self.values, xp.float64) - (zero + 0.5))
-        flat = ties.reshape(-1)
-        order = xp.argsort(flat)  # places are found three times as quickly when they are asked for in order
-        flat = flat[order]
-        k = self.below(flat)
-        gains = xp.empty_like(flat)
-        gains[order] = k * flat - self._sums_of_smallest(k)
-        total = self.squares - 2 * top * self.total + n * top**2
-        sse = xp.clip(total - 2 * step[..., 0] * xp.sum(gains.reshape(ties.shape), -1), 0, None)
-        return float(sse) if sse.ndim == 0 else sse
+        found = sse(self, to_numpy(scale), to_numpy(zero_point), quant_min, quant_max)
+        return float(found) if found.ndim == 0 else found
 
-    def _sums_of_smallest(self, k: Array) -> Array:
-        """Σ of the k smallest values, for rising k. For a NumPy array with no running sum yet, only what is asked for
-        is summed: the values between one k and the next."""
-        if "sum1" in vars(self) or not isinstance(self.values, np.ndarray):
-            return self.sum1[k] - self.sum1[0]
-        before = np.concatenate([[0], k[:-1]])
-        rises = np.flatnonzero(k > before)
-        between = np.zeros(len(k))
-        if len(rises):
-            between[rises] = np.add.reduceat(self.values[: k[-1]], before[rises], dtype=np.float64)
-        return np.cumsum(between)
+    def gains(self, t: Any) -> Any:
+        """G(t) = Σ max(0, t − x) = k t − sum1[k] of many thresholds, with k = #{x < t}; float64, NumPy.
+
+        >>> SortedView([0.75, -0.5, 0.25, 9.0]).gains(np.array([0.0, 1.0]))
+        array([0.5, 2.5])
+        """
+        t = np.asarray(t, np.float64)
+        flat = t.reshape(-1)
+        order = np.argsort(flat)  # places are found three times as quickly when they are asked for in order
+        k = self.below(flat[order])
+        gained = np.empty_like(flat)
+        gained[order] = to_numpy(k) * flat[order] - to_numpy(self.sum1[k] - self.sum1[0])
+        return gained.reshape(t.shape)
+
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return len(self.values)
 
     @cached_property
     def total(self) -> float:

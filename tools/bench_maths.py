@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import nbformat
@@ -75,32 +75,57 @@ def mse() -> Iterator[Row]:
     """The exact search against quantizing once for each candidate, in place; and against float64 for its error."""
     if "mse" not in qlearn.ranges.METHODS:
         return
-    from qlearn.range_search import CANDIDATES, grid_of
+    from qlearn.range_search import Search
     from qlearn.sorted_view import SortedView
 
     x = np.random.default_rng(0).standard_normal(10**6, dtype=np.float32)
-    lo, hi = (end[0] for end in grid_of(x[None], CANDIDATES))
-    candidates = [qlearn.choose_qparams(a, b) for a, b in zip(lo, hi, strict=True)]
+    view, mean = SortedView(x), float(np.abs(x).mean())
+    for symmetric in (False, True):
+        search = Search(8, symmetric)
+        tried = search.tried(view, x.min(), x.max(), mean)  # each scale with the best of its zero points
+        pairs = zip(tried.scale[0].tolist(), tried.zero_point[0].astype(int).tolist(), strict=True)
+        candidates = [qlearn.QParams(scale, zero_point, *search.limits) for scale, zero_point in pairs]
 
-    def brute_force() -> Any:
-        work = np.empty_like(x)
-        errors = [squared_error(x, q, work) for q in candidates]
-        best = int(np.argmin(errors))
-        return lo[best], hi[best]
+        def brute_force(candidates: Any = candidates) -> Any:
+            work = np.empty_like(x)
+            return candidates[int(np.argmin([squared_error(x, q, work) for q in candidates]))]
 
-    ms = race(3, own=lambda: qlearn.find_range(x, "mse"), brute=brute_force)
-    yield against(
-        f"MSE range, 10⁶ float32, {CANDIDATES} candidates", ms["own"], "brute force in place", ms["brute"], 10
-    )
+        def own(symmetric: bool = symmetric) -> Any:
+            return qlearn.find_range(x, "mse", symmetric=symmetric)
 
-    view, wide = SortedView(x), x.astype(np.float64)
-    worst = 0.0
-    for q in candidates:
+        name = f"MSE range, 10⁶ float32, {'symmetric' if symmetric else 'asymmetric'}"
+        ms = race(5, own=own, brute=brute_force)
+        yield against(name, ms["own"], f"brute force in place, the same {len(candidates)}", ms["brute"], 4)
+        observer, peer = torchao_search(x, symmetric), "torchao's MSE observer"
+        if observer:
+            ms = race(3, own=own, torchao=observer)
+            yield against(name, ms["own"], peer, ms["torchao"], 20)
+        else:
+            yield Row(f"{name}: no torchao", None, "", peer=peer, floor="≥ 20×")
+
+    wide, worst = x.astype(np.float64), 0.0
+    for scale in search.scales(x.min(), x.max(), mean)[0].tolist():
+        q = qlearn.QParams(scale, 128, 0, 255)
         codes = qlearn.quantize(x, q).astype(np.float64)
         direct = float(((wide - float(q.scale) * (codes - q.zero_point)) ** 2).sum())
         worst = max(worst, abs(float(view.sse(q.scale, q.zero_point, 0, 255)) - direct) / direct)
     peer = "brute force in float64"
     yield Row("MSE range, relative error", worst, "", peer=peer, floor="≤ 1e-9", met=worst <= 1e-9)
+
+
+def torchao_search(x: Any, symmetric: bool) -> Callable[[], Any] | None:
+    """torchao's search over 100 ranges, or None without torchao."""
+    import torch
+
+    try:
+        from torchao.quantization import MappingType
+        from torchao.quantization import PerTensor as WholeTensor
+        from torchao.quantization.observer import AffineQuantizedMSEObserver
+    except ImportError:
+        return None
+    tensor = torch.from_numpy(x)
+    kind = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
+    return lambda: AffineQuantizedMSEObserver(kind, torch.uint8, WholeTensor(), 0, 255, run_once=True)(tensor)
 
 
 def squared_error(x: Any, q: Any, work: Any) -> float:

@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from qlearn.affine import QParams, choose_qparams, dequantize, quantize
+from qlearn.affine import QParams, choose_qparams, dequantize, quant_limits, quantize
 from qlearn.plots.charts import COLOURS, MARKERS, without_left_spine
 from qlearn.plots.picture import picture
+from qlearn.range_search import Search
 from qlearn.sorted_view import SortedView
 from qlearn.style import BLACK, BLUE, GREY, INK, PALE, SKY, VERMILLION
 
@@ -95,6 +96,41 @@ def clip_curves(data: Mapping[str, Any], bits: Sequence[int] = (8, 4, 3, 2)) -> 
 
 
 @picture
+def clip_teeth(x: Any, bits: int) -> tuple[Figure, str]:
+    """The mean squared error against the clip, with the zero point that rounding −lo / scale gives, as points.
+
+    Both ends lie at ±clip, so −lo / scale is halfway between two codes. The curves of these two are drawn too.
+
+    >>> clip_teeth(np.linspace(-1, 2, 1001), bits=2)
+    Mean squared error at 2 bits against the clip. With zero point 1 and with zero point 2 it is a smooth curve each; \
+the points of the rounded zero point jump from one to the other.
+    """
+    view = SortedView(x)
+    clips = _clips(view).astype(np.float32)
+    search = Search(bits)
+    scale = search.scale_of(-clips.astype(np.float64), clips.astype(np.float64))
+    lower = search.limits[1] // 2
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for zero_point, colour, line in ((lower, BLUE, "--"), (lower + 1, VERMILLION, "-")):
+        errors = view.sse(scale, np.full(len(clips), zero_point), *search.limits) / len(view)
+        axes.plot(clips, errors, line, color=colour, linewidth=1.4, label=f"zero point {zero_point}")
+    q = choose_qparams(-clips, clips, bits=bits)
+    rounded = view.sse(q.scale, q.zero_point, *search.limits) / len(view)
+    axes.plot(clips, rounded, ":", color=BLACK, linewidth=0.8, marker=".", markersize=4, label="rounded")
+    axes.set(xlabel="clip: the range is −clip … clip", ylabel="mean squared error", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    _log_clips(axes, clips)
+    axes.grid()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
+    return figure, (
+        f"Mean squared error at {bits} bits against the clip. With zero point {lower} and with zero point {lower + 1} "
+        "it is a smooth curve each; the points of the rounded zero point jump from one to the other."
+    )
+
+
+@picture
 def sorted_values(x: Any, qparams: QParams) -> tuple[Figure, str]:
     """The values in order. Those that get one code are neighbours: a code is a stretch between two places.
 
@@ -166,17 +202,29 @@ def _clips(view: SortedView) -> np.ndarray:
     return clips
 
 
+def _quantizers(view: SortedView, clips: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each clip scale and zero point of the range cut off there, and the sum of squared errors.
+
+    With both ends alike the zero point lies halfway between two codes: the better one is taken.
+    """
+    search = Search(bits)
+    lo, hi = float(view.values[0]), float(view.values[-1])
+    scale, zero_point = search.quantizers_of(np.maximum(lo, -clips), np.minimum(hi, clips))
+    errors = view.sse(scale, zero_point, *search.limits)
+    better = 2 * np.arange(len(clips)) + errors.reshape(-1, 2).argmin(-1)
+    return scale[better], zero_point[better], errors[better]
+
+
 def _errors(view: SortedView, clips: np.ndarray, bits: int) -> np.ndarray:
     """The mean squared error for each clip."""
-    lo, hi = float(view.values[0]), float(view.values[-1])
-    q = choose_qparams(np.maximum(lo, -clips), np.minimum(hi, clips), bits=bits)
-    return view.sse(q.scale, q.zero_point, q.quant_min, q.quant_max) / len(view)
+    return _quantizers(view, clips, bits)[2] / len(view)
 
 
 def _parts_of_error(view: SortedView, clips: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Rounding and clipping, as means over all values, for each clip."""
-    lo, hi = float(view.values[0]), float(view.values[-1])
-    measured = [view.measure(choose_qparams(max(lo, -c), min(hi, c), bits=bits)) for c in clips.tolist()]
+    scale, zero_point, _ = _quantizers(view, clips, bits)
+    limits = quant_limits(bits)
+    measured = [view.measure(QParams(s, int(z), *limits)) for s, z in zip(scale.tolist(), zero_point, strict=True)]
     n = len(view)
     return np.array([m.rounding for m in measured]) / n, np.array([m.clipping for m in measured]) / n
 

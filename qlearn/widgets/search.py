@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from qlearn import ranges
-from qlearn.affine import choose_qparams, quant_limits
-from qlearn.range_search import clip_grid
+from qlearn import gains, ranges
+from qlearn.affine import QParams, choose_qparams
+from qlearn.range_search import Search
 from qlearn.widgets.values import Parts, ends
-
-BELOW = 20  # points of the curve below the narrowest range that the search tries
 
 
 def quantile(parts: Parts, share: float) -> Any:
@@ -31,9 +29,30 @@ def quantile(parts: Parts, share: float) -> Any:
 
 
 def cut(parts: Parts, t: float) -> tuple[Any, Any]:
-    """The range of all values and 0, cut off at ±t."""
+    """The range of all values and 0, cut off at ±t.
+
+    With both ends alike, 0.0 lies halfway between two codes, and the last bit of t would decide which one it gets. The
+    upper end is a little nearer, so that it is always the larger one.
+    """
     lo, hi = ends(parts)
-    return max(min(lo, type(lo)(0)), type(lo)(-t)), min(max(hi, type(hi)(0)), type(hi)(t))
+    return max(min(lo, type(lo)(0)), type(lo)(-t)), min(max(hi, type(hi)(0)), type(hi)(t * (1 - 1e-5)))
+
+
+class Together:
+    """Several sorted parts as one view, as `gains` has it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.count = sum(len(part) for part in parts)
+        self.total, self.squares = sum(part.total for part in parts), sum(part.squares for part in parts)
+
+    def gains(self, t: Any) -> Any:
+        """G(t) = Σ max(0, t − x) over all parts."""
+        return sum(part.gains(t) for part in self.parts)
+
+    def sse(self, scale: Any, zero_point: Any, quant_min: int, quant_max: int) -> Any:
+        """The sum of squared errors of all parts."""
+        return gains.sse(self, scale, zero_point, quant_min, quant_max)
 
 
 def errors(parts: Parts, lo: Any, hi: Any, codes: dict[str, Any]) -> dict[str, Any]:
@@ -44,41 +63,50 @@ def errors(parts: Parts, lo: Any, hi: Any, codes: dict[str, Any]) -> dict[str, A
     """
     q = choose_qparams(lo, hi, **codes)
     scale, zero_point = np.asarray(q.scale, np.float64), np.asarray(q.zero_point, np.float64)
-    n = sum(len(part) for part in parts)
-    total, clipping = np.zeros(scale.shape), np.zeros(scale.shape)
+    return _split(parts, scale, zero_point, Together(parts).sse(scale, zero_point, q.quant_min, q.quant_max), q)
+
+
+def search(parts: Parts, codes: dict[str, Any]) -> dict[str, Any]:
+    """The error against the width of the range, each width at its best place, and the best range of all.
+
+    Returns:
+        half: half the width, rising; mse, rounding, clipping: float64 arrays.
+        best: the lo and hi that `qlearn.ranges.mse` finds.
+    """
+    view, wanted = Together(parts), Search(**codes)
+    lo, hi = ends(parts)
+    tried = wanted.tried(view, lo, hi, mean_magnitude(parts))
+    quant_min, quant_max = wanted.limits
+    if codes["symmetric"] and view.count * -quant_min <= ranges.SWEEP_UP_TO:
+        best = ranges.mse(np.concatenate([part.values for part in parts]), **codes)  # the best off the grid, too
+    else:
+        best = tuple(end[0] for end in wanted.range_of(*wanted.best(view, tried), parts[0].values.dtype))
+    scale, zero_point, sse = (values[0] for values in (tried.scale, tried.zero_point, tried.sse))
+    found = _split(parts, scale, zero_point, sse, QParams(1.0, 0, quant_min, quant_max))
+    return {"half": scale * (quant_max - quant_min) / 2, **found, "best": best}
+
+
+def half_width(lo: Any, hi: Any, symmetric: bool) -> Any:
+    """Half the width of ranges that are widened to hold 0, and for symmetric codes to reach as far on both sides.
+
+    >>> half_width(1.0, 3.0, symmetric=False), half_width(-1.0, 3.0, symmetric=True)
+    (np.float64(1.5), np.float64(3.0))
+    """
+    lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
+    return np.maximum(-lo, hi) if symmetric else hi / 2 - lo / 2
+
+
+def _split(parts: Parts, scale: Any, zero_point: Any, sse: Any, limits: QParams) -> dict[str, Any]:
+    """Means over all values: the squared error, and what of it belongs to values beyond the ticks."""
+    clipping = np.zeros(scale.shape)
     for part in parts:
-        total += part.sse(scale, zero_point, q.quant_min, q.quant_max)
-        first, last = (scale * (code - zero_point) for code in (q.quant_min, q.quant_max))
+        first, last = (scale * (code - zero_point) for code in (limits.quant_min, limits.quant_max))
         below, above = part.below(first - scale / 2), part.below(last + scale / 2)
         for tick, start, stop in ((first, 0, below), (last, above, len(part))):
             squares = part.sum2[stop] - part.sum2[start] - 2 * tick * (part.sum1[stop] - part.sum1[start])
             clipping += np.maximum(squares + (stop - start) * tick**2, 0) * (stop > start)
-    clipping = np.minimum(clipping, total)
-    return {"mse": total / n, "rounding": (total - clipping) / n, "clipping": clipping / n}
-
-
-def search(parts: Parts, codes: dict[str, Any]) -> dict[str, Any]:
-    """The error of the range cut off at ±t, for every t of `clip_grid` and some below, and the best range.
-
-    Returns:
-        t, mse, rounding, clipping: float64 arrays.  best: the lo and hi that `qlearn.ranges.mse` finds.
-    """
-    values = parts[0].values
-    lo, hi = ends(parts)
-    mean = mean_magnitude(parts)
-    grid = [end.astype(values.dtype) for end in clip_grid(float(lo), float(hi), mean)]
-    t = mean * np.geomspace(0.25, 1, BELOW, endpoint=False)
-    low = np.concatenate([np.maximum(min(lo, 0), -t).astype(values.dtype), grid[0]])
-    high = np.concatenate([np.minimum(max(hi, 0), t).astype(values.dtype), grid[1]])
-    found = errors(parts, low, high, codes)
-    best = BELOW + int(np.argmin(found["mse"][BELOW:]))
-    quant_min, _ = quant_limits(**codes)
-    n = sum(len(part) for part in parts)
-    if codes["symmetric"] and n * -quant_min <= ranges.SWEEP_UP_TO:
-        chosen = ranges.mse(np.concatenate([part.values for part in parts]), **codes)  # the best off the grid, too
-    else:
-        chosen = low[best], high[best]
-    return {"t": np.maximum(-low, high).astype(np.float64), **found, "best": chosen}
+    n, clipping = sum(len(part) for part in parts), np.minimum(clipping, sse)
+    return {"mse": sse / n, "rounding": (sse - clipping) / n, "clipping": clipping / n}
 
 
 def mean_magnitude(parts: Parts) -> float:

@@ -98,13 +98,16 @@ SOURCES: dict[str, tuple[str, Callable[[], Source]]] = {
 
 
 def mlp_outputs(images: Any) -> list[Any]:
-    """What each layer of the trained MLP gives for these images, after its ReLU where it has one."""
+    """What each layer of the trained MLP gives for these images, after its ReLU where it has one.
+
+    Added up in float64 and rounded to float32: sums in float32 end in other digits on another processor.
+    """
     net = trained("mlp")
-    outputs = [images.reshape(len(images), -1).astype(np.float32) / 255]
+    outputs = [images.reshape(len(images), -1) / 255]
     for layer in ("linear1", "linear2", "linear3"):
-        y = outputs[-1] @ net[f"{layer}.weight"].T + net[f"{layer}.bias"]
+        y = outputs[-1] @ net[f"{layer}.weight"].T.astype(np.float64) + net[f"{layer}.bias"]
         outputs.append(np.maximum(y, 0) if layer != "linear3" else y)
-    return outputs[1:]
+    return [output.astype(np.float32) for output in outputs[1:]]
 
 
 def _checked(x: Any, labels: Any) -> Any:
