@@ -2,12 +2,14 @@
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # No window, and no lesson's backend, for the figures that tests draw.
 os.environ["MPLBACKEND"] = "Agg"
 
-# The same examples in every run, on every machine. HYPOTHESIS_PROFILE=explore looks for new ones.
-settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
-settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
+# The same examples in every run, on every machine. HYPOTHESIS_PROFILE=explore looks for new ones. How long they take
+# says how busy the machine is, and nothing about the code.
+slowly = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", **slowly, derandomize=True, database=None, print_blob=True)
+settings.register_profile("explore", **slowly, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))

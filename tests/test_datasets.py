@@ -273,7 +273,7 @@ print(len(widgets.explore_digit()._repr_mimebundle_()[0]["image/png"]) > 10_000)
     )
     kept = {name: value for name, value in os.environ.items() if name not in ("QLEARN_DATA", "MPLCONFIGDIR")}
     environment = {**kept, **homes, "PYTHONPATH": os.pathsep.join([str(Path(datasets.__file__).parents[1]), *sys.path])}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[:2] == ["(10000, 28, 28)", "True"]
 
@@ -298,7 +298,7 @@ def test_processes_may_start_at_once(empty):
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(3)
     ]
-    results = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    results = [(*process.communicate(timeout=600), process.returncode) for process in processes]
     assert len(set(results)) == 1, results
     assert results[0][1:] == (b"", 0)
     assert_whole(empty)
@@ -349,7 +349,7 @@ except ImportError as error:
     print(error)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(datasets.__file__).parents[1]), *sys.path])}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     shapes, names, error = result.stdout.splitlines()
     assert shapes == "(10000, 28, 28) 1192912"

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 import lessons
 import links
 import lint_lessons
-from dev import ROOT, notebook_environment
+from dev import NBVAL, ROOT, notebook_environment
 from lint_lessons import FRAME_RULES, LINK_RULES, RULES, lint
 
 LESSONS = lessons.find()
@@ -330,7 +330,7 @@ def lesson_file(folder, *sources):
 def nbval(path, home):
     command = [
         sys.executable,
-        *["-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env"],
+        *["-m", "pytest", "-q", "-p", "no:cacheprovider", *NBVAL[:4]],
         path.name,
     ]
     env = notebook_environment(home)
@@ -465,23 +465,24 @@ def test_a_kernel_that_was_interrupted_and_restarted_runs_the_lesson(tmp_path):
     (path,) = [path for path in LESSONS if path.name.startswith("05")]
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     training = next(number for number, source in enumerate(cells) if "nn.train(" in source)
-    manager, client = start_new_kernel(kernel_name="python3", env=notebook_environment(tmp_path), cwd=str(tmp_path))
+    long = 600  # seconds: what takes longer hangs, however busy the machine is
+    manager, client = start_new_kernel(long, "python3", env=notebook_environment(tmp_path), cwd=str(tmp_path))
     try:
         for source in cells[:training]:
-            assert client.execute_interactive(source, timeout=100, output_hook=str)["content"]["status"] == "ok"
+            assert client.execute_interactive(source, timeout=long, output_hook=str)["content"]["status"] == "ok"
         asked = client.execute(cells[training], stop_on_error=False)  # what is asked next is not dropped
-        while steps_done(client.get_iopub_msg(timeout=60)) < 100:
+        while steps_done(client.get_iopub_msg(timeout=long)) < 100:
             pass
         manager.interrupt_kernel()
-        reply = client.get_shell_msg(timeout=60)
+        reply = client.get_shell_msg(timeout=long)
         assert reply["parent_header"]["msg_id"] == asked
         assert reply["content"].get("ename") == "KeyboardInterrupt"
         assert client.execute_interactive("assert not model.training", output_hook=str)["content"]["status"] == "ok"
 
         manager.restart_kernel(now=True)
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=long)
         for source in cells:
-            answer = client.execute_interactive(source, timeout=200, output_hook=str)["content"]
+            answer = client.execute_interactive(source, timeout=long, output_hook=str)["content"]
             assert answer["status"] == "ok", f"{answer.get('evalue')} in:\n{source}"
     finally:
         client.stop_channels()

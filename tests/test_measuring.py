@@ -1,11 +1,13 @@
 """What measures and what tries other versions: it says what it finds, and cannot be fooled by what is missing."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import bench
 import bench_explorers
+import bench_rows
 import colab
 from bench_rows import Row, against, line, race
 from qlearn import widgets
@@ -25,9 +27,16 @@ def test_without_a_floor_nothing_is_met():
     assert line(Row("memory", 1.0, "MB")).split() == ["memory", "1", "MB"]
 
 
-def test_a_race_names_its_runners():
-    times = race(2, quick=lambda: None, slow=lambda: sum(range(100_000)))
-    assert 0 < times["quick"] < times["slow"]
+def test_a_race_takes_the_shortest_time_of_each(monkeypatch):
+    clock = [0.0]
+
+    def taking(*seconds):
+        later = iter(seconds)
+        return lambda: clock.append(clock[-1] + next(later))
+
+    monkeypatch.setattr(bench_rows, "time", SimpleNamespace(perf_counter=lambda: clock[-1]))
+    times = race(3, quick=taking(9, 0.5, 0.25, 1), slow=taking(9, 2, 4, 8))  # the first run of each is not timed
+    assert times == {"quick": 250, "slow": 2000}
 
 
 def test_an_unknown_part_is_told_so(capsys):

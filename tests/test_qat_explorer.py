@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -39,16 +40,25 @@ def explorer():
     made.close()
 
 
-def wait_for(condition, limit=60.0):
-    end = time.monotonic() + limit
+PATIENCE = 600  # seconds until a test is given up: it hangs then, however busy the machine is
+
+
+def wait_for(what, condition):
+    """Look again and again, until it is so; `what` says in words what that is."""
+    end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "nothing happened"
+        assert time.monotonic() < end, f"waited {PATIENCE} s for this: {what}"
         time.sleep(0.01)
 
 
+def at_step(explorer, step):
+    wait_for(f"step {step}", lambda: explorer.numbers["step"] == step)
+
+
 def at_the_end(explorer):
-    wait_for(lambda: not explorer.running)
-    wait_for(lambda: explorer.numbers["step"] == explorer._run.points[-1].step)
+    """The training is over, and its last picture drawn."""
+    explorer._run._thread.join(PATIENCE)
+    assert not explorer._run._thread.is_alive() and not explorer.running
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
@@ -233,27 +243,31 @@ def test_explorers_of_other_lessons_need_no_torch():
 # --- in the background -----------------------------------------------------------------------------------------------
 
 
-def test_the_background_gives_what_train_gives(explorer):
+def test_the_background_gives_what_train_gives(explorer, monkeypatch):
     explorer.train()
     expected = explorer.result["points"]
     threads = torch.get_num_threads()
+    gate = Gate(monkeypatch)
     explorer._buttons["start"].click()
     assert explorer.running
+    gate.pass_(1000)
     at_the_end(explorer)
     np.testing.assert_array_equal(explorer.result["points"], expected)
     assert torch.get_num_threads() == threads
     assert not explorer.model.training
 
 
-def test_buttons_say_what_can_be_done(explorer):
+def test_buttons_say_what_can_be_done(explorer, monkeypatch):
     def state():
         return [explorer._buttons[name].disabled for name in ("start", "stop")]
 
     assert state() == [False, True]
+    gate = Gate(monkeypatch)
     explorer.start()
     assert state() == [True, False]
+    gate.pass_(1000)
     at_the_end(explorer)
-    wait_for(lambda: state() == [False, True])
+    assert state() == [False, True]
     assert [explorer._buttons[name].description for name in ("start", "stop")] == ["Train", "Stop"]
 
 
@@ -266,11 +280,17 @@ class Gate:
 
     def _steps(self, *args, **kwargs):
         for loss in self._ordinary(*args, **kwargs):
-            assert self._open.acquire(timeout=60)
+            assert self._open.acquire(timeout=PATIENCE)
             yield loss
 
     def pass_(self, steps):
         self._open.release(steps)
+
+
+def endless(*args, **kwargs):
+    """Training steps that only `stop` ends."""
+    while True:
+        yield 0.1
 
 
 def test_the_curve_grows_while_the_kernel_does_other_things(explorer, monkeypatch):
@@ -278,9 +298,9 @@ def test_the_curve_grows_while_the_kernel_does_other_things(explorer, monkeypatc
     explorer.start()
     for step in (2, 4, 6):
         gate.pass_(2)
-        wait_for(lambda step=step: explorer.numbers["step"] == step)
+        at_step(explorer, step)
         assert explorer.running
-        assert DRAWING.acquire(timeout=5), "the training holds the drawing lock"
+        assert DRAWING.acquire(timeout=PATIENCE), "the training holds the drawing lock"
         DRAWING.release()
         shown = picture(explorer)
         explorer.set(x=step / 10)  # a control that has nothing to do with the training
@@ -296,7 +316,7 @@ def test_stop_leaves_a_usable_network(explorer, monkeypatch):
     gate = Gate(monkeypatch)
     explorer.start()
     gate.pass_(3)
-    wait_for(lambda: explorer.numbers["step"] == 2)
+    at_step(explorer, 2)
     explorer._run.stop(wait=False)
     gate.pass_(1)
     explorer.stop()
@@ -316,11 +336,11 @@ def test_another_setting_ends_the_training_and_keeps_its_curve(explorer, monkeyp
     gate = Gate(monkeypatch)
     explorer.start()
     gate.pass_(4)
-    wait_for(lambda: explorer.numbers["step"] == 4)
+    at_step(explorer, 4)
     old = explorer._run
     explorer.set(rate=0.001)
     gate.pass_(1)
-    wait_for(lambda: not old._thread.is_alive())
+    wait_for("the training ends", lambda: not old._thread.is_alive())
     assert explorer.numbers["step"] == 0 and not explorer.running
     explorer.set(rate=0.004)
     assert explorer.numbers["step"] == 5
@@ -349,7 +369,7 @@ def test_an_error_in_training_becomes_a_line_and_another_setting_works(explorer,
     with monkeypatch.context() as patch:
         patch.setattr(qat_runs, "training_steps", fails)
         explorer.start()
-        wait_for(lambda: explorer._message.value)
+        at_the_end(explorer)
     assert "weights are &lt;not&gt; finite" in explorer._message.value
     assert not explorer.running and not explorer._buttons["start"].disabled
     explorer.set(rate=0.002)
@@ -381,7 +401,7 @@ def test_closing_ends_the_training(monkeypatch):
     explorer = explore_qat()
     explorer.start()
     gate.pass_(2)
-    wait_for(lambda: explorer.numbers["step"] == 2)
+    at_step(explorer, 2)
     thread = explorer._run._thread
     explorer._run.stop(wait=False)
     gate.pass_(1)
@@ -392,11 +412,11 @@ def test_closing_ends_the_training(monkeypatch):
 def test_running_a_cell_again_ends_its_training(monkeypatch):
     monkeypatch.setattr(qat, "_this_cell", lambda: "the same cell")
     first = explore_qat()
-    gate = Gate(monkeypatch)
-    first.start()
-    gate.pass_(1000)
-    explore_qat()
-    assert not first.running and not first._run._thread.is_alive()
+    with monkeypatch.context() as patch:
+        patch.setattr(qat_runs, "training_steps", endless)
+        first.start()
+        explore_qat()
+        assert not first.running and not first._run._thread.is_alive()
     monkeypatch.setattr(qat, "_this_cell", lambda: "another cell")
     gate = Gate(monkeypatch)
     other = explore_qat()
@@ -406,6 +426,101 @@ def test_running_a_cell_again_ends_its_training(monkeypatch):
     assert other.running
     gate.pass_(1000)
     at_the_end(other)
+
+
+def test_a_control_that_moves_while_a_training_begins(explorer, monkeypatch):
+    """Its message arrives on another thread, at any time: the training is that of the settings read at first."""
+    explorer.train()
+    before, key, other = explorer._run, explorer._key, (3, 0.001, False)
+    keys = iter([key])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(explorer), "_key", property(lambda self: next(keys, other)))
+        explorer.train()
+    begun = [run for run in explorer._runs.values() if run.begun]
+    assert begun == [explorer._runs[key]] and begun != [before]
+
+
+class Lock:
+    """The drawing lock, and the threads that have asked for it."""
+
+    def __init__(self, monkeypatch):
+        self.asked = []
+        monkeypatch.setattr(qat, "DRAWING", self)
+
+    def __enter__(self):
+        self.asked.append(threading.current_thread())
+        return DRAWING.__enter__()
+
+    def __exit__(self, *error):
+        DRAWING.__exit__(*error)
+
+
+def in_a_thread(function):
+    """Call it in a thread of its own, and wait for the end; return what it returns or raises."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(function)
+        return future.exception() or future.result()
+
+
+def test_trainings_are_made_with_the_drawing_lock_in_hand(explorer, monkeypatch):
+    """Or a cell and a control would both make one of the same settings, and a picture find the list changing."""
+
+    def lock_is_free():
+        free = DRAWING.acquire(blocking=False)
+        if free:
+            DRAWING.release()
+        return free
+
+    free, ordinary = [], qat_runs.Run
+    monkeypatch.setattr(qat_runs, "Run", lambda *args: (free.append(in_a_thread(lock_is_free)), ordinary(*args))[1])
+    explorer._runs.clear()
+    assert explorer.model is not None
+    explorer.train()
+    explorer.train()
+    assert free == [False, False]
+
+
+def test_trainings_may_come_while_somebody_asks_whether_one_runs(explorer):
+    """The list of trainings grows on another thread, in the middle of a look through it."""
+
+    class Adds:
+        @property
+        def running(self):
+            explorer._runs[len(explorer._runs)] = self
+            return False
+
+    runs = dict(explorer._runs)
+    explorer._runs["adds"] = Adds()
+    assert not explorer.running
+    explorer._runs = runs
+
+
+def test_stop_waits_until_a_training_has_wholly_begun(explorer, monkeypatch):
+    """A thread that has not been started cannot be waited for."""
+    monkeypatch.setattr(qat_runs, "training_steps", endless)
+    lock, ordinary, others = Lock(monkeypatch), threading.Thread.start, []
+
+    def start(thread):
+        if thread.name == "qlearn training":
+            others.append(pool.submit(explorer.stop))
+            wait_for("the lock is asked for", lambda: others[0].done() or len(set(lock.asked)) == 2)
+        ordinary(thread)
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        explorer.start()
+    assert others[0].exception() is None
+    assert not explorer.running and not explorer._run._thread.is_alive()
+
+
+def test_whoever_leaves_python_waits_for_the_last_picture(explorer, monkeypatch):
+    running = []
+    ordinary = explorer.refresh
+    monkeypatch.setattr(explorer, "refresh", lambda: (running.append(explorer._run in qat_runs._running), ordinary()))
+    explorer.start()
+    at_the_end(explorer)
+    assert running and all(running)
+    assert explorer._run not in qat_runs._running
 
 
 def test_a_cell_has_an_id_only_in_a_notebook():
@@ -422,5 +537,5 @@ while explorer.numbers["step"] == 0:
     time.sleep(0.01)
 print("bye")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "bye\n", "")

@@ -3,6 +3,7 @@
 import ast
 import base64
 import io
+import itertools
 import sys
 import threading
 from pathlib import Path
@@ -444,12 +445,33 @@ def test_moves_from_many_threads():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(600)
+    assert not any(thread.is_alive() for thread in threads), "two threads wait for each other"
     assert not failures
     for explorer in explorers:
         x = explorer.values["x"]
         assert explorer.numbers == {"square": x * x}
         np.testing.assert_array_equal(picture(explorer), picture(Square(start={"x": x})))
+
+
+def test_numbers_and_sentence_are_those_of_one_moment():
+    """A training on another thread may put its next result in the place of the last while they are being read."""
+
+    class Growing(Square):
+        shown: ClassVar = {name: Number(name) for name in ("step", "loss", "percent")}
+
+        def compute(self, x, sign):
+            return {"x": x, "square": 0, "step": 0, "loss": None, "percent": 10}
+
+    explorer = Growing()
+    first, second = explorer.result, {**explorer.result, "step": 5, "loss": 0.25, "percent": 90}
+    turns = itertools.cycle([second, first])
+    Growing.result = property(lambda self: next(turns))
+    whole = [{"step": 0, "percent": 10}, {"step": 5, "loss": 0.25, "percent": 90}]
+    said = ["step 0, percent 10.", "step 5, loss 0.25, percent 90."]
+    for _ in range(3):
+        assert explorer.numbers in whole
+        assert str(explorer).split(": ")[1] in said
 
 
 def test_one_hundred_rapid_moves(affine):

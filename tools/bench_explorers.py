@@ -119,7 +119,7 @@ def shown(browser: Any, lab: real_lab.Lab, notebook: str, root: str = ".qlearn-e
     real_lab.run_all(browser)
     explorer = ExplorerPage(browser, root)
     explorer.root.scroll_into_view_if_needed()
-    time.sleep(1)  # the page and the kernel come to rest
+    time.sleep(1)  # what follows is timed, and the browser still has to do with the new page
     return explorer
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dev import ROOT, Result, fail, from_report, heading, notebook_environment, own_environment, say
+from dev import NBVAL, ROOT, Result, fail, from_report, heading, notebook_environment, own_environment, say
 
 VENV = ROOT / ".venv-colab"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -69,8 +69,7 @@ def main() -> int:
         )
         lessons, lessons_left_out = which_lessons_can_run(away)
         if lessons:
-            nbval = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "-n", "2", "--dist=loadfile")
-            pytest("lessons, outputs compared", *nbval, *lessons)
+            pytest("lessons, outputs compared", *NBVAL, *lessons)
 
     heading("left out")
     print("Browser tests, doctests and tests of datasets that need a missing package; and these files:")

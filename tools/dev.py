@@ -31,6 +31,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMP = VENV / "qlearn-installed.txt"
+# The kernel is this environment's own, whatever kernels the user has. What takes longer than this hangs, however busy
+# the machine is.
+NBVAL = (
+    *("--nbval", "--nbval-current-env", "--nbval-cell-timeout=1200", "--nbval-kernel-startup-timeout=600"),
+    *("-n", "2", "--dist=loadfile"),
+)
 OLDEST = (3, 11)
 
 
@@ -170,15 +176,13 @@ def test() -> int:
         pytest("unit, property and oracle tests, doctests", "-n", "2")
 
         if list((ROOT / "notebooks").glob("*.ipynb")):
-            # The kernel is this environment's own, whatever kernels the user has.
-            options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "-n", "2", "--dist=loadfile"]
-            pytest("lessons, outputs compared", "notebooks", "--durations=5", *options)
+            pytest("lessons, outputs compared", "notebooks", "--durations=5", *NBVAL)
 
         if list((ROOT / "tests/browser").glob("test_*.py")):
             ask = "import sys; sys.path[:0] = ['tools']; import real_lab; print(real_lab.browser_path())"
             browser = find_browser() or subprocess.run([python, "-c", ask], capture_output=True, text=True).stdout
             if browser.strip() or os.environ.get("CI", "").lower() == "true":
-                pytest("browser tests", "tests/browser")  # alone: they measure time too
+                pytest("browser tests", "tests/browser")  # one by one: they share a JupyterLab and a page
             else:
                 heading("browser tests")
                 say("Skipped: no Chromium or Chrome found. Install one, or name it in CHROMIUM.")

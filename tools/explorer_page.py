@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +20,7 @@ class ExplorerPage:
         self.root = page.locator(root).first
         self.image = self.root.locator("img")
         self.image.wait_for()
+        self.settle()
 
     def control(self, label: str) -> Any:
         """The row of one control, found by what the learner reads."""
@@ -32,24 +32,26 @@ class ExplorerPage:
 
     def drag(self, label: str, fractions: Iterable[float]) -> None:
         """Pull the handle to these parts of the slider's length, one after the other."""
+        self.settle()  # nothing in the page moves any more
         handle, track = self.control(label).locator(".noUi-handle"), self.control(label).locator(".noUi-target")
         handle.scroll_into_view_if_needed()
         knob, line = handle.bounding_box(), track.bounding_box()
         y = line["y"] + line["height"] / 2
         self.page.mouse.move(knob["x"] + knob["width"] / 2, y)
         self.page.mouse.down()
+        self.control(label).locator(".noUi-handle.noUi-active").wait_for()  # it is held
         for fraction in fractions:
             self.page.mouse.move(line["x"] + line["width"] * fraction, y)
-            time.sleep(0.03)
         self.page.mouse.up()
         self.settle()
 
-    def press(self, label: str, key: str, times: int = 1) -> None:
+    def press(self, label: str, key: str, times: int = 1, *, settle: bool = True) -> None:
         """Move a slider with the keyboard."""
-        self.control(label).locator(".noUi-handle").focus()
+        handle = self.control(label).locator(".noUi-handle")
         for _ in range(times):
-            self.page.keyboard.press(key)
-        self.settle()
+            handle.press(key)  # which gives it the focus before
+        if settle:
+            self.settle()
 
     def choose(self, label: str, option: str) -> None:
         self.control(label).locator("select").select_option(label=option)
@@ -57,9 +59,11 @@ class ExplorerPage:
 
     def numbers(self) -> dict[str, str]:
         """The table: label → text."""
-        table = self.root.locator("table")
-        cells = [[text.strip() for text in table.locator(kind).all_inner_texts()] for kind in ("th", "td")]
-        return dict(zip(*cells, strict=True))
+        # In one go: between two looks at it the table may have become another one.
+        return dict(
+            self.root.evaluate("""root => [...root.querySelectorAll('table th')]
+                .map(th => [th, th.nextElementSibling].map(cell => cell.innerText.trim()))""")
+        )
 
     def pixels(self) -> np.ndarray:
         return real_lab.pixels(self.image)
@@ -68,17 +72,9 @@ class ExplorerPage:
         """A fingerprint of table and picture."""
         return json.dumps(self.numbers()), hashlib.sha256(self.pixels().tobytes()).hexdigest()
 
-    def settle(self, quiet: float = 0.3, limit: float = 15) -> None:
-        """Wait until table and picture have stopped changing."""
-        end, before, since = time.monotonic() + limit, None, time.monotonic()
-        while time.monotonic() < end:
-            now = self.looks()
-            if now != before:
-                before, since = now, time.monotonic()
-            elif time.monotonic() - since > quiet:
-                return
-            time.sleep(0.05)
-        raise TimeoutError("the explorer did not come to rest")
+    def settle(self) -> None:
+        """Wait until table and picture are those of the last move: the kernel has answered, the picture has come."""
+        real_lab.at_rest(self.page)
 
     def paint_times(self, label: str, moves: int) -> list[float]:
         """Milliseconds from each move of a control to the painted picture that follows it.

@@ -88,7 +88,7 @@ def store(notebook: Any, path: Path) -> tuple[list[str], bool]:
     return notes, changed
 
 
-def run(notebook: Any, folder: Path, timeout: int = 600) -> None:
+def run(notebook: Any, folder: Path, timeout: int = 1200) -> None:
     """Execute every cell of `notebook` in a fresh kernel, in place."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -96,6 +96,7 @@ def run(notebook: Any, folder: Path, timeout: int = 600) -> None:
     client = NotebookClient(
         notebook,
         timeout=timeout,
+        startup_timeout=timeout,
         kernel_name="python3",
         record_timing=False,
         extra_arguments=["--log-level=ERROR"],  # ipykernel warns of unencrypted connections on this computer itself

@@ -14,7 +14,6 @@ import argparse
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +61,25 @@ def tiles(page: Any, folder: Path, name: str) -> None:
         || document.querySelector('.jp-Notebook')""").as_element()
     area.evaluate("area => area.scrollTop = 0")
     for number in range(1000):
-        time.sleep(0.4)  # pictures and formulas settle
         path = folder / f"{name}-{number:02}.png"
-        area.screenshot(path=path)
+        path.write_bytes(still(area))
         print(path, flush=True)
         before = area.evaluate("area => area.scrollTop")
         area.evaluate(f"area => area.scrollTop += area.clientHeight - {OVERLAP}")
         if area.evaluate("area => area.scrollTop") == before:
             return
+
+
+def still(area: Any) -> bytes:
+    """A photograph of something that has stopped moving: pictures and formulas in it are in their places."""
+    shots = [area.screenshot()]
+
+    def again() -> bool:
+        shots.append(area.screenshot())
+        return shots[-1] == shots[-2]
+
+    real_lab.until("the page has stopped moving", again)
+    return shots[-1]
 
 
 def photograph_explorer(path: Path) -> None:
@@ -83,9 +93,8 @@ def photograph_explorer(path: Path) -> None:
             real_lab.open_notebook(page, lab, "explorer.ipynb")
             real_lab.run_all(page)
             explorer = page.locator(".qlearn-explorer").first
-            explorer.wait_for(timeout=30_000)
-            time.sleep(1)  # the picture arrives after the controls
-            explorer.screenshot(path=path)
+            explorer.locator("img").wait_for()  # the picture arrives after the controls
+            path.write_bytes(still(explorer))
     with Image.open(path) as picture:  # few colours: a fifth of the bytes
         picture.convert("RGB").quantize(128).save(path, optimize=True)
 

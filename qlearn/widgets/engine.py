@@ -131,7 +131,8 @@ class Explorer:
     @property
     def numbers(self) -> dict[str, float]:
         """The numbers of the table, not rounded."""
-        return {name: self.result[name] for name, _ in self._cells()}
+        result = self.result  # another thread may put the next one in its place at any time
+        return {name: result[name] for name, _ in self._cells(result)}
 
     def set(self, **controls: Any) -> None:
         """Move controls, as a hand would do: `explorer.set(bits=3)`.
@@ -157,7 +158,8 @@ class Explorer:
 
     def __str__(self) -> str:
         """One sentence with the values of the controls and the rounded numbers."""
-        numbers = ", ".join(f"{number.label} {number.text(name, self.result)}" for name, number in self._cells())
+        result = self.result
+        numbers = ", ".join(f"{number.label} {number.text(name, result)}" for name, number in self._cells(result))
         return f"{self.title} ({self._settings()}): {numbers}."
 
     __repr__ = __str__
@@ -355,12 +357,12 @@ class Explorer:
             parts.append(f"{control.label} {value if isinstance(value, str) else rounded(value)}")
         return ", ".join(parts)
 
-    def _cells(self) -> list[tuple[str, Number]]:
-        return [(name, number) for name, number in self.shown.items() if self.result[name] is not None]
+    def _cells(self, result: dict[str, Any]) -> list[tuple[str, Number]]:
+        return [(name, number) for name, number in self.shown.items() if result[name] is not None]
 
     def _rows(self) -> list[list[tuple[str, str]]]:
         """The table: label and number, four in a row."""
-        cells = [(number.label, number.text(name, self.result)) for name, number in self._cells()]
+        cells = [(number.label, number.text(name, self.result)) for name, number in self._cells(self.result)]
         return [cells[start : start + 4] for start in range(0, len(cells), 4)]
 
     def _table_html(self) -> str:

@@ -116,28 +116,32 @@ class QATExplorer(Explorer):
 
     def train(self) -> None:
         """Train with these settings and return when it is done."""
-        run = self._new_run()
+        with DRAWING:
+            run = self._new_run(self._key)
         run.train(self.refresh)
         self.refresh()
 
     def start(self) -> None:
         """Train with these settings in the background. Nothing happens if that is being done already."""
         with DRAWING:
-            if self._run.running:
+            key = self._key
+            if self._run_of(*key).running:
                 return
-            self._new_run().start(self.refresh)
+            self._new_run(key).start(self.refresh)
             self._mark_buttons()
 
     def stop(self) -> None:
         """End the training in the background and wait for its last step."""
-        for run in list(self._runs.values()):
+        with DRAWING:  # so that none is half begun
+            runs = list(self._runs.values())
+        for run in runs:
             run.stop(wait=True)
         self.refresh()
 
     @property
     def running(self) -> bool:
         """Whether a training is under way in the background."""
-        return any(run.running for run in self._runs.values())
+        return any(run.running for run in list(self._runs.values()))
 
     @property
     def model(self) -> Any:
@@ -229,16 +233,20 @@ class QATExplorer(Explorer):
 
     def _run_of(self, bits: int, rate: float, learned: bool) -> Any:
         key = bits, rate, learned
-        if key not in self._runs:
-            self._runs[key] = self._torch.Run(self._float, bits, rate, learned)
-        return self._runs[key]
+        with DRAWING:  # a cell and a control may ask for it at once, and a picture goes through all of them
+            if key not in self._runs:
+                self._runs[key] = self._torch.Run(self._float, bits, rate, learned)
+            return self._runs[key]
 
-    def _new_run(self) -> Any:
-        """A training from the start, in the place of the one that these settings have had before."""
-        if self._run.begun:
-            self._run.stop(wait=False)
-            self._runs.pop(self._key)
-        return self._run
+    def _new_run(self, key: tuple[int, float, bool]) -> Any:
+        """A training from the start, in the place of the one that these settings have had before.
+
+        The settings are handed over, because a control may move in the middle of this, on another thread.
+        """
+        if (run := self._run_of(*key)).begun:
+            run.stop(wait=False)
+            self._runs.pop(key)
+        return self._run_of(*key)
 
     def _follow(self) -> None:
         for key, run in list(self._runs.items()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import copy
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import closing
 from functools import lru_cache
@@ -113,8 +112,10 @@ class Run:
             self.error = error
         finally:
             self._stopping.set()
-            _running.discard(self)
-            after()
+            try:
+                after()
+            finally:
+                _running.discard(self)  # last: who leaves Python waits for the last picture too
 
     def _look(self, step: int, loss: float) -> None:
         images, labels = _mnist().validation
@@ -172,7 +173,7 @@ def staircase(x: Any, bits: int, learned: bool) -> tuple[Any, Any, Any]:
     return x_hat.detach().numpy(), values.grad.numpy(), of_scale
 
 
-_running: weakref.WeakSet[Run] = weakref.WeakSet()
+_running: set[Run] = set()
 
 
 @atexit.register

@@ -5,6 +5,7 @@ import pytest
 from nbconvert import HTMLExporter
 
 import lessons
+import real_lab
 
 LESSONS = lessons.find()
 # nbconvert's own frame asks for these two, for formulas; a lesson's content asks for nothing.
@@ -15,6 +16,7 @@ OF_THE_FRAME = ("/ajax/libs/require.js/", "/ajax/libs/mathjax/")
 def reader(page):
     """A page that reaches no network; `asked` are the addresses that it was refused."""
     page = page.context.browser.new_page()
+    page.set_default_timeout(1000 * real_lab.PATIENCE)
     page.asked, page.complaints = [], []
 
     def answer(route):

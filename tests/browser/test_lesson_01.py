@@ -102,10 +102,13 @@ def test_moving_a_slider_leaves_a_running_cells_figure_alone(lab, page):
     Kernels before ipykernel 7 hear of a slider when the cell has ended, and there the trap does not exist.
     """
     plotting = """
-import matplotlib.pyplot as plt, time
-figure = plt.figure(); plt.plot([1, 2, 3]); moves = len(seen)
-for _ in range(20): time.sleep(0.1)
-print("slider moved:", len(seen) > moves, "same figure:", plt.fignum_exists(figure.number) and plt.gcf() is figure)"""
+import matplotlib.pyplot as plt, pathlib, time
+if moves := len(seen):
+    figure = plt.figure(); plt.plot([1, 2, 3])
+    pathlib.Path("plotting").touch()
+    while not pathlib.Path("moved").exists(): time.sleep(0.01)
+    print("slider moved:", len(seen) > moves, "same figure:", plt.fignum_exists(figure.number) and plt.gcf() is figure)
+"""
     watched = "seen = []; explorer._inputs['bits'].observe(seen.append, 'value'); explorer"
     first = f"import qlearn.widgets\nexplorer = qlearn.widgets.explore_affine(); {watched}"
     real_lab.write_notebook(lab.folder / "figures.ipynb", first, plotting)
@@ -115,18 +118,16 @@ print("slider moved:", len(seen) > moves, "same figure:", plt.fignum_exists(figu
     explorer = ExplorerPage(page)
     explorer.press("bits", "ArrowRight")  # the first move of a session waits for the running cell, the others do not
 
-    cell = page.locator(".jp-CodeCell").nth(1)
-    cell.locator(".cm-content").click()
-    page.keyboard.press("Shift+Enter")
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('.jp-InputPrompt')].some(p => p.innerText.includes('*'))"
-    )
-    explorer.press("bits", "ArrowRight", times=3)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-    said = cell.locator(".jp-OutputArea").inner_text()
     in_the_middle = int(version("ipykernel").partition(".")[0]) >= 7
+    real_lab.start_cell(page, 1)
+    real_lab.until("the cell is plotting", (lab.folder / "plotting").exists)
+    explorer.press("bits", "ArrowRight", times=3, settle=in_the_middle)
+    (lab.folder / "moved").touch()
+    real_lab.finished(page, "the plotting cell has ended")
+    real_lab.at_rest(page)
+    said = real_lab.printed(page, 1)
     assert f"slider moved: {in_the_middle} same figure: True" in said, said
-    assert cell.locator(".jp-OutputArea img").count() == 1
+    assert page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea img").count() == 1
     assert page.complaints == []
 
 
@@ -176,13 +177,4 @@ def alone(state, i):
 
 def kernel_state(page):
     """Run the last cell again and read what it prints."""
-    cell = page.locator(".jp-CodeCell").last
-    number = cell.locator(".jp-InputPrompt").inner_text()
-    cell.locator(".cm-content").click()
-    page.keyboard.press("Control+Enter")
-    page.wait_for_function(
-        """([cell, before]) => { const now = cell.querySelector('.jp-InputPrompt').innerText;
-            return now !== before && /\\d/.test(now) && cell.querySelector('.jp-OutputArea').innerText.includes('STATE'); }""",
-        arg=[cell.element_handle(), number],
-    )
-    return json.loads(cell.locator(".jp-OutputArea").inner_text().split("STATE", 1)[1])
+    return json.loads(real_lab.run_cell(page, -1).split("STATE", 1)[1])

@@ -3,6 +3,7 @@
 import pytest
 
 import real_lab
+from explorer_page import ExplorerPage
 from qlearn import widgets
 
 SHOWN = [name for name in widgets.__all__ if name.startswith("explore_")]
@@ -39,11 +40,16 @@ CONTRASTS = """() => {
 
 @pytest.fixture(scope="module", params=SHOWN)
 def shown(request, lab, page):
-    real_lab.write_notebook(lab.folder / "reading.ipynb", f"from qlearn import widgets\nwidgets.{request.param}()")
-    real_lab.open_notebook(page, lab, "reading.ipynb")
-    real_lab.run_all(page)
-    page.locator(".qlearn-explorer img").wait_for()
+    show(request.param, lab, page)
     return request.param
+
+
+def show(name, lab, page):
+    """The explorer in a notebook of its own, and everything that belongs to it in the page."""
+    real_lab.write_notebook(lab.folder / f"{name}.ipynb", f"from qlearn import widgets\nwidgets.{name}()")
+    real_lab.open_notebook(page, lab, f"{name}.ipynb")
+    real_lab.run_all(page)
+    ExplorerPage(page)
 
 
 def test_tab_leads_through_every_control_and_keys_move_it(shown, page):
@@ -67,8 +73,7 @@ def test_tab_leads_through_every_control_and_keys_move_it(shown, page):
     value = slider.get_attribute("aria-valuenow")
     slider.focus()
     page.keyboard.press("ArrowLeft" if value == slider.get_attribute("aria-valuemax") else "ArrowRight")
-    page.wait_for_timeout(300)
-    assert slider.get_attribute("aria-valuenow") != value
+    real_lab.until("the slider has moved", lambda: slider.get_attribute("aria-valuenow") != value)
 
 
 def test_text_stands_out_from_a_light_page(shown, page):
@@ -85,10 +90,7 @@ def dark(page, tmp_path_factory):
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_text_stands_out_from_a_dark_page(dark, page, name):
-    real_lab.write_notebook(dark.folder / "dark.ipynb", f"from qlearn import widgets\nwidgets.{name}()")
-    real_lab.open_notebook(page, dark, "dark.ipynb")
-    real_lab.run_all(page)
-    page.locator(".qlearn-explorer img").wait_for()
+    show(name, dark, page)
     legible(page)
 
 

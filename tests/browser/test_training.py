@@ -1,16 +1,30 @@
 """A training in the background of a real JupyterLab: its curve grows, controls and cells work meanwhile, it can be stopped."""
 
-import time
-
 import pytest
 
 import real_lab
 from explorer_page import ExplorerPage
 
 NAME = "training.ipynb"
+# The training goes on to the step that the test allows, so that it is under way for as long as the test looks at it.
+GATE = """
+import threading, time
+from qlearn.widgets import explore_qat, qat_runs
+allowed, ordinary = 20, qat_runs.training_steps
+def training_steps(*args, **kwargs):
+    for number, loss in enumerate(ordinary(*args, **kwargs), start=1):
+        while number > allowed and not stopping():
+            time.sleep(0.01)
+        yield loss
+def stopping():
+    return explorer._run._stopping.is_set()
+qat_runs.training_steps = training_steps
+"""
 CELLS = (
-    "import threading\nfrom qlearn.widgets import explore_qat\nexplorer = explore_qat()\nexplorer",
+    GATE,
+    "explorer = explore_qat()\nexplorer",
     "print('running', [t.name for t in threading.enumerate()].count('qlearn training'))",
+    "1 + 1",  # rewritten by the test
 )
 
 
@@ -23,25 +37,6 @@ def notebook(lab, page):
     return page
 
 
-def run(page, number):
-    """Run one cell again; return what it prints."""
-    cell = page.locator(".jp-CodeCell").nth(number)
-    cell.locator(".cm-content").click()
-    page.keyboard.press("Control+Enter")
-    page.wait_for_function(
-        "number => /\\d/.test(document.querySelectorAll('.jp-CodeCell')[number].querySelector('.jp-InputPrompt').innerText)",
-        arg=number,
-    )
-    return cell.locator(".jp-OutputArea-output").all_inner_texts()
-
-
-def until(condition, limit=60):
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
-
-
 def test_a_training_can_be_watched_stopped_and_replaced(notebook):
     explorer = ExplorerPage(notebook)
     train, stop = (explorer.root.get_by_role("button", name=name) for name in ("Train", "Stop"))
@@ -50,26 +45,31 @@ def test_a_training_can_be_watched_stopped_and_replaced(notebook):
     def step():
         return int(explorer.numbers()["step"].split()[0])
 
-    before = explorer.pixels()
+    pictures = [explorer.pixels()]
     train.click()
-    until(lambda: step() > 0)
-    first = step()
-    until(lambda: step() > first)
-    assert (explorer.pixels() != before).any()
-    explorer.control("one value").locator(".noUi-handle").focus()
-    notebook.keyboard.press("ArrowLeft")
-    until(lambda: explorer.readout("one value") == 0.59)  # the control answers while it trains
-    assert run(notebook, 1) == ["running 1\n"]  # and so does a cell
-    assert stop.is_enabled()
+    for number in (20, 40):
+        real_lab.run_cell(notebook, 3, f"allowed = {number}")  # cells can be run while it trains
+        real_lab.until(f"the table shows step {number}", lambda number=number: step() == number)
+        # The picture follows the numbers; and the page may hear of it later than of what it has asked itself.
+        real_lab.until("the curve has grown", lambda: (explorer.pixels() != pictures[-1]).any())
+        pictures.append(explorer.pixels())
+    explorer.press("one value", "ArrowLeft")
+    assert explorer.readout("one value") == 0.59  # the control answers while it trains
+    real_lab.until("the picture shows that value", lambda: (explorer.pixels() != pictures[-1]).any())
+    assert real_lab.run_cell(notebook, 2) == "running 1\n"
+    assert stop.is_enabled() and train.is_disabled()
     stop.click()
-    until(train.is_enabled)
+    real_lab.until("the training is stopped", train.is_enabled)
+    explorer.settle()
     stopped = step()
-    time.sleep(0.5)
-    assert step() == stopped < 430
-    assert run(notebook, 1) == ["running 0\n"]
+    assert 40 <= stopped < 430
+    real_lab.run_cell(notebook, 3, "allowed = 1000")
+    assert real_lab.run_cell(notebook, 2) == "running 0\n"
+    assert step() == stopped
 
+    real_lab.run_cell(notebook, 3, "allowed = 20")
     train.click()
-    until(lambda: step() > 0)
-    run(notebook, 0)  # the same cell once more: its training ends
-    until(lambda: run(notebook, 1) == ["running 0\n"])
+    real_lab.until("the next training is under way", lambda: step() == 20)
+    real_lab.run_cell(notebook, 1)  # the same cell once more: its training ends
+    assert real_lab.run_cell(notebook, 2) == "running 0\n"
     assert real_lab.error_outputs(notebook) == [] and notebook.complaints == []
