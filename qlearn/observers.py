@@ -10,13 +10,14 @@ exception: it depends on the order, and cannot be merged.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams
-from qlearn.arrays import Array, as_floats, block_rows, like, ordered, to_numpy
+from qlearn.arrays import Array, as_floats, block_rows, like, ordered, quietly, to_numpy
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerGroup, PerTensor
 from qlearn.histogram import LogHistogram
@@ -77,6 +78,7 @@ class Observer:
         """How many bytes its state takes now."""
         return 0 if self.lo is None or self.hi is None else int(self.lo.nbytes + self.hi.nbytes)
 
+    @quietly
     def observe(self, x: Any) -> Self:
         """Take in one batch; returns the observer, so that calls can be chained.
 
@@ -92,15 +94,18 @@ class Observer:
         self._take(block_rows(x, shape) if shape else x.reshape(1, -1), shape)
         return self
 
+    @quietly
     def merge(self, other: Self) -> Self:
         """A new observer that has seen what both have seen. Neither is changed; the order does not matter.
 
         Raises:
-            ValueError: the two are of different kinds or configurations, or saw blocks of different shapes.
+            ValueError: the two are of different kinds, or saw blocks of different shapes; their configurations
+                differ in something that the quantizer depends on (the percentile counts for that method only,
+                narrow_range for symmetric codes only).
         """
         if type(other) is not type(self):
             raise ValueError(f"a {type(self).__name__} and a {type(other).__name__} cannot be merged.")
-        if other.config != self.config:
+        if _used(other.config) != _used(self.config):
             raise ValueError(f"these observers cannot be merged: one has {self.config}, the other {other.config}.")
         merged = type(self)(self.config)
         for part in (self, other):
@@ -109,6 +114,7 @@ class Observer:
                 merged._join(part)
         return merged
 
+    @quietly
     def qparams(self) -> QParams:
         """The quantizer for what was seen.
 
@@ -117,6 +123,7 @@ class Observer:
         """
         return self.config.choose_qparams(*self.range())
 
+    @quietly
     def range(self) -> tuple[Array, Array]:
         """The range (lo, hi) that the quantizer is to span, by the configuration's method.
 
@@ -206,8 +213,8 @@ class MovingAverageObserver(Observer):
 
     def __init__(self, config: QuantConfig | None = None, *, averaging_constant: float = 0.01) -> None:
         super().__init__(config)
-        if not 0 < averaging_constant <= 1:
-            raise ValueError(f"averaging_constant={averaging_constant} must be more than 0 and at most 1.")
+        if isinstance(averaging_constant, (bool, str)) or not 0 < averaging_constant <= 1:
+            raise ValueError(f"averaging_constant={averaging_constant!r} must be more than 0 and at most 1.")
         self.averaging_constant = averaging_constant
 
     def merge(self, other: Self) -> Self:
@@ -225,8 +232,8 @@ class MovingAverageObserver(Observer):
     def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
         lo, hi = (end.reshape(shape) for end in min_max(rows))
         if self.lo is not None and self.hi is not None:
-            lo = self.lo + self.averaging_constant * (like(lo, self.lo) - self.lo)
-            hi = self.hi + self.averaging_constant * (like(hi, self.hi) - self.hi)
+            c = self.averaging_constant
+            lo, hi = between(self.lo, like(lo, self.lo), c), between(self.hi, like(hi, self.hi), c)
         self.lo, self.hi = lo[()], hi[()]
 
 
@@ -377,7 +384,7 @@ class PercentileObserver(HistogramObserver):
 
     @property
     def exact(self) -> bool:
-        """Whether the values beside both percentiles are still in memory. It is, for nothing."""
+        """Whether the values beside both percentiles are still in memory; True before the first value."""
         return not self.seen or all(self._from_tails(0, share) is not None for share in _shares(self.config.percentile))
 
     def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
@@ -483,6 +490,14 @@ def _mse(histogram: LogHistogram, lo: np.floating, hi: np.floating, config: Quan
 
 
 SOLVERS: dict[str, Solver] = {"percentile": _percentile, "mse": _mse, "entropy": _entropy}
+
+
+def _used(config: QuantConfig) -> QuantConfig:
+    """The configuration without what its method and its codes do not use."""
+    unused: dict[str, Any] = {} if config.method == "percentile" else {"percentile": 100.0}
+    if not config.symmetric:
+        unused["narrow_range"] = True
+    return replace(config, **unused)
 
 
 def _shares(percentile: float) -> tuple[float, float]:

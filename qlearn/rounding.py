@@ -14,11 +14,12 @@ from typing import Any
 from array_api_compat import array_namespace, device
 
 from qlearn.affine import QParams, dequantize, quantize
-from qlearn.arrays import Array, as_array, as_floats, block_view, like
+from qlearn.arrays import Array, as_array, as_floats, block_view, like, quietly
 
 __all__ = ["gptq", "output_error"]
 
 
+@quietly
 def gptq(weight: Any, hessian: Any, qparams: QParams, *, damping: float = 0.01, act_order: bool = False) -> Array:
     """Round weights column by column, each column making up for the errors of those before it.
 
@@ -85,6 +86,7 @@ def gptq(weight: Any, hessian: Any, qparams: QParams, *, damping: float = 0.01, 
     return xp.stack(codes)[xp.argsort(order)].T.reshape(weight.shape)
 
 
+@quietly
 def output_error(weight: Any, weight_hat: Any, hessian: Any) -> float:
     """How far a layer's outputs are off: the mean over inputs x of the squared distance of Wx and Ŵx.
 

@@ -26,6 +26,10 @@ def inputs_of(batches: Iterable[Any] | Tensor) -> Iterator[Tensor]:
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
         if isinstance(inputs, np.ndarray):
             raise TypeError("batches hold NumPy arrays, but networks take tensors: nn.to_inputs makes them.")
+        if not isinstance(inputs, Tensor):
+            raise TypeError(
+                f"a batch is a {type(batch).__name__}: wanted are tensors of inputs, or (inputs, labels) pairs of them."
+            )
         empty = False
         yield inputs
     if empty:

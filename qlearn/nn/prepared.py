@@ -102,6 +102,10 @@ def prepare_layers(
         override = (overrides or {}).get(name, {})
         if override is None:
             continue
+        if not isinstance(override, Mapping):
+            raise TypeError(
+                f"overrides[{name!r}]={override!r} must be {{'weights': …, 'activations': …}}, or None for float."
+            )
         if unknown := sorted(set(override) - {"weights", "activations"}):
             raise ValueError(f"overrides[{name!r}] has {unknown[0]!r}: it may have 'weights' and 'activations'.")
         configs: dict[str, Any] = {"weights": weights, "activations": activations, **override}
