@@ -118,6 +118,20 @@ def check_finite(x: Array, name: str = "x") -> None:
     )
 
 
+def exponent_of(largest: float, ordinary: float = 1e70) -> int:
+    """The power of two by which numbers up to `largest` are to be divided before they are squared and summed up.
+
+    0 for ordinary numbers, whose squares can also be divided by each other; else at most 1000 on either side, since
+    2^1074 would not be a float64.
+
+    >>> exponent_of(1.0), exponent_of(1e200), exponent_of(5e-324)
+    (0, 665, -1000)
+    """
+    if largest == 0 or 1 / ordinary < largest < ordinary:
+        return 0
+    return max(-1000, min(math.frexp(largest)[1], 1000))
+
+
 @quietly
 def saturate(values: Array, dtype: Any) -> Array:
     """`values` as floats of another type; what is too large for it becomes its largest number, not infinity.

@@ -12,11 +12,10 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from qlearn import formats
-from qlearn.arrays import Array, as_floats, block_rows, native_namespace, quietly, saturate
+from qlearn.arrays import Array, as_floats, block_rows, exponent_of, native_namespace, quietly, saturate
 from qlearn.formats import E2M1, E4M3, FloatFormat
 from qlearn.granularity import Granularity, PerGroup, PerTensor
 
-FARTHEST = 1000  # powers of two beyond this one are not needed, and 2^1074 would not be a float64
 LARGEST_POWER = 127  # of an E8M0 scale: eight bits, no sign, no significand
 RULES = ("floor", "ceil", "rceil", "even")
 
@@ -156,7 +155,7 @@ def fp8_numbers(a: Array, largest: float) -> Array:
     if top == 0:
         return xp.ones_like(a)
     # Counted in a power of two next to the largest of them: a / (largest · s) neither overflows nor loses digits.
-    unit = 2.0 ** max(-FARTHEST, min(math.frexp(top)[1], FARTHEST))
+    unit = 2.0 ** exponent_of(top, ordinary=1.0)
     a = xp.astype(xp.astype(a, xp.float64) / unit, dtype)
     s = float(xp.max(a)) / (largest * E4M3.largest)
     short = xp.clip(xp.astype(formats.cast(a / (largest * s), E4M3), dtype), E4M3.smallest, None)

@@ -8,7 +8,6 @@ an array of scales has x's rank, and each of its entries covers one block of x, 
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from fractions import Fraction
 from itertools import pairwise
@@ -18,12 +17,21 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from qlearn.arrays import Array, as_codes, as_floats, dtype_name, like, of_blocks, quietly, saturate, to_numpy
+from qlearn.arrays import (
+    Array,
+    as_codes,
+    as_floats,
+    dtype_name,
+    exponent_of,
+    like,
+    of_blocks,
+    quietly,
+    saturate,
+    to_numpy,
+)
 from qlearn.sorted_view import SortedView
 
 MOST_LEVELS = 256
-ORDINARY = 1e70  # numbers between 1 / ORDINARY and this can be squared and summed up without a thought
-FARTHEST = 1000  # powers of two beyond this one are not needed, and 2^1074 would not be a float64
 MOST_STEPS = 1000  # of Lloyd's algorithm; it settles in some hundred
 
 
@@ -275,12 +283,9 @@ def _sorted(x: Any, k: int) -> tuple[SortedView, float]:
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 2 <= k <= MOST_LEVELS:
         raise ValueError(f"k={k!r} must be a whole number from 2 to {MOST_LEVELS}.")
     values = to_numpy(as_floats(x))
-    largest = float(np.abs(values).max())
-    unit = 1.0
-    if largest > 0 and not 1 / ORDINARY < largest < ORDINARY:
-        unit = 2.0 ** max(-FARTHEST, min(math.frexp(largest)[1], FARTHEST))
-        values = values / np.float64(unit)
-    view = SortedView(values)
+    exponent = exponent_of(float(np.abs(values).max()))
+    unit = 2.0**exponent
+    view = SortedView(values if exponent == 0 else values / unit)
     different = 1 + int(np.count_nonzero(np.diff(view.values)))
     if different < k:
         raise ValueError(f"x has {different} different values: {k} levels need at least as many.")

@@ -14,11 +14,9 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams, align, fake_quantize, quantize, working_floats
-from qlearn.arrays import Array, all_finite, as_array, as_floats, check_finite, like, quietly
+from qlearn.arrays import Array, all_finite, as_array, as_floats, check_finite, exponent_of, like, quietly
 
 SCALE_BITS = 32  # a scale is stored as float32
-ORDINARY = 1e70  # numbers between 1 / ORDINARY and this can be squared, and the squares divided by each other
-FARTHEST = 1000  # powers of two beyond this one are not needed, and 2^1074 would not be a float64
 
 
 @quietly
@@ -221,10 +219,6 @@ def _mean_square(values: Array, power: int = 0) -> _Wide:
     """The mean of (values · 2^power)²."""
     xp = array_namespace(values)
     values = xp.astype(values, xp.float64)
-    largest = float(xp.max(xp.abs(values)))
-    if 1 / ORDINARY < largest < ORDINARY or largest == 0:
-        unit = 0
-    else:
-        unit = max(-FARTHEST, min(math.frexp(largest)[1], FARTHEST))
-        values = values * 2.0**-unit
-    return _Wide(float(xp.mean(values**2)), 2 * (unit + power))
+    unit = exponent_of(float(xp.max(xp.abs(values))))
+    squares = (values if unit == 0 else values * 2.0**-unit) ** 2
+    return _Wide(float(xp.mean(squares)), 2 * (unit + power))
