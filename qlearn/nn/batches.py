@@ -24,9 +24,7 @@ def inputs_of(batches: Iterable[Any] | Tensor) -> Iterator[Tensor]:
     if isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches):
         inputs, labels = batches
         if labels.ndim < inputs.ndim:
-            raise TypeError(
-                "batches is one pair of inputs and labels: hand over the inputs alone, or [(inputs, labels)]."
-            )
+            raise TypeError("batches is one pair (inputs, labels): hand over inputs alone, or [(inputs, labels)].")
     empty = True
     for batch in batches.split(BATCH_SIZE) if isinstance(batches, Tensor) else batches:
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
