@@ -141,7 +141,7 @@ def saturate(values: Array, dtype: Any) -> Array:
     """
     compat, xp = array_namespace(values), native_namespace(values)
     largest = float(xp.finfo(dtype).max)
-    return compat.astype(xp.clip(values, -largest, largest), dtype)
+    return compat.astype(xp.clip(values, -largest, largest), dtype, copy=False)
 
 
 def native_namespace(x: Array) -> Any:

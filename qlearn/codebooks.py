@@ -24,6 +24,7 @@ from qlearn.arrays import (
     dtype_name,
     exponent_of,
     like,
+    native_namespace,
     of_blocks,
     quietly,
     saturate,
@@ -61,7 +62,7 @@ def encode(x: Any, levels: Any, scale: Any = 1.0) -> Array:
     levels, first = np.unique(check_levels(levels), return_index=True)
     xp = array_namespace(x)
     middles = [(Fraction(below) + Fraction(above)) / 2 for below, above in pairwise(levels)]
-    if isinstance(scale, (int, float)) and scale == 1:
+    if type(scale) in (int, float) and scale == 1:
         # x > middle, exactly if and only if x is larger than the largest float up to there.
         codes = xp.searchsorted(like(_floats_beside(middles, dtype_name(x))[0], x), x.reshape(-1))
     else:
@@ -262,8 +263,9 @@ def _of_quotients(x: Array, scale: Any, middles: list[Fraction]) -> Array:
     """
     xp = array_namespace(x)
     quotients = of_blocks(x, scale, xp.divide).reshape(-1)
-    floats = _floats_beside(middles, "float64")
-    below, above = (like(side, x) for side in floats)
+    below, above = (like(side, x) for side in _floats_beside(middles, "float64"))
+    if _rounds_nothing(x, to_numpy(as_floats(scale, "scale"))):
+        return xp.searchsorted(below, quotients)
     codes = xp.searchsorted(above, quotients)
     doubtful = xp.nonzero(codes != xp.searchsorted(below, quotients, side="right"))[0]
     if len(doubtful):
@@ -273,6 +275,13 @@ def _of_quotients(x: Array, scale: Any, middles: list[Fraction]) -> Array:
         counts = [bisect_left(middles, Fraction(value) / Fraction(of)) for value, of in pairs]
         codes[doubtful] = like(np.array(counts)[places.reshape(-1)], codes, codes.dtype)
     return codes
+
+
+def _rounds_nothing(x: Array, scale: Any) -> bool:
+    """Whether x / scale is exact in float64: powers of two, as MX has them, and nothing near the ends of float64."""
+    magnitude = native_namespace(x).abs(x[x != 0])
+    ordinary = all(bool(((n > 1e-150) & (n < 1e150)).all()) for n in (magnitude, scale))
+    return ordinary and bool((np.frexp(scale)[0] == 0.5).all())
 
 
 def _sorted(x: Any, k: int) -> tuple[SortedView, float]:
