@@ -16,19 +16,23 @@ from array_api_compat import array_namespace, is_torch_array
 
 from qlearn.arrays import (
     Array,
+    all_finite,
     as_array,
+    as_codes,
     as_floats,
     block_view,
+    can_hold,
     check_finite,
     dtype_name,
     like,
     native_namespace,
+    quietly,
     slabs,
-    surely_finite,
     to_numpy,
 )
 
 CODE_DTYPES = ("uint8", "int8", "int16", "int32")
+EXACT_IN_FLOAT32 = 2**24  # all integers up to here
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,6 +113,7 @@ class QParams:
         )
 
 
+@quietly
 def choose_qparams(lo: Any, hi: Any, *, bits: int = 8, symmetric: bool = False, narrow_range: bool = True) -> QParams:
     """Find the quantizer whose ticks span the range from `lo` to `hi`, widened to hold 0.
 
@@ -131,6 +136,7 @@ def choose_qparams(lo: Any, hi: Any, *, bits: int = 8, symmetric: bool = False, 
 
     Raises:
         ValueError: bits outside its limits, lo > hi, NaN or infinity.
+        TypeError: `symmetric` or `narrow_range` neither True nor False.
 
     Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 2.1 and equation 5.
 
@@ -161,6 +167,7 @@ def choose_qparams(lo: Any, hi: Any, *, bits: int = 8, symmetric: bool = False, 
     return QParams(float(scale) if plain else scale[()], int(zero_point), quant_min, quant_max)
 
 
+@quietly
 def quantize(x: Any, qparams: QParams) -> Array:
     """Give every value of `x` the code of its nearest tick.
 
@@ -170,7 +177,8 @@ def quantize(x: Any, qparams: QParams) -> Array:
     added, and clamps before the cast to a narrow integer: values outside the range saturate, they never wrap.
 
     Args:
-        x: array of any shape; half types are computed in float32.
+        x: array of any shape; half types are computed in float32, and any type in float64 whose numbers would be
+            too small or too large to hold the scale.
         qparams: scale and zero point as scalars, or as arrays of x's rank, one entry for each block of x.
 
     Returns:
@@ -185,36 +193,38 @@ def quantize(x: Any, qparams: QParams) -> Array:
     >>> quantize([-0.6, 0.25, 0.75, 9.0], QParams(scale=0.5, zero_point=1, quant_min=0, quant_max=7))
     array([0, 1, 3, 7], dtype=uint8)
     """
-    x = as_floats(x, finite=False)
+    x = working_floats(x, qparams)
     xp = native_namespace(x)
     view, scale, zero_point = align(x, qparams, x.dtype)
     codes = xp.empty_like(view, dtype=getattr(xp, qparams.code_dtype))
-    with np.errstate(over="ignore"):  # x / scale may overflow to infinity, which the clamp brings back
-        for rows in slabs(view):
-            part, s, z = view[rows], of_rows(scale, rows), of_rows(zero_point, rows)
-            if not surely_finite(part):  # here, where the values are in the cache already
-                check_finite(x)
-            part = part / s
-            xp.round(part, out=part)
-            part += z
-            codes[rows] = xp.clip(part, qparams.quant_min, qparams.quant_max, out=part)
+    for rows in slabs(view):
+        part, s, z = view[rows], of_rows(scale, rows), of_rows(zero_point, rows)
+        if not all_finite(part):  # asked here, where the values are in the cache already
+            check_finite(x)
+        part = part / s  # may overflow to infinity, which the clamp brings back
+        xp.round(part, out=part)
+        part += z
+        codes[rows] = xp.clip(part, qparams.quant_min, qparams.quant_max, out=part)
     return codes.reshape(x.shape)[()]
 
 
+@quietly
 def dequantize(codes: Any, qparams: QParams) -> Array:
     """Give every code the value of its tick.
 
-        x̂ = scale · (code − zero_point)
+        x̂ = scale · (code − zero_point),  clamped to the numbers of its type
 
     Args:
         codes: integer array of any shape.
         qparams: the quantizer that made them.
 
     Returns:
-        Array of codes' shape and of scale's type; for a Python number as scale, of the library's default float.
+        Array of codes' shape and of scale's type; for a Python number or integers as scale, of the library's
+        default float. A tick that lies beyond the type's largest number becomes that number, not infinity.
 
     Raises:
-        TypeError: codes that are not integers.  ValueError: a scale whose shape does not divide codes'.
+        TypeError: codes that are not integers.
+        ValueError: empty codes; a scale whose shape does not divide codes'.
 
     Cost: O(n), in pieces that fit the processor's cache.
     Source: ONNX, https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
@@ -222,21 +232,19 @@ def dequantize(codes: Any, qparams: QParams) -> Array:
     >>> dequantize(np.array([0, 1, 3, 7], dtype=np.uint8), QParams(0.5, 1, 0, 7))
     array([-0.5,  0. ,  1. ,  3. ])
     """
-    codes = as_array(codes)
-    if "int" not in dtype_name(codes):
-        raise TypeError(
-            f"codes have dtype {dtype_name(codes)}: they must be integers. Did you pass x instead of its codes?"
-        )
+    codes = as_codes(codes, wanted="they must be integers. Did you pass x instead of its codes?")
+    xp = native_namespace(codes)
     dtype = dtype_name(as_array(qparams.scale))
-    if _is_python_number(qparams.scale):
+    if _is_python_number(qparams.scale) or "int" in dtype:
         dtype = "float32" if is_torch_array(codes) else "float64"
-    return _dequantize(codes, qparams, getattr(native_namespace(codes), dtype))
+    return _dequantize(codes, qparams, getattr(xp, dtype, xp.float32))  # NumPy has no bfloat16
 
 
+@quietly
 def fake_quantize(x: Any, qparams: QParams) -> Array:
     """Round every value of `x` to its nearest tick: quantize and dequantize in one step.
 
-        x̂ = scale · (clamp(rint(x / scale) + zero_point, quant_min, quant_max) − zero_point)
+        x̂ = scale · (clamp(rint(x / scale) + zero_point, quant_min, quant_max) − zero_point),  clamped to x's type
 
     "Fake", because the result is still a float: it shows the error of quantization and saves nothing.
     Arguments, errors and cost are those of `quantize`; the result has x's shape and type.
@@ -244,10 +252,9 @@ def fake_quantize(x: Any, qparams: QParams) -> Array:
     >>> fake_quantize([-0.6, 0.25, 0.75, 9.0], QParams(0.5, 1, 0, 7))
     array([-0.5,  0. ,  1. ,  3. ])
     """
+    x = as_array(x)
     floats = as_floats(x)
-    x_hat = _dequantize(quantize(floats, qparams), qparams, floats.dtype)
-    dtype = as_array(x).dtype
-    return array_namespace(x_hat).astype(x_hat, dtype)[()] if "float" in str(dtype) else x_hat
+    return _dequantize(quantize(floats, qparams), qparams, x.dtype if "float" in dtype_name(x) else floats.dtype)
 
 
 def quant_limits(bits: int, *, symmetric: bool = False, narrow_range: bool = True) -> tuple[int, int]:
@@ -256,6 +263,9 @@ def quant_limits(bits: int, *, symmetric: bool = False, narrow_range: bool = Tru
     >>> quant_limits(8), quant_limits(8, symmetric=True), quant_limits(8, symmetric=True, narrow_range=False)
     ((0, 255), (-127, 127), (-128, 127))
     """
+    for name, value in (("symmetric", symmetric), ("narrow_range", narrow_range)):
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name}={value!r} must be True or False.")
     fewest = 2 if symmetric else 1
     if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or not fewest <= bits <= 16:
         raise ValueError(
@@ -268,15 +278,35 @@ def quant_limits(bits: int, *, symmetric: bool = False, narrow_range: bool = Tru
     return (-largest if narrow_range else -largest - 1), largest
 
 
+@quietly
 def _dequantize(codes: Array, qparams: QParams, dtype: Any) -> Array:
     xp = native_namespace(codes)
-    view, scale, zero_point = align(codes, qparams, dtype)
-    x_hat = xp.empty_like(view, dtype=dtype)
+    largest = float(xp.finfo(dtype).max)
+    # Computed in floats: code − zero_point need not fit into the codes' own type, nor into a half type.
+    wide = getattr(xp, working_type("float64" if dtype == xp.float64 else "float32", qparams))
+    view, scale, zero_point = align(codes, qparams, wide)
+    x_hat = xp.empty_like(view, dtype=wide)
     for rows in slabs(view):
-        s, z = of_rows(scale, rows), of_rows(zero_point, rows)
-        x_hat[rows] = view[rows]  # to float first: code − zero_point need not fit into the codes' own type
-        x_hat[rows] = s * (x_hat[rows] - z)
-    return x_hat.reshape(codes.shape)[()]
+        part = x_hat[rows]
+        part[...] = view[rows]
+        part -= of_rows(zero_point, rows)
+        part *= of_rows(scale, rows)
+        xp.clip(part, -largest, largest, out=part)
+    return array_namespace(codes).astype(x_hat.reshape(codes.shape), dtype, copy=False)[()]
+
+
+def working_type(dtype: str, qparams: QParams) -> str:
+    """The type to compute in: `dtype`, "float32" or "float64"; float64 if float32 cannot hold scales or codes."""
+    largest_code = max(-qparams.quant_min, qparams.quant_max)
+    fits = largest_code <= EXACT_IN_FLOAT32 and can_hold(dtype, as_floats(qparams.scale, "scale"))
+    return dtype if fits else "float64"
+
+
+def working_floats(x: Any, qparams: QParams) -> Array:
+    """`x` as an array of the `working_type`, not yet checked for NaN and infinity."""
+    x = as_floats(x, finite=False)
+    xp = array_namespace(x)
+    return xp.astype(x, getattr(xp, working_type(dtype_name(x), qparams)), copy=False)
 
 
 def align(x: Array, qparams: QParams, dtype: Any) -> tuple[Array, Any, Any]:

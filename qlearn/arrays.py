@@ -17,14 +17,24 @@ Array = Any  # a NumPy array or a PyTorch tensor: the two share no base class th
 
 SLAB = 1 << 17  # values worked on at once: 512 KiB of float32 stay in a core's second-level cache
 
+# For functions that compute with floats. What becomes too large is clamped by them, and what becomes too small is
+# rounded to 0: neither is an error, even where a user has asked NumPy to raise on both (np.seterr(all="raise")).
+# A decorator: `@quietly` above a function.
+quietly = np.errstate(over="ignore", under="ignore")
+
 
 def as_array(x: Any) -> Array:
-    """`x` itself if it is an array (a tensor without its gradient), else a NumPy array made of it."""
+    """`x` itself if it is an array (a tensor without its gradient), else a NumPy array made of it.
+
+    Bytes in another order than the processor's, as files often have them, are turned round.
+
+    >>> as_array(np.array([1, 2], dtype=">i2")).dtype
+    dtype('int16')
+    """
     if is_torch_array(x):
         return x.detach()
-    if isinstance(x, np.ndarray):
-        return x
-    return np.asarray(x)
+    x = np.asarray(x) if not isinstance(x, np.ndarray) else x
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def dtype_name(x: Array) -> str:
@@ -59,31 +69,79 @@ def as_floats(x: Any, name: str = "x", *, finite: bool = True) -> Array:
     return x
 
 
-def surely_finite(x: Array) -> bool:
-    """Whether the sum of squares is finite. No NaN or infinity survives that; numbers beyond 1e19 may fail it, too.
+def as_codes(codes: Any, name: str = "codes", wanted: str = "they must be integers.") -> Array:
+    """`codes` as a non-empty array of integers.
 
-    One pass, four times as quick as `isfinite`, and nothing but a number is stored.
+    Raises:
+        TypeError: numbers of another type, booleans included; says what is `wanted`.  ValueError: an empty array.
+
+    >>> as_codes([1, 2])
+    array([1, 2])
     """
-    flat = x.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(native_namespace(x).dot(flat, flat)) < math.inf
+    codes = as_array(codes)
+    if "int" not in dtype_name(codes):
+        raise TypeError(f"{name} {'have' if name == 'codes' else 'has'} dtype {dtype_name(codes)}: {wanted}")
+    if math.prod(codes.shape) == 0:
+        raise ValueError(
+            f"{name} {'are' if name == 'codes' else 'is'} empty (shape {tuple(codes.shape)}): "
+            "wanted is at least one integer."
+        )
+    return codes
+
+
+def all_finite(x: Array) -> bool:
+    """Whether no value of `x` is NaN or infinity.
+
+    A sum of squares is quicker than `isfinite`, since nothing but a number is stored. If it is not finite, numbers
+    beyond 1e19 can be the reason. Then 0 times each value is summed up, which is NaN only for NaN and infinity.
+
+    >>> all_finite(np.float32([1.0, 3e38])), all_finite(np.float32([1.0, np.inf]))
+    (True, False)
+    """
+    flat, xp = x.reshape(-1), native_namespace(x)
+    with np.errstate(all="ignore"):
+        return float(xp.dot(flat, flat)) < math.inf or float(xp.dot(flat, xp.zeros_like(flat))) == 0
 
 
 def check_finite(x: Array, name: str = "x") -> None:
     """Raise `ValueError` if `x` holds NaN or infinity, with their number and the first one's place."""
     flat = x.reshape(-1)
-    if all(surely_finite(flat[part]) for part in slabs(flat)):
+    if all(all_finite(flat[part]) for part in slabs(flat)):
         return
     bad = ~native_namespace(x).isfinite(x)
     count = int(bad.sum())
-    if count == 0:
-        return
     first = tuple(int(i) for i in np.argwhere(to_numpy(bad))[0])
     place = "" if x.ndim == 0 else f" at index {first[0] if len(first) == 1 else first}"
     raise ValueError(
         f"{name} holds {count} value{'s' if count > 1 else ''} that {'are' if count > 1 else 'is'} not finite; "
         f"the first is {float(x[first])}{place}. Remove or replace NaN and infinity before quantizing."
     )
+
+
+def exponent_of(largest: float, ordinary: float = 1e70) -> int:
+    """The power of two by which numbers up to `largest` are to be divided before they are squared and summed up.
+
+    0 for ordinary numbers, whose squares can also be divided by each other; else at most 1000 on either side, since
+    2^1074 would not be a float64.
+
+    >>> exponent_of(1.0), exponent_of(1e200), exponent_of(5e-324)
+    (0, 665, -1000)
+    """
+    if largest == 0 or 1 / ordinary < largest < ordinary:
+        return 0
+    return max(-1000, min(math.frexp(largest)[1], 1000))
+
+
+@quietly
+def saturate(values: Array, dtype: Any) -> Array:
+    """`values` as floats of another type; what is too large for it becomes its largest number, not infinity.
+
+    >>> saturate(np.array([1.5, -1e30]), np.float16)
+    array([ 1.50e+00, -6.55e+04], dtype=float16)
+    """
+    compat, xp = array_namespace(values), native_namespace(values)
+    largest = float(xp.finfo(dtype).max)
+    return compat.astype(xp.clip(values, -largest, largest), dtype, copy=False)
 
 
 def native_namespace(x: Array) -> Any:
@@ -95,6 +153,10 @@ def like(value: Any, x: Array, dtype: Any = None) -> Array:
     """`value` as an array of `x`'s library, on `x`'s device."""
     if is_torch_array(value) and not is_torch_array(x):
         value = to_numpy(value)
+    if isinstance(value, np.ndarray):
+        value = as_array(value)
+        if is_torch_array(x) and any(step < 0 for step in value.strides):
+            value = value.copy()  # PyTorch has no views that go backwards
     return array_namespace(x).asarray(value, dtype=dtype, device=device(x))
 
 
@@ -145,7 +207,9 @@ def block_view(x: Array, counts: tuple[int, ...]) -> tuple[Array, tuple[int, ...
 
 
 def of_blocks(x: Array, scale: Any, operation: Callable[[Any, Any], Array]) -> Array:
-    """`operation(x, scale)`, where each entry of `scale` meets the values of its block; x's shape and type.
+    """`operation(x, scale)`, where each entry of `scale` meets the values of its block.
+
+    The result has x's shape and type, or is float64 where x's type cannot hold the scale.
 
     >>> of_blocks(np.array([[2.0, 4.0, 6.0, 9.0]]), np.array([[2.0, 3.0]]), np.divide)
     array([[1., 2., 2., 3.]])
@@ -155,10 +219,24 @@ def of_blocks(x: Array, scale: Any, operation: Callable[[Any, Any], Array]) -> A
         raise ValueError(
             f"scale holds {float(scale[~(scale > 0)].reshape(-1)[0]):g}: every scale must be larger than 0."
         )
+    if not can_hold(dtype_name(x), scale):
+        x = array_namespace(x).astype(x, array_namespace(x).float64)
     if scale.ndim == 0:
         return operation(x, float(scale))
     view, shape = block_view(x, tuple(scale.shape))
     return operation(view, like(scale.reshape(shape), x, x.dtype)).reshape(x.shape)
+
+
+def can_hold(dtype: str, scale: Array) -> bool:
+    """Whether in float32 or float64 (`dtype`) none of these scales becomes 0 or infinity.
+
+    >>> can_hold("float32", np.array(1e300)), can_hold("float64", np.array(1e300))
+    (False, True)
+    """
+    if dtype == "float64" or dtype_name(scale) == "float32":
+        return True
+    info = np.finfo(np.float32)
+    return float(info.smallest_subnormal) <= float(scale.min()) and float(scale.max()) <= float(info.max)
 
 
 def block_rows(x: Array, counts: tuple[int, ...]) -> Array:

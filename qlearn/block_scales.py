@@ -12,7 +12,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from qlearn import formats
-from qlearn.arrays import Array, as_floats, block_rows, native_namespace
+from qlearn.arrays import Array, as_floats, block_rows, exponent_of, native_namespace, quietly, saturate
 from qlearn.formats import E2M1, E4M3, FloatFormat
 from qlearn.granularity import Granularity, PerGroup, PerTensor
 
@@ -20,6 +20,7 @@ LARGEST_POWER = 127  # of an E8M0 scale: eight bits, no sign, no significand
 RULES = ("floor", "ceil", "rceil", "even")
 
 
+@quietly
 def max_scale(x: Any, largest: float, granularity: Granularity = PerTensor()) -> Array:
     """The scale that puts each block's largest magnitude on the largest level.
 
@@ -45,6 +46,7 @@ def max_scale(x: Any, largest: float, granularity: Granularity = PerTensor()) ->
     return xp.where(largest_of_block > 0, largest_of_block, xp.ones_like(largest_of_block))[()]
 
 
+@quietly
 def mx_scale(x: Any, format: FloatFormat = E2M1, *, rule: str = "floor", block_size: int = 32) -> Array:
     """The power of two that an MX block of values shares.
 
@@ -75,13 +77,15 @@ def mx_scale(x: Any, format: FloatFormat = E2M1, *, rule: str = "floor", block_s
     return powers_of_two(_largest(x, PerGroup(block_size)), format.largest, format.significand_bits, rule)
 
 
+@quietly
 def nvfp4_scale(x: Any, block_size: int = 16) -> Array:
     """The scales of NVFP4: an FP8 number for each block, times one float32 number for the tensor.
 
         s = max|x| / (6 · 448)          scale = s · cast(a / (6 s), FP8 E4M3)
 
     a is the block's largest magnitude, 6 the largest number of FP4 and 448 that of E4M3, so that the block with
-    the largest value gets 448. A block so small that its FP8 number would be 0 gets the smallest above 0.
+    the largest value gets 448. A block so small that its FP8 number would be 0 gets the smallest above 0, and a scale
+    too small for its type the type's smallest.
 
     Args:
         x: array (…, n).
@@ -99,6 +103,7 @@ def nvfp4_scale(x: Any, block_size: int = 16) -> Array:
     return fp8_numbers(_largest(x, PerGroup(block_size)), E2M1.largest)
 
 
+@quietly
 def powers_of_two(a: Array, largest: float, significand_bits: int, rule: str) -> Array:
     """A power of two for each of some largest magnitudes, by one of the rules of `mx_scale`.
 
@@ -125,11 +130,13 @@ def powers_of_two(a: Array, largest: float, significand_bits: int, rule: str) ->
     # Rounded up are: none; all but the powers of two themselves; those that are half a step or less below the next.
     half_a_step = 2.0 ** -(significand_bits + 2)
     most = {"floor": 1.0, "ceil": 0.5, "rceil": 0.5, "even": math.nextafter(1 - half_a_step, 0)}[rule]
-    power = power - 1 + (significand > most) * 1
-    power = xp.where(a > 0, xp.clip(power, -LARGEST_POWER, LARGEST_POWER), xp.zeros_like(power))
+    power = xp.clip(power - 1 + (significand > most) * 1, -LARGEST_POWER, LARGEST_POWER)
+    power = xp.where(significand > 0, power, xp.full_like(power, -LARGEST_POWER))  # a / over may have become 0
+    power = xp.where(a > 0, power, xp.zeros_like(power))
     return compat.astype(xp.ldexp(xp.ones_like(a), power), dtype)
 
 
+@quietly
 def fp8_numbers(a: Array, largest: float) -> Array:
     """A scale for each of some largest magnitudes: an FP8 number times what all of them share, as in `nvfp4_scale`.
 
@@ -143,12 +150,17 @@ def fp8_numbers(a: Array, largest: float) -> Array:
     >>> fp8_numbers(np.array([448.0, 10.2, 0.0]), 1.0)
     array([4.480000e+02, 1.000000e+01, 1.953125e-03])
     """
-    xp = array_namespace(a)
-    s = float(xp.max(a)) / (largest * E4M3.largest)
-    if s == 0:
+    xp, dtype = array_namespace(a), a.dtype
+    top = float(xp.max(a))
+    if top == 0:
         return xp.ones_like(a)
-    short = xp.astype(formats.cast(a / (largest * s), E4M3), a.dtype)
-    return s * xp.clip(short, E4M3.smallest, None)
+    # Counted in a power of two next to the largest of them: a / (largest · s) neither overflows nor loses digits.
+    unit = 2.0 ** exponent_of(top, ordinary=1.0)
+    a = xp.astype(xp.astype(a, xp.float64) / unit, dtype)
+    s = float(xp.max(a)) / (largest * E4M3.largest)
+    short = xp.clip(xp.astype(formats.cast(a / (largest * s), E4M3), dtype), E4M3.smallest, None)
+    scale = xp.astype(s * short, xp.float64) * unit
+    return saturate(xp.clip(scale, float(xp.finfo(dtype).smallest_normal) * float(xp.finfo(dtype).eps), None), dtype)
 
 
 def bits_per_value(bits: float, block_size: float, scale_bits: float, n: int, extra_bits: float = 0) -> float:

@@ -8,25 +8,42 @@ an array of scales has x's rank, and each of its entries covers one block of x, 
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from fractions import Fraction
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from qlearn.arrays import Array, as_array, as_floats, dtype_name, like, of_blocks, to_numpy
+from qlearn.arrays import (
+    Array,
+    as_codes,
+    as_floats,
+    dtype_name,
+    exponent_of,
+    like,
+    native_namespace,
+    of_blocks,
+    quietly,
+    saturate,
+    to_numpy,
+)
 from qlearn.sorted_view import SortedView
 
 MOST_LEVELS = 256
 MOST_STEPS = 1000  # of Lloyd's algorithm; it settles in some hundred
 
 
+@quietly
 def encode(x: Any, levels: Any, scale: Any = 1.0) -> Array:
     """Give every value of `x` the code of its nearest level.
 
         code = argmin_c |x / scale − levels[c]|
 
-    A value in the middle between two levels gets the smaller one.
+    Exactly: no quotient and no middle between two levels is rounded. A value in the middle between two levels gets
+    the smaller one, and of equal levels the first one counts.
 
     Args:
         x: array of any shape; half types are computed in float32.
@@ -42,15 +59,19 @@ def encode(x: Any, levels: Any, scale: Any = 1.0) -> Array:
     array([0, 1, 2, 3], dtype=uint8)
     """
     x = as_floats(x)
-    levels = check_levels(levels)
+    levels, first = np.unique(check_levels(levels), return_index=True)
     xp = array_namespace(x)
-    middles = like((levels[1:] + levels[:-1]) / 2, x)
-    with np.errstate(over="ignore"):  # x / scale may overflow to infinity, whose nearest level is the last
-        scaled = of_blocks(x, scale, xp.divide)
-    codes = xp.searchsorted(xp.astype(middles, scaled.dtype), scaled.reshape(-1))
-    return xp.astype(codes, xp.uint8).reshape(x.shape)[()]
+    middles = [(Fraction(below) + Fraction(above)) / 2 for below, above in pairwise(levels)]
+    if type(scale) in (int, float) and scale == 1:
+        # x > middle, exactly if and only if x is larger than the largest float up to there.
+        codes = xp.searchsorted(like(_floats_beside(middles, dtype_name(x))[0], x), x.reshape(-1))
+    else:
+        x = xp.astype(x, xp.float64, copy=False)
+        codes = _of_quotients(x, scale, middles)
+    return xp.astype(like(first, x)[codes], xp.uint8).reshape(x.shape)[()]
 
 
+@quietly
 def decode(codes: Any, levels: Any, scale: Any = 1.0) -> Array:
     """Give every code the value of its level.
 
@@ -60,26 +81,25 @@ def decode(codes: Any, levels: Any, scale: Any = 1.0) -> Array:
         codes: integers 0 … k − 1, of any shape.
         levels, scale: those that `encode` was given.
     Returns:
-        Array of codes' shape and library, float32.
+        Array of codes' shape and library, float32; what is too large for that is its largest number, not infinity.
     Raises:
-        TypeError: codes that are not integers.  ValueError: codes that have no level.
+        TypeError: codes that are not integers.  ValueError: no codes, or codes that have no level.
     Cost: O(n).
 
     >>> decode([0, 1, 2, 3], [-1.0, 0.0, 0.5, 2.0], scale=10.0)
     array([-10.,   0.,   5.,  20.], dtype=float32)
     """
-    codes = as_array(codes)
+    codes = as_codes(codes, wanted="a code is a place in the list of levels, an integer.")
     levels = check_levels(levels)
-    if "int" not in dtype_name(codes):
-        raise TypeError(f"codes have dtype {dtype_name(codes)}: a code is a place in the list of levels, an integer.")
     xp = array_namespace(codes)
     low, high = int(xp.min(codes)), int(xp.max(codes))
     if low < 0 or high >= len(levels):
         raise ValueError(f"codes run from {low} to {high}: {len(levels)} levels have the codes 0 … {len(levels) - 1}.")
-    values = xp.take(like(levels.astype(np.float32), codes), xp.astype(codes, xp.int64).reshape(-1))
-    return of_blocks(values.reshape(codes.shape), scale, xp.multiply)[()]
+    values = saturate(like(levels, codes), xp.float32)[xp.astype(codes, xp.int64)]
+    return saturate(of_blocks(values, scale, xp.multiply), xp.float32)[()]
 
 
+@quietly
 def kmeans(x: Any, k: int, *, start: Any = None, steps: int = MOST_STEPS) -> Any:
     """Fit `k` levels to the values of `x` by Lloyd's algorithm, also called k-means.
 
@@ -103,10 +123,12 @@ def kmeans(x: Any, k: int, *, start: Any = None, steps: int = MOST_STEPS) -> Any
     >>> kmeans([0.0, 1.0, 9.0, 10.0, 11.0], 2)
     array([ 0.5, 10. ])
     """
-    view = _sorted(x, k)
+    view, unit = _sorted(x, k)
     if start is None:
-        places = ((np.arange(k) + 0.5) / k * len(view)).astype(np.int64)
+        places = ((np.arange(k) + 0.5) / k * len(view)).astype(np.intp)
         start = _apart(view.values[places].astype(np.float64), view)
+    else:
+        start = check_levels(start) / unit
     levels = check_levels(start)
     if len(levels) != k:
         raise ValueError(f"start has {len(levels)} levels, k={k}: they must agree.")
@@ -120,9 +142,10 @@ def kmeans(x: Any, k: int, *, start: Any = None, steps: int = MOST_STEPS) -> Any
         if np.array_equal(moved, levels):
             break
         levels = moved
-    return levels
+    return levels * unit
 
 
+@quietly
 def optimal(x: Any, k: int) -> Any:
     """The `k` levels with the smallest squared error there is.
 
@@ -146,7 +169,7 @@ def optimal(x: Any, k: int) -> Any:
     >>> optimal([0.0, 1.0, 9.0, 10.0, 11.0], 2)
     array([ 0.5, 10. ])
     """
-    view = _sorted(x, k)
+    view, unit = _sorted(x, k)
     n = len(view)
     # Around the mean: the difference of two large sums would lose the digits of a small error.
     x1 = np.concatenate([[0.0], np.cumsum(view.values.astype(np.float64) - view.total / n)])
@@ -165,9 +188,10 @@ def optimal(x: Any, k: int) -> Any:
     for begin in reversed(begins):
         cuts.append(int(begin[cuts[-1]]))
     places = np.array([0, *reversed(cuts)])
-    return np.add.reduceat(view.values.astype(np.float64), places[:-1]) / np.diff(places)
+    return np.add.reduceat(view.values.astype(np.float64), places[:-1]) / np.diff(places) * unit
 
 
+@quietly
 def normal_float(bits: int = 4) -> Any:
     """The levels of NF4, and of its kin with other numbers of bits: quantiles of the normal distribution.
 
@@ -199,6 +223,7 @@ def normal_float(bits: int = 4) -> Any:
     return levels / levels[-1]
 
 
+@quietly
 def check_levels(levels: Any) -> Any:
     """Levels as float64 (k,) in NumPy.
 
@@ -221,15 +246,59 @@ def check_levels(levels: Any) -> Any:
     return numbers
 
 
-def _sorted(x: Any, k: int) -> SortedView:
-    """The values in order, if they are enough for k levels."""
+def _floats_beside(numbers: list[Fraction], dtype: str) -> tuple[Any, Any]:
+    """For each number the largest float that is not above it, and the smallest that is not below it."""
+    limit = np.finfo(dtype).max
+    near = np.array([float(number) for number in numbers]).clip(-float(limit), float(limit)).astype(dtype)
+    above = np.array([Fraction(float(f)) > number for f, number in zip(near, numbers, strict=True)])
+    below = np.array([Fraction(float(f)) < number for f, number in zip(near, numbers, strict=True)])
+    return np.where(above, np.nextafter(near, -limit), near), np.where(below, np.nextafter(near, limit), near)
+
+
+def _of_quotients(x: Array, scale: Any, middles: list[Fraction]) -> Array:
+    """How many middles lie below each x / scale, x in float64, as (n,) integers.
+
+    A quotient is rounded, and rounding keeps the order. So the quotient decides, unless it is itself one of the two
+    floats beside a middle. There fractions decide; there are few of them, and each pair of x and scale is asked once.
+    """
+    xp = array_namespace(x)
+    quotients = of_blocks(x, scale, xp.divide).reshape(-1)
+    below, above = (like(side, x) for side in _floats_beside(middles, "float64"))
+    if _rounds_nothing(x, to_numpy(as_floats(scale, "scale"))):
+        return xp.searchsorted(below, quotients)
+    codes = xp.searchsorted(above, quotients)
+    doubtful = xp.nonzero(codes != xp.searchsorted(below, quotients, side="right"))[0]
+    if len(doubtful):
+        scales = of_blocks(xp.ones_like(x), scale, xp.multiply).reshape(-1)[doubtful]
+        pairs = to_numpy(xp.stack([x.reshape(-1)[doubtful], scales], axis=-1))
+        pairs, places = np.unique(pairs, axis=0, return_inverse=True)
+        counts = [bisect_left(middles, Fraction(value) / Fraction(of)) for value, of in pairs]
+        codes[doubtful] = like(np.array(counts)[places.reshape(-1)], codes, codes.dtype)
+    return codes
+
+
+def _rounds_nothing(x: Array, scale: Any) -> bool:
+    """Whether x / scale is exact in float64: powers of two, as MX has them, and nothing near the ends of float64."""
+    magnitude = native_namespace(x).abs(x[x != 0])
+    ordinary = all(bool(((n > 1e-150) & (n < 1e150)).all()) for n in (magnitude, scale))
+    return ordinary and bool((np.frexp(scale)[0] == 0.5).all())
+
+
+def _sorted(x: Any, k: int) -> tuple[SortedView, float]:
+    """The values in order, if they are enough for k levels, and the unit in which they are counted.
+
+    The unit is 1, or a power of two for values so large or so small that the sums of their squares would be lost.
+    """
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 2 <= k <= MOST_LEVELS:
         raise ValueError(f"k={k!r} must be a whole number from 2 to {MOST_LEVELS}.")
-    view = SortedView(to_numpy(as_floats(x)))
+    values = to_numpy(as_floats(x))
+    exponent = exponent_of(float(np.abs(values).max()))
+    unit = 2.0**exponent
+    view = SortedView(values if exponent == 0 else values / unit)
     different = 1 + int(np.count_nonzero(np.diff(view.values)))
     if different < k:
         raise ValueError(f"x has {different} different values: {k} levels need at least as many.")
-    return view
+    return view, unit
 
 
 def _apart(levels: Any, view: SortedView) -> Any:
@@ -239,7 +308,7 @@ def _apart(levels: Any, view: SortedView) -> Any:
     values = np.unique(view.values).astype(np.float64)
     free = np.setdiff1d(values, levels)
     kept = np.unique(levels)
-    picked = free[np.linspace(0, len(free) - 1, len(levels) - len(kept)).astype(np.int64)]
+    picked = free[np.linspace(0, len(free) - 1, len(levels) - len(kept)).astype(np.intp)]
     return np.sort(np.concatenate([kept, picked]))
 
 
@@ -249,7 +318,7 @@ def _best_begins(before: Any, sse: Any, first: int, n: int) -> tuple[Any, Any]:
     The best j of i lies between those of i's neighbours, which are known: all searches of one round together
     try each j once.
     """
-    begin = np.zeros(n + 1, dtype=np.int64)
+    begin = np.zeros(n + 1, dtype=np.intp)  # what `repeat` and `reduceat` take, also where it has 32 bits
     error = np.full(n + 1, np.inf)
     low, high = np.full(n + 1, first), np.arange(n + 1) - 1  # at least one value is left for the last level
     stride = 1 << n.bit_length()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qlearn.affine import QParams, choose_qparams, quant_limits
-from qlearn.granularity import Granularity, PerTensor
+from qlearn.granularity import Granularity, PerTensor, check_granularity
 from qlearn.ranges import METHODS, check_percentile, find_qparams
 
 # What only a stream of batches has: an average over them, or a range for each of them while the network runs.
@@ -22,6 +22,7 @@ class QuantConfig:
 
     Raises:
         ValueError: bits outside their limits, an unknown method, a percentile outside (50, 100].
+        TypeError: a granularity or a percentile that is none, `symmetric` or `narrow_range` neither True nor False.
 
     >>> QuantConfig(bits=4, symmetric=True).find_qparams([-1.0, 7.0])
     QParams(scale=1.0, zero_point=0, quant_min=-7, quant_max=7)
@@ -37,6 +38,7 @@ class QuantConfig:
     def __post_init__(self) -> None:
         quant_limits(self.bits, symmetric=self.symmetric, narrow_range=self.narrow_range)
         check_percentile(self.percentile)
+        check_granularity(self.granularity)
         known = (*METHODS, *STREAM_METHODS)
         if self.method not in known:
             raise ValueError(f"method={self.method!r} is not known; the methods are {', '.join(map(repr, known))}.")

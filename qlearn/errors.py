@@ -1,30 +1,34 @@
 """How far x̂ is from x: one number for the error, and where it comes from.
 
-Sums are taken in float64, whatever the type of the data, so that a million small squares add up.
+Sums are taken in float64, whatever the type of the data, so that a million small squares add up. Values beyond
+1e154, whose squares float64 cannot hold, are divided by a power of two before they are squared.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from array_api_compat import array_namespace
 
-from qlearn.affine import QParams, align, fake_quantize, quantize
-from qlearn.arrays import Array, as_array, as_floats
+from qlearn.affine import QParams, align, fake_quantize, quantize, working_floats
+from qlearn.arrays import Array, all_finite, as_array, as_floats, check_finite, exponent_of, like, quietly
 
 SCALE_BITS = 32  # a scale is stored as float32
 
 
+@quietly
 def mse(x: Any, x_hat: Any) -> float:
     """Mean squared error, in the squared units of x.
 
         mse = mean((x − x̂)²)
 
     Args:
-        x, x_hat: arrays of one shape.
+        x, x_hat: arrays of one shape, of NumPy or PyTorch.
+    Returns:
+        A finite float64: an error that is too large for it is its largest number, 1.8e308.
     Raises:
         ValueError: different shapes, an empty array, NaN or infinity.
     Cost: O(n).
@@ -32,9 +36,10 @@ def mse(x: Any, x_hat: Any) -> float:
     >>> mse([1.0, 2.0, 3.0], [1.0, 2.5, 2.5])
     0.16666666666666666
     """
-    return _mean(_difference(x, x_hat) ** 2)
+    return _mean_square(*_difference(x, x_hat)).number
 
 
+@quietly
 def sqnr_db(x: Any, x_hat: Any) -> float:
     """Signal-to-quantization-noise ratio in decibel: how much larger the signal is than the error.
 
@@ -49,14 +54,16 @@ def sqnr_db(x: Any, x_hat: Any) -> float:
     >>> round(sqnr_db([1.0, -1.0], [0.9, -0.9]), 6)
     20.0
     """
-    x = as_floats(x)
-    noise = mse(x, x_hat)
-    signal = mse(x, 0 * x)
-    if noise == 0:
+    noise = _mean_square(*_difference(x, x_hat))
+    signal = _mean_square(as_floats(x))
+    if noise.mantissa == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    if signal.mantissa == 0:
+        return -math.inf
+    return 10 * math.log10(signal.mantissa / noise.mantissa) + 10 * math.log10(2) * (signal.exponent - noise.exponent)
 
 
+@quietly
 def split(x: Any, qparams: QParams) -> tuple[float, float]:
     """The mean squared error's two parts: (rounding, clipping). Their sum is the MSE.
 
@@ -74,12 +81,12 @@ def split(x: Any, qparams: QParams) -> tuple[float, float]:
     >>> split([0.25, 1.0, 9.0], QParams(scale=1.0, zero_point=0, quant_min=0, quant_max=7))
     (0.020833333333333332, 1.3333333333333333)
     """
-    x = as_floats(x)
-    squares = _difference(x, fake_quantize(x, qparams)) ** 2
+    difference, power = _difference(x, fake_quantize(x, qparams))
     outside = clipped(x, qparams)
-    return _mean(squares * ~outside), _mean(squares * outside)
+    return _mean_square(difference * ~outside, power).number, _mean_square(difference * outside, power).number
 
 
+@quietly
 def clipped(x: Any, qparams: QParams) -> Array:
     """Which values of `x` have no tick of their own and get the first or the last one: booleans of x's shape.
 
@@ -88,10 +95,10 @@ def clipped(x: Any, qparams: QParams) -> Array:
     >>> clipped([-0.4, 0.4, 7.4, 7.6], QParams(scale=1.0, zero_point=0, quant_min=0, quant_max=7))
     array([False, False, False,  True])
     """
-    x = as_floats(x)
+    x = working_floats(x, qparams)
+    check_finite(x)
     view, scale, zero_point = align(x, qparams, x.dtype)
-    with np.errstate(over="ignore"):  # infinitely far outside is outside
-        code = array_namespace(x).round(view / scale) + zero_point
+    code = array_namespace(x).round(view / scale) + zero_point  # infinitely far outside is outside
     return ((code < qparams.quant_min) | (code > qparams.quant_max)).reshape(x.shape)
 
 
@@ -150,6 +157,7 @@ class Report:
         )
 
 
+@quietly
 def report(x: Any, qparams: QParams) -> Report:
     """Quantize `x` and measure everything this file can measure.
 
@@ -167,26 +175,50 @@ def report(x: Any, qparams: QParams) -> Report:
     xp = array_namespace(x)
     x_hat = fake_quantize(x, qparams)
     rounding, clipping = split(x, qparams)
+    difference, power = _difference(x, x_hat)
     return Report(
         mse=mse(x, x_hat),
         rounding=rounding,
         clipping=clipping,
         sqnr_db=sqnr_db(x, x_hat),
-        max_error=float(xp.max(xp.abs(_difference(x, x_hat)))),
-        clipped=_mean(clipped(x, qparams)),
+        max_error=min(float(xp.max(xp.abs(difference))) * 2**power, sys.float_info.max),
+        clipped=float(xp.mean(xp.astype(clipped(x, qparams), xp.float64))),
         codes_used=int(xp.unique_values(as_array(quantize(x, qparams))).shape[0]),
         bits_per_value=bits_per_value(x.shape, qparams),
     )
 
 
-def _difference(x: Any, x_hat: Any) -> Array:
+@dataclass(frozen=True)
+class _Wide:
+    """mantissa · 2^exponent: a number that float64 may be too small or too large for."""
+
+    mantissa: float
+    exponent: int
+
+    @property
+    def number(self) -> float:
+        """The nearest float64, never infinity."""
+        try:
+            return math.ldexp(self.mantissa, self.exponent)
+        except OverflowError:
+            return sys.float_info.max
+
+
+def _difference(x: Any, x_hat: Any) -> tuple[Array, int]:
+    """(x − x̂) / 2ᵖ in float64, and p: 0, or 1 where the difference itself would be infinite."""
     x, x_hat = as_floats(x), as_floats(x_hat, "x_hat")
     if x.shape != x_hat.shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, x_hat has shape {tuple(x_hat.shape)}: they must agree.")
-    xp = array_namespace(x, x_hat)
-    return xp.astype(x, xp.float64) - xp.astype(x_hat, xp.float64)
+    xp = array_namespace(x)
+    x, x_hat = xp.astype(x, xp.float64), like(x_hat, x, xp.float64)
+    difference = x - x_hat
+    return (difference, 0) if all_finite(difference) else (x / 2 - x_hat / 2, 1)
 
 
-def _mean(values: Array) -> float:
+def _mean_square(values: Array, power: int = 0) -> _Wide:
+    """The mean of (values · 2^power)²."""
     xp = array_namespace(values)
-    return float(xp.mean(xp.astype(values, xp.float64)))
+    values = xp.astype(values, xp.float64)
+    unit = exponent_of(float(xp.max(xp.abs(values))))
+    squares = (values if unit == 0 else values * 2.0**-unit) ** 2
+    return _Wide(float(xp.mean(squares)), 2 * (unit + power))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from qlearn.arrays import Array, as_array, as_floats, dtype_name, native_namespace, of_blocks
+from qlearn.arrays import Array, as_codes, as_floats, native_namespace, of_blocks, quietly, saturate
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ E2M3 = FloatFormat("FP6 E2M3", 2, 3, reserved=0)
 E2M1 = FloatFormat("FP4 E2M1", 2, 1, reserved=0)
 
 
+@quietly
 def encode(x: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     """Give every value of `x` the bits of the nearest number of the format.
 
@@ -117,18 +118,19 @@ def encode(x: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     """
     x = as_floats(x)
     compat, xp = array_namespace(x), native_namespace(x)
-    with np.errstate(over="ignore"):  # x / scale may overflow to infinity, which saturates like all that is too large
-        scaled = of_blocks(x, scale, compat.divide)
+    scaled = of_blocks(x, scale, compat.divide)  # may overflow to infinity, which saturates like all that is too large
     magnitude = xp.clip(compat.astype(xp.abs(scaled), xp.float64), None, format.largest)
     exponent = xp.frexp(magnitude)[1] - 1  # of a significand in 1 … 2: frexp's is in ½ … 1
     smallest = xp.full_like(exponent, 1 - format.bias)
     exponent = xp.where(magnitude > 0, xp.maximum(exponent, smallest), smallest)
     steps = xp.round(xp.ldexp(magnitude, format.significand_bits - exponent))
     code = compat.astype(exponent + (format.bias - 1), xp.int64) * 2**format.significand_bits
-    code = code + compat.astype(steps, xp.int64) + xp.signbit(scaled) * 2 ** (format.bits - 1)
+    sign = compat.astype(xp.signbit(scaled), xp.int64) * 2 ** (format.bits - 1)  # in int64: 2³¹ is no int32
+    code = code + compat.astype(steps, xp.int64) + sign
     return compat.astype(code, xp.uint8 if format.bits <= 8 else xp.int32 if format.bits <= 16 else xp.int64)[()]
 
 
+@quietly
 def decode(codes: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     """Give every code, the bits of a float read as an integer, its value.
 
@@ -138,17 +140,16 @@ def decode(codes: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
         codes: integers 0 … 2^bits − 1 of any shape.
         format, scale: those that `encode` was given.
     Returns:
-        Array of codes' shape and library, float32. Reserved codes become infinity and NaN.
+        Array of codes' shape and library, float32. Reserved codes become infinity and NaN; a number that is too large
+        for float32 only because of its scale becomes float32's largest.
     Raises:
-        TypeError: codes that are not integers.  ValueError: codes that the format does not have.
+        TypeError: codes that are not integers.  ValueError: no codes, or codes that the format does not have.
     Cost: O(n).
 
     >>> decode([1, 2, 14, 7], E2M1)
     array([ 0.5,  1. , -4. ,  6. ], dtype=float32)
     """
-    codes = as_array(codes)
-    if "int" not in dtype_name(codes):
-        raise TypeError(f"codes have dtype {dtype_name(codes)}: a code is the bits of a float, read as an integer.")
+    codes = as_codes(codes, wanted="a code is the bits of a float, read as an integer.")
     compat, xp = array_namespace(codes), native_namespace(codes)
     codes = compat.astype(codes, xp.int64)
     low, high = int(codes.min()), int(codes.max())
@@ -159,15 +160,16 @@ def decode(codes: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     normal = exponent > 0
     steps = compat.astype(significand + normal * 2**m, xp.float64)
     value = xp.ldexp(steps, xp.clip(exponent, 1, None) - format.bias - m)
+    value = compat.astype(xp.where(sign > 0, -value, value), xp.float32)
+    real = saturate(of_blocks(value, scale, compat.multiply), xp.float32)
     special = codes % 2 ** (format.bits - 1) > format.largest_code
     if bool(special.any()):
-        infinite = special & (significand == 0)
-        value = xp.where(infinite, xp.full_like(value, float("inf")), value)
-        value = xp.where(special & ~infinite, xp.full_like(value, float("nan")), value)
-    value = compat.astype(xp.where(sign > 0, -value, value), xp.float32)
-    return of_blocks(value, scale, compat.multiply)[()]
+        infinity = xp.where(sign > 0, xp.full_like(real, float("-inf")), xp.full_like(real, float("inf")))
+        real = xp.where(special, xp.where(significand == 0, infinity, xp.full_like(real, float("nan"))), real)
+    return real[()]
 
 
+@quietly
 def cast(x: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     """Round every value of `x` to the nearest number of the format: encode and decode in one step.
 

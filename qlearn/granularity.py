@@ -38,6 +38,10 @@ class PerAxis:
 
     axis: int
 
+    def __post_init__(self) -> None:
+        if isinstance(self.axis, bool) or not isinstance(self.axis, (int, np.integer)):
+            raise TypeError(f"axis={self.axis!r} must be a whole number, that of the axis that is kept.")
+
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the scales for x of this shape.
 
@@ -66,7 +70,11 @@ class PerGroup:
     group_size: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.group_size, (int, np.integer)) or self.group_size < 1:
+        if (
+            isinstance(self.group_size, bool)
+            or not isinstance(self.group_size, (int, np.integer))
+            or self.group_size < 1
+        ):
             raise ValueError(f"group_size={self.group_size!r} must be a whole number of 1 or more.")
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -87,3 +95,19 @@ class PerGroup:
 
 
 Granularity = PerTensor | PerAxis | PerGroup
+
+
+def check_granularity(granularity: object) -> None:
+    """Raise `TypeError` unless it is one of the three.
+
+    >>> check_granularity(PerTensor)
+    Traceback (most recent call last):
+    TypeError: granularity=PerTensor is a class: PerTensor(), with brackets, is a granularity.
+    """
+    if isinstance(granularity, (PerTensor, PerAxis, PerGroup)):
+        return
+    if isinstance(granularity, type) and issubclass(granularity, (PerTensor, PerAxis, PerGroup)):
+        arguments = {PerTensor: "", PerAxis: "0", PerGroup: "32"}[granularity]
+        name = granularity.__name__
+        raise TypeError(f"granularity={name} is a class: {name}({arguments}), with brackets, is a granularity.")
+    raise TypeError(f"granularity={granularity!r} must be PerTensor(), PerAxis(axis) or PerGroup(group_size).")

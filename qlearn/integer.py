@@ -7,13 +7,12 @@ All numbers are whole. The one real factor, the multiplier, is turned into integ
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from qlearn.arrays import Array, as_array, as_floats, dtype_name, like, to_numpy
+from qlearn.arrays import Array, as_array, as_codes, as_floats, dtype_name, like, quietly, to_numpy
 
 INT32_MAX = 2**31 - 1
 
@@ -37,8 +36,8 @@ def matmul(a: Any, b: Any, *, a_zero_point: Any = 0, b_zero_point: Any = 0, bias
         int32, (…, M, N).
 
     Raises:
-        TypeError: codes that are not integers.
-        ValueError: shapes that do not fit; sums that could leave int32, naming K and the bound.
+        TypeError: codes, zero points or a bias that are not integers.
+        ValueError: empty codes; shapes that do not fit; sums that could leave int32, naming K and the bound.
 
     Cost: O(M K N).
     Source: gemmlowp, doc/low-precision.md; ONNX MatMulInteger, to which it is equal bit for bit.
@@ -46,17 +45,18 @@ def matmul(a: Any, b: Any, *, a_zero_point: Any = 0, b_zero_point: Any = 0, bias
     >>> matmul([[0, 3]], [[1, 2], [3, 4]], a_zero_point=1)
     array([[5, 6]], dtype=int32)
     """
-    a, b = as_array(a), as_array(b)
-    for name, number in {"a_zero_point": a_zero_point, "b_zero_point": b_zero_point, "bias": bias}.items():
-        if number is not None and "int" not in dtype_name(as_array(number)):
-            advice = " Divide it by scale_a · scale_b and round." if name == "bias" else ""
-            raise TypeError(f"{name} has dtype {dtype_name(as_array(number))}: it must hold integers.{advice}")
-    for name, codes in (("a", a), ("b", b)):
-        if "int" not in dtype_name(codes):
-            raise TypeError(f"{name} has dtype {dtype_name(codes)}: it must hold integer codes. Quantize first.")
+    a, b = (
+        as_codes(codes, name, "it must hold integer codes. Quantize first.") for name, codes in (("a", a), ("b", b))
+    )
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(
             f"a has shape {tuple(a.shape)}, b has shape {tuple(b.shape)}: wanted are (…, M, K) and (…, K, N)."
+        )
+    _check_shape("a_zero_point", a_zero_point, "a", tuple(a.shape), "(M, 1) for one a row")
+    _check_shape("b_zero_point", b_zero_point, "b", tuple(b.shape), "(1, N) for one a column")
+    if bias is not None:
+        _check_shape(
+            "bias", bias, "the last axis of b", tuple(b.shape[-1:]), "(N,)", "Divide it by scale_a · scale_b and round."
         )
     xp = array_namespace(a, b)
     left = xp.astype(a, xp.float64) - _number(a_zero_point, a)
@@ -66,6 +66,7 @@ def matmul(a: Any, b: Any, *, a_zero_point: Any = 0, b_zero_point: Any = 0, bias
     return acc if bias is None else acc + xp.astype(like(bias, acc), xp.int32)
 
 
+@quietly
 def quantize_multiplier(multiplier: Any) -> tuple[Any, Any]:
     """Write a real factor as a 31-bit integer and a shift.
 
@@ -107,7 +108,7 @@ def quantize_multiplier(multiplier: Any) -> tuple[Any, Any]:
     return m, shift
 
 
-def requantize(acc: Any, m: Any, shift: Any, *, zero_point: int, quant_min: int, quant_max: int) -> Array:
+def requantize(acc: Any, m: Any, shift: Any, *, zero_point: Any, quant_min: int, quant_max: int) -> Array:
     """Turn int32 accumulators into codes of the next layer, with integers only.
 
         high = rint(acc · m / 2³¹)                                        halves towards +∞
@@ -118,14 +119,16 @@ def requantize(acc: Any, m: Any, shift: Any, *, zero_point: int, quant_min: int,
     Args:
         acc: int32 accumulators.
         m, shift: from `quantize_multiplier`; scalars, or arrays that broadcast against acc.
-        zero_point, quant_min, quant_max: of the output's codes.
+        zero_point: of the output's codes; a whole number, or an array that broadcasts against acc.
+        quant_min, quant_max: of the output's codes.
 
     Returns:
         Codes of acc's shape, in int32.
 
     Raises:
-        TypeError: accumulators that are not integers.
-        ValueError: m outside 2³⁰ … 2³¹ − 1, shift outside 0 … 31, accumulators outside int32.
+        TypeError: numbers that are not integers.
+        ValueError: empty acc; shapes that do not fit it; m outside 2³⁰ … 2³¹ − 1, shift outside 0 … 31,
+            accumulators outside int32.
 
     Cost: O(n).
     Source: gemmlowp, fixedpoint/fixedpoint.h, SaturatingRoundingDoublingHighMul and RoundingDivideByPOT.
@@ -133,10 +136,12 @@ def requantize(acc: Any, m: Any, shift: Any, *, zero_point: int, quant_min: int,
     >>> requantize([-1000, 10, 1000], *quantize_multiplier(0.3), zero_point=5, quant_min=0, quant_max=255)
     array([  0,   8, 255], dtype=int32)
     """
-    acc = as_array(acc)
-    if "int" not in dtype_name(acc):
-        raise TypeError(f"acc has dtype {dtype_name(acc)}: accumulators are integers.")
-    m_numbers, shifts = np.asarray(to_numpy(m)), np.asarray(to_numpy(shift))
+    acc = as_codes(acc, "acc", "accumulators are integers.")
+    for name, number in {"m": m, "shift": shift, "zero_point": zero_point}.items():
+        _check_shape(name, number, "acc", tuple(acc.shape), "one number for all, or one for each channel")
+    for name, number in {"quant_min": quant_min, "quant_max": quant_max}.items():
+        _check_shape(name, number, "acc", (), "one whole number")
+    m_numbers, shifts = as_array(to_numpy(m)), as_array(to_numpy(shift))
     if (m_numbers < 2**30).any() or (m_numbers >= 2**31).any() or (shifts < 0).any() or (shifts > 31).any():
         raise ValueError("m must lie in 2**30 … 2**31 − 1 and shift in 0 … 31: take both from quantize_multiplier.")
     xp = array_namespace(acc)
@@ -145,7 +150,7 @@ def requantize(acc: Any, m: Any, shift: Any, *, zero_point: int, quant_min: int,
         raise ValueError("acc holds sums outside int32: they have wrapped, or would on hardware.")
     product = wide * like(m, wide, xp.int64)
     high = (product + 2**30) >> 31
-    code = _shift_right(high, like(shift, wide, xp.int64)) + zero_point
+    code = _shift_right(high, like(shift, wide, xp.int64)) + like(zero_point, wide, xp.int64)
     return xp.astype(xp.clip(code, quant_min, quant_max), xp.int32)
 
 
@@ -156,10 +161,18 @@ def _shift_right(values: Array, places: Array) -> Array:
     return xp.where(values < 0, -((-values + half) >> places), (values + half) >> places)
 
 
+def _check_shape(name: str, number: Any, other: str, shape: tuple[int, ...], wanted: str, advice: str = "") -> None:
+    """Raise unless `number` holds integers and broadcasts against an array of this shape without making it larger."""
+    number = as_array(number)
+    if "int" not in dtype_name(number):
+        raise TypeError(f"{name} has dtype {dtype_name(number)}: it must hold integers.{advice and ' ' + advice}")
+    own = tuple(number.shape)
+    if len(own) > len(shape) or any(n not in (1, m) for n, m in zip(own[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"{name} has shape {own}, {other} has shape {shape}: wanted is {wanted}.")
+
+
 def _check_sums(left: Array, right: Array, bias: Any) -> None:
     depth = int(left.shape[-1])
-    if math.prod(left.shape) == 0 or math.prod(right.shape) == 0:
-        raise ValueError(f"a has shape {tuple(left.shape)}, b has shape {tuple(right.shape)}: one of them is empty.")
     largest = [int(abs(codes).max()) for codes in (left, right)]
     of_bias = 0 if bias is None else int(np.abs(np.asarray(to_numpy(as_array(bias)), dtype=np.float64)).max())
     product = largest[0] * largest[1]

@@ -10,13 +10,14 @@ exception: it depends on the order, and cannot be merged.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams
-from qlearn.arrays import Array, as_floats, block_rows, like, ordered, to_numpy
+from qlearn.arrays import Array, as_floats, block_rows, like, ordered, quietly, saturate, to_numpy
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerGroup, PerTensor
 from qlearn.histogram import LogHistogram
@@ -76,6 +77,7 @@ class Observer:
         """How many bytes its state takes now."""
         return 0 if self.lo is None or self.hi is None else int(self.lo.nbytes + self.hi.nbytes)
 
+    @quietly
     def observe(self, x: Any) -> Self:
         """Take in one batch; returns the observer, so that calls can be chained.
 
@@ -91,15 +93,18 @@ class Observer:
         self._take(block_rows(x, shape) if shape else x.reshape(1, -1), shape)
         return self
 
+    @quietly
     def merge(self, other: Self) -> Self:
         """A new observer that has seen what both have seen. Neither is changed; the order does not matter.
 
         Raises:
-            ValueError: the two are of different kinds or configurations, or saw blocks of different shapes.
+            ValueError: the two are of different kinds, or saw blocks of different shapes; their configurations
+                differ in something that the quantizer depends on (the percentile counts for that method only,
+                narrow_range for symmetric codes only).
         """
         if type(other) is not type(self):
             raise ValueError(f"a {type(self).__name__} and a {type(other).__name__} cannot be merged.")
-        if other.config != self.config:
+        if _used(other.config) != _used(self.config):
             raise ValueError(f"these observers cannot be merged: one has {self.config}, the other {other.config}.")
         merged = type(self)(self.config)
         for part in (self, other):
@@ -108,6 +113,7 @@ class Observer:
                 merged._join(part)
         return merged
 
+    @quietly
     def qparams(self) -> QParams:
         """The quantizer for what was seen.
 
@@ -116,6 +122,7 @@ class Observer:
         """
         return self.config.choose_qparams(*self.range())
 
+    @quietly
     def range(self) -> tuple[Array, Array]:
         """The range (lo, hi) that the quantizer is to span, by the configuration's method.
 
@@ -205,8 +212,8 @@ class MovingAverageObserver(Observer):
 
     def __init__(self, config: QuantConfig | None = None, *, averaging_constant: float = 0.01) -> None:
         super().__init__(config)
-        if not 0 < averaging_constant <= 1:
-            raise ValueError(f"averaging_constant={averaging_constant} must be more than 0 and at most 1.")
+        if isinstance(averaging_constant, (bool, str)) or not 0 < averaging_constant <= 1:
+            raise ValueError(f"averaging_constant={averaging_constant!r} must be more than 0 and at most 1.")
         self.averaging_constant = averaging_constant
 
     def merge(self, other: Self) -> Self:
@@ -224,8 +231,8 @@ class MovingAverageObserver(Observer):
     def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
         lo, hi = (end.reshape(shape) for end in min_max(rows))
         if self.lo is not None and self.hi is not None:
-            lo = self.lo + self.averaging_constant * (like(lo, self.lo) - self.lo)
-            hi = self.hi + self.averaging_constant * (like(hi, self.hi) - self.hi)
+            c = self.averaging_constant
+            lo, hi = between(self.lo, like(lo, self.lo), c), between(self.hi, like(hi, self.hi), c)
         self.lo, self.hi = lo[()], hi[()]
 
 
@@ -292,7 +299,8 @@ class HistogramObserver(MinMaxObserver):
             return lo, hi
         ends = zip(to_numpy(lo.reshape(-1)), to_numpy(hi.reshape(-1)), strict=True)
         ranges = [self._solve_block(i, low, high) for i, (low, high) in enumerate(ends)]
-        low, high = (like(np.reshape(end, tuple(lo.shape)), lo, lo.dtype)[()] for end in np.transpose(ranges))
+        ends = (like(np.reshape(end, tuple(lo.shape)), lo) for end in np.transpose(ranges).astype(np.float64))
+        low, high = (saturate(end, lo.dtype)[()] for end in ends)
         return low, high
 
     def _solve_block(self, block: int, lo: np.floating, hi: np.floating) -> tuple[float, float]:
@@ -374,7 +382,7 @@ class PercentileObserver(HistogramObserver):
 
     @property
     def exact(self) -> bool:
-        """Whether the values beside both percentiles are still in memory. It is, for nothing."""
+        """Whether the values beside both percentiles are still in memory; True before the first value."""
         return not self.seen or all(self._from_tails(0, share) is not None for share in _shares(self.config.percentile))
 
     def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
@@ -465,6 +473,14 @@ def _mse(histogram: LogHistogram, lo: np.floating, hi: np.floating, config: Quan
 
 
 SOLVERS: dict[str, Solver] = {"percentile": _percentile, "mse": _mse, "entropy": _entropy}
+
+
+def _used(config: QuantConfig) -> QuantConfig:
+    """The configuration without what its method and its codes do not use."""
+    unused: dict[str, Any] = {} if config.method == "percentile" else {"percentile": 100.0}
+    if not config.symmetric:
+        unused["narrow_range"] = True
+    return replace(config, **unused)
 
 
 def _shares(percentile: float) -> tuple[float, float]:

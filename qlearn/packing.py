@@ -8,6 +8,7 @@ Signed codes are stored in two's complement.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,18 +61,20 @@ def pack(codes: Any, bits: int) -> Array:
     return xp.astype(packed.reshape(-1), xp.uint8)[: packed_size(n, bits)]
 
 
-def unpack(packed: Any, bits: int, shape: tuple[int, ...], *, signed: bool = False) -> Array:
+def unpack(packed: Any, bits: int, shape: int | Sequence[int], *, signed: bool = False) -> Array:
     """Take packed bytes apart again: the inverse of `pack`.
 
     Args:
         packed: one-dimensional uint8 array.
         bits: 1 … 8.
-        shape: of the codes.
+        shape: of the codes; a whole number n stands for (n,).
         signed: read the codes as two's complement, −2ᵇ⁻¹ … 2ᵇ⁻¹ − 1.
     Returns:
         Codes of the given shape, uint8, or int8 if signed.
     Raises:
-        ValueError: bits outside 1 … 8; a number of bytes that does not belong to shape and bits.
+        TypeError: a shape that is not made of whole numbers.
+        ValueError: bits outside 1 … 8; a length below 0 in shape; a number of bytes that does not belong to shape
+            and bits.
     Cost: O(n).
 
     >>> import numpy as np
@@ -81,6 +84,7 @@ def unpack(packed: Any, bits: int, shape: tuple[int, ...], *, signed: bool = Fal
     packed = as_array(packed)
     xp = array_namespace(packed)
     _check_bits(bits)
+    shape = _as_shape(shape)
     n = math.prod(shape)
     if dtype_name(packed) != "uint8" or tuple(packed.shape) != (packed_size(n, bits),):
         raise ValueError(
@@ -108,6 +112,15 @@ def packed_size(n: int, bits: int) -> int:
     2
     """
     return -(-n * bits // 8)
+
+
+def _as_shape(shape: Any) -> tuple[int, ...]:
+    lengths = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else (shape,)
+    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in lengths):
+        raise TypeError(f"shape={shape!r} must be a whole number, or a list or tuple of whole numbers.")
+    if any(n < 0 for n in lengths):
+        raise ValueError(f"shape={shape!r} has a length below 0: use that of the codes before they were packed.")
+    return tuple(int(n) for n in lengths)
 
 
 def _check_bits(bits: int) -> None:

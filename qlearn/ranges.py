@@ -14,8 +14,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams, choose_qparams, fake_quantize, quant_limits
-from qlearn.arrays import Array, as_floats, block_rows, like, ordered, to_numpy
-from qlearn.granularity import Granularity, PerTensor
+from qlearn.arrays import Array, as_floats, block_rows, like, ordered, quietly, saturate, to_numpy
+from qlearn.granularity import Granularity, PerTensor, check_granularity
 from qlearn.range_search import CANDIDATES, EXACT, TIE, Search, clip_grid
 from qlearn.row_search import by_searching, by_sweeping
 
@@ -24,6 +24,7 @@ HISTOGRAM_BINS = 2048  # of |x| from 0 to its largest value, as in TensorRT's ca
 BESIDE = 1 + 1e-6  # widens the bins a little: values at equal distances, as of an image, do not lie on edges
 
 
+@quietly
 def min_max(x: Any) -> tuple[Array, Array]:
     """The smallest and the largest value: nothing is clipped, and one outlier stretches every step.
 
@@ -40,11 +41,12 @@ def min_max(x: Any) -> tuple[Array, Array]:
     >>> min_max([[1.0, 5.0, 3.0], [-2.0, 0.0, 2.0]])
     (array([ 1., -2.]), array([5., 2.]))
     """
-    x = as_floats(x)
+    x = _rows(x)
     xp = array_namespace(x)
     return xp.min(x, axis=-1), xp.max(x, axis=-1)
 
 
+@quietly
 def percentile(x: Any, *, percentile: float = 99.9) -> tuple[Array, Array]:
     """Leave out the same share of values at both ends.
 
@@ -66,11 +68,11 @@ def percentile(x: Any, *, percentile: float = 99.9) -> tuple[Array, Array]:
     (np.float64(1.0), np.float64(3.0))
     """
     check_percentile(percentile)
-    x = as_floats(x)
-    rows = ordered(x)
+    rows = ordered(_rows(x))
     return _interpolate(rows, (100 - percentile) / 100), _interpolate(rows, percentile / 100)
 
 
+@quietly
 def mse(
     x: Any,
     *,
@@ -110,7 +112,7 @@ def mse(
     1.2
     """
     _check_candidates(candidates)
-    x = as_floats(x)
+    x = _rows(x)
     search = Search(bits, symmetric, narrow_range, int(candidates))
     quant_min, _ = search.limits
     shape = tuple(x.shape[:-1])
@@ -122,6 +124,7 @@ def mse(
     return like(lo.reshape(shape), x)[()], like(hi.reshape(shape), x)[()]
 
 
+@quietly
 def cross_entropy(
     x: Any,
     *,
@@ -179,6 +182,7 @@ def cross_entropy(
     return lo[best], hi[best]
 
 
+@quietly
 def entropy(
     x: Any,
     *,
@@ -224,9 +228,12 @@ def entropy(
 
     codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range}
     low, high = entropy_range(count, float(lo), float(hi), bins=bins, **codes)
-    return xp.full_like(lo, low)[()], xp.full_like(hi, high)[()]
+    ends = (saturate(xp.full_like(lo, end, dtype=xp.float64), x.dtype) for end in (low, high))
+    first, last = (end[()] for end in ends)
+    return first, last
 
 
+@quietly
 def entropy_range(
     count: Callable[[np.ndarray], np.ndarray],
     lo: float,
@@ -246,7 +253,7 @@ def entropy_range(
     _, quant_max = quant_limits(bits, symmetric=symmetric, narrow_range=narrow_range)
     one_sided = lo >= 0 or hi <= 0
     levels = max(quant_max if symmetric or one_sided else 2 ** (bits - 1), 2)
-    if not isinstance(bins, int) or bins < levels:
+    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < levels:
         raise ValueError(f"bins={bins!r} must be a whole number of at least {levels}, the number of levels of |x|.")
     largest = max(-lo, hi)
     if largest == 0:
@@ -259,6 +266,7 @@ def entropy_range(
     return (low, high) if symmetric else Search(bits).settled(low, high)
 
 
+@quietly
 def kl_divergence(counts: Any, k: int, levels: int) -> float:
     """What is lost if a histogram is cut off after `k` bins and merged into `levels`: KL(P ‖ Q) as in `entropy`.
 
@@ -293,6 +301,7 @@ KNOW_THE_CODES = ("mse", "cross_entropy", "entropy")  # take bits, symmetric and
 WHOLE_TENSOR = ("cross_entropy", "entropy")  # one range for everything
 
 
+@quietly
 def find_range(
     x: Any,
     method: str = "min_max",
@@ -319,6 +328,7 @@ def find_range(
 
     Raises:
         ValueError: unknown method, bits outside 1 … 16, a granularity that does not fit x, or the method's own.
+        TypeError: a granularity that is none.
 
     Cost: that of the method, on all values of x.
 
@@ -328,6 +338,7 @@ def find_range(
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known; the methods are {', '.join(map(repr, METHODS))}.")
     quant_limits(bits, symmetric=symmetric, narrow_range=narrow_range)
+    check_granularity(granularity)
     if method in KNOW_THE_CODES:
         options = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range, **options}
     x = as_floats(x)
@@ -344,6 +355,7 @@ def find_range(
     return lo.reshape(shape), hi.reshape(shape)
 
 
+@quietly
 def find_qparams(
     x: Any,
     method: str = "min_max",
@@ -365,7 +377,9 @@ def find_qparams(
 
 
 def check_percentile(percentile: float) -> None:
-    """Raise `ValueError` unless 50 < percentile ≤ 100."""
+    """Raise `TypeError` unless it is a number, `ValueError` unless 50 < percentile ≤ 100."""
+    if isinstance(percentile, bool) or not isinstance(percentile, (int, float, np.integer, np.floating)):
+        raise TypeError(f"percentile={percentile!r} must be a number, more than 50 and at most 100.")
     if not 50 < percentile <= 100:
         raise ValueError(
             f"percentile={percentile} must be more than 50 and at most 100: it is where the upper end lies."
@@ -386,12 +400,19 @@ def place_of(share: float, n: int) -> tuple[int, float]:
 def between(below: Any, above: Any, t: float) -> Any:
     """The number t of the way from one to the other, never outside the two.
 
-    Counted from the nearer end, as `numpy.percentile` does.
+    Counted from the nearer end, as `numpy.percentile` does. Halves, because the distance itself may be infinite.
 
-    >>> between(1.0, 3.0, 0.25)
-    1.5
+    >>> between(1.0, 3.0, 0.25), between(-1.5e308, 1.5e308, 0.5)
+    (1.5, 0.0)
     """
-    return below + (above - below) * t if t < 0.5 else above - (above - below) * (1 - t)
+    half = above / 2 - below / 2
+    return below + 2 * (half * t) if t < 0.5 else above - 2 * (half * (1 - t))
+
+
+def _rows(x: Any) -> Array:
+    """`x`, finite, as (..., n); a single number is a row of one."""
+    x = as_floats(x)
+    return x.reshape(1) if x.ndim == 0 else x
 
 
 def _interpolate(rows: Array, share: float) -> Array:
@@ -404,7 +425,7 @@ def _interpolate(rows: Array, share: float) -> Array:
 
 
 def _check_candidates(candidates: int) -> None:
-    if not isinstance(candidates, (int, np.integer)) or candidates < 2:
+    if isinstance(candidates, bool) or not isinstance(candidates, (int, np.integer)) or candidates < 2:
         raise ValueError(f"candidates={candidates!r} must be a whole number of 2 or more.")
 
 
@@ -412,4 +433,5 @@ def _log_softmax(x: Array) -> Array:
     xp = array_namespace(x)
     wide = xp.astype(x, xp.float64)
     shifted = wide - xp.max(wide, axis=-1, keepdims=True)
+    shifted = xp.clip(shifted, -xp.finfo(xp.float64).max, None)  # finite: 0 times it is 0
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))

@@ -9,16 +9,18 @@ Which inputs are similar is what a matrix says, H = mean over inputs of x xᵀ. 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from array_api_compat import array_namespace, device
 
 from qlearn.affine import QParams, dequantize, quantize
-from qlearn.arrays import Array, as_array, as_floats, block_view, like
+from qlearn.arrays import Array, as_array, as_floats, block_view, exponent_of, like, quietly
 
 __all__ = ["gptq", "output_error"]
 
 
+@quietly
 def gptq(weight: Any, hessian: Any, qparams: QParams, *, damping: float = 0.01, act_order: bool = False) -> Array:
     """Round weights column by column, each column making up for the errors of those before it.
 
@@ -85,6 +87,7 @@ def gptq(weight: Any, hessian: Any, qparams: QParams, *, damping: float = 0.01, 
     return xp.stack(codes)[xp.argsort(order)].T.reshape(weight.shape)
 
 
+@quietly
 def output_error(weight: Any, weight_hat: Any, hessian: Any) -> float:
     """How far a layer's outputs are off: the mean over inputs x of the squared distance of Wx and Ŵx.
 
@@ -97,7 +100,7 @@ def output_error(weight: Any, weight_hat: Any, hessian: Any) -> float:
         hessian: (I, I), the mean of x xᵀ over inputs x.
 
     Returns:
-        The error, summed over outputs, computed in float64.
+        The error, summed over outputs, computed in float64; one that is too large for it is its largest number.
 
     Raises:
         ValueError: weights of different shapes, a hessian of another shape or not symmetric, NaN or infinity.
@@ -117,7 +120,9 @@ def output_error(weight: Any, weight_hat: Any, hessian: Any) -> float:
     xp = array_namespace(weight)
     error = xp.astype(weight, xp.float64) - like(weight_hat, weight, xp.float64)
     error = error.reshape(weight.shape[0], -1)
-    return float(xp.sum((error @ _hessian(hessian, error)) * error))
+    unit = 2.0 ** exponent_of(float(xp.max(xp.abs(error))))
+    error = error / unit
+    return min(float(xp.sum((error @ _hessian(hessian, error)) * error)) * unit * unit, sys.float_info.max)
 
 
 def factors(h: Array) -> tuple[Array, Array]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qlearn.affine import QParams, align, quant_limits
-from qlearn.arrays import as_floats, block_rows
+from qlearn.affine import QParams, align, quant_limits, working_floats
+from qlearn.arrays import block_rows, check_finite, saturate
 from qlearn.config import QuantConfig
 
 
@@ -62,7 +62,7 @@ class _StraightThrough(torch.autograd.Function):
         clamped = code.clamp(qparams.quant_min, qparams.quant_max)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward((clamped == code).reshape(x.shape))
-        return (scale * (clamped - zero_point)).reshape(x.shape).to(x.dtype)
+        return saturate(scale * (clamped - zero_point), x.dtype).reshape(x.shape)
 
     @staticmethod
     @once_differentiable
@@ -127,7 +127,7 @@ class _LearnedStep(torch.autograd.Function):
             slope = torch.where(inside, steps - v, steps)
             ctx.save_for_backward(inside.reshape(x.shape), slope.reshape(x.shape))
             ctx.shape, ctx.factor = tuple(scale.shape), factor
-        return (step * steps).reshape(x.shape).to(x.dtype)
+        return saturate(step * steps, x.dtype).reshape(x.shape)
 
     @staticmethod
     @once_differentiable
@@ -138,7 +138,8 @@ class _LearnedStep(torch.autograd.Function):
 
 def _aligned(x: Tensor, qparams: QParams) -> tuple[Tensor, Any, Any]:
     """x, finite and in float32 at least, viewed in blocks, and what broadcasts against it: scale and zero point."""
-    x = as_floats(x)
+    x = working_floats(x, qparams)
+    check_finite(x)
     return align(x, qparams, x.dtype)
 
 

@@ -170,10 +170,10 @@ def _listening(layers: Sequence[Supported]) -> Iterator[dict[nn.Module, _Product
     """The products of the inputs that reach these layers in here; those that nothing reaches are left out."""
     products: dict[nn.Module, _Products] = {}
 
-    def hear(layer: Supported, arguments: tuple[Tensor, ...]) -> None:
-        products.setdefault(layer, _Products(layer)).add(arguments[0])
+    def hear(layer: Supported, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+        products.setdefault(layer, _Products(layer)).add(arguments[0] if arguments else keywords["input"])
 
-    handles = [layer.register_forward_pre_hook(hear) for layer in layers]
+    handles = [layer.register_forward_pre_hook(hear, with_kwargs=True) for layer in layers]
     try:
         yield products
     finally:

@@ -101,7 +101,16 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(width, len(ALPHABET), bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(N, T) whole numbers → logits (N, T, 80), float32."""
+        """(N, T) whole numbers → logits (N, T, 80), float32.
+
+        Raises:
+            ValueError: a text of more than `CONTEXT` characters.
+        """
+        if tokens.shape[-1] > CONTEXT:
+            raise ValueError(
+                f"tokens has shape {tuple(tokens.shape)}: the model sees at most {CONTEXT} characters at once. "
+                f"Cut the text into pieces, or hand over its end: tokens[..., -{CONTEXT}:]."
+            )
         places = torch.arange(tokens.shape[-1], device=tokens.device)
         return self.head(self.norm(self.blocks(self.dropout(self.tokens(tokens) + self.positions(places)))))
 

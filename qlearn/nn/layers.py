@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qlearn.affine import QParams, dequantize, quant_limits, quantize
+from qlearn.arrays import saturate
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerTensor
 from qlearn.packing import pack, unpack
@@ -248,12 +249,13 @@ class StaticLayer(IntegerLayer):
         acc = self.multiply(codes, self.input_zero_point)
         return acc if self.bias is None else acc + self._per_output(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Real input → real output; in between everything is an integer."""
-        acc = self.accumulate(_codes(x, self.input_qparams))
+        acc = self.accumulate(_codes(input, self.input_qparams))
         if self.relu:
             acc = acc.clamp(min=0)
-        return (acc * self._per_output(self._channels(self.output_scale).float())).to(x.dtype)
+        scale = saturate(self._channels(self.output_scale), torch.float32)
+        return saturate(acc * self._per_output(scale), input.dtype)
 
     def check(self) -> None:
         """As of every layer, and the input's scale and zero point."""
@@ -299,16 +301,17 @@ class DynamicLayer(IntegerLayer):
             raise ValueError(f"an input of shape {tuple(x.shape)} has no axis for the batch: x[None] has one.")
         return self.inputs.choose_qparams(*find_range(x, granularity=self.inputs.granularity))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Real input → real output; the product in between is one of integers."""
-        if x.numel() == 0:
-            return self._product(x, self.dequantized_weight().to(x.dtype))
-        qparams = self.find_input_qparams(x)
-        acc = self.multiply(quantize(x, qparams), qparams.zero_point)
-        y = acc * (qparams.scale.double() * self._per_output(self._channels(self.weight_scale).double())).float()
+        if input.numel() == 0:
+            return self._product(input, saturate(self.dequantized_weight(), input.dtype))
+        qparams = self.find_input_qparams(input)
+        acc = self.multiply(quantize(input, qparams), qparams.zero_point)
+        scale = qparams.scale.double() * self._per_output(self._channels(self.weight_scale).double())
+        y = acc * saturate(scale, torch.float32)
         if self.bias is not None:
             y = y + self._per_output(self.bias)
-        return (y.clamp(min=0) if self.relu else y).to(x.dtype)
+        return saturate(y.clamp(min=0) if self.relu else y, input.dtype)
 
 
 class WeightOnlyLayer(QuantizedLayer):
@@ -330,10 +333,10 @@ class WeightOnlyLayer(QuantizedLayer):
         """The input is not touched."""
         return "float"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The float layer, on the weights that the codes stand for."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = self._product(x, self.dequantized_weight().to(x.dtype), bias)
+        bias = None if self.bias is None else saturate(self.bias, input.dtype)
+        y = self._product(input, saturate(self.dequantized_weight(), input.dtype), bias)
         return y.clamp(min=0) if self.relu else y
 
 
@@ -467,7 +470,7 @@ def with_room_for_bias(qparams: QParams, weight: Tensor, bias: Tensor, input_qpa
     """
     scale = torch.as_tensor(qparams.scale, dtype=torch.float32)
     shape = scale.shape
-    finest = (bias.abs().double() / (float(input_qparams.scale) * BIAS_ROOM)).to(scale.dtype)
+    finest = saturate(bias.abs().double() / (float(input_qparams.scale) * BIAS_ROOM), scale.dtype)
     silent = (weight.flatten(1) == 0).all(1)
     if scale.ndim == 0:
         finest, silent = finest.max(), silent.all()

@@ -48,6 +48,11 @@ class PreparedLayer(nn.Module):
         self.relu = False
         self.weight_qparams: QParams | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """The float layer's own numbers, such as `in_features`, for a parent that looks at them."""
+        layer = self.__dict__.get("_modules", {}).get("layer")
+        return getattr(layer, name) if name in getattr(layer, "__constants__", ()) else super().__getattr__(name)
+
     @property
     def weight(self) -> Tensor:
         """The float layer's, for a parent that looks at it."""
@@ -89,6 +94,8 @@ def prepare_layers(
     """
     if prepared_layers(model):
         raise ValueError("this model is prepared already: call nn.prepare once, on the trained network.")
+    if meta := next((name for name, p in model.named_parameters() if p.is_meta), None):
+        raise ValueError(f"{meta} is on the meta device, where it has a shape and no numbers: load the weights first.")
     prepared = copy.deepcopy(model)
     names = quantizable(prepared)
     if not names:
@@ -102,6 +109,10 @@ def prepare_layers(
         override = (overrides or {}).get(name, {})
         if override is None:
             continue
+        if not isinstance(override, Mapping):
+            raise TypeError(
+                f"overrides[{name!r}]={override!r} must be {{'weights': …, 'activations': …}}, or None for float."
+            )
         if unknown := sorted(set(override) - {"weights", "activations"}):
             raise ValueError(f"overrides[{name!r}] has {unknown[0]!r}: it may have 'weights' and 'activations'.")
         configs: dict[str, Any] = {"weights": weights, "activations": activations, **override}

@@ -47,14 +47,14 @@ class ObservedLayer(PreparedLayer):
         """Whether the observer, if there is one, has seen anything."""
         return self.observer is None or self.observer.seen
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """What the float layer does, and the ReLU if it is fused."""
-        if self.observing and self.observer is not None and x.numel():
+        if self.observing and self.observer is not None and input.numel():
             try:
-                self.observer.observe(x)
+                self.observer.observe(input)
             except ValueError as error:
                 raise ValueError(f"layer {self.name!r}: its input cannot be observed: {error}") from error
-        y = self.layer(x)
+        y = self.layer(input)
         return y.relu() if self.relu else y
 
     def converted(self) -> QuantizedLayer:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qlearn.affine import QParams
+from qlearn.arrays import saturate
 from qlearn.config import QuantConfig
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.layers import QuantizedLayer, quantized, with_room_for_bias
@@ -77,12 +78,12 @@ class FakeQuantizedLayer(ObservedLayer):
             inputs.start(observer.qparams())
         return observer.qparams()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """What the integer layer will do, in numbers that have a gradient."""
-        if self.observing or x.numel() == 0:
-            return super().forward(x)
+        if self.observing or input.numel() == 0:
+            return super().forward(input)
         try:
-            parameters, x_hat = self._rounded(x)
+            parameters, x_hat = self._rounded(input)
         except ValueError as error:
             raise ValueError(
                 f"layer {self.name!r}: {error} If the network was in training, a smaller learning rate may help."
@@ -91,7 +92,9 @@ class FakeQuantizedLayer(ObservedLayer):
             # The integer layer's sums are exact. In float32 these would differ in the seventh digit, and one value in
             # a million, being next to a tie, would get another code in the next layer.
             parameters, x_hat = {name: p.double() for name, p in parameters.items()}, x_hat.double()
-        y = functional_call(self.layer, parameters, x_hat).to(x.dtype)
+        y = functional_call(self.layer, parameters, x_hat)
+        if y.dtype != input.dtype:
+            y = saturate(y, input.dtype)
         return y.relu() if self.relu else y
 
     def converted(self) -> QuantizedLayer:
@@ -179,5 +182,5 @@ def _on_grid(bias: Tensor, inputs: QParams, weights: QParams) -> Tensor:
     x̂ · ŵ is a whole number of these steps too, so fake-quantized and integer layer agree to float32's last digits.
     """
     step = torch.as_tensor(inputs.scale).double() * torch.as_tensor(weights.scale).double().reshape(-1)
-    rounded = (torch.round(bias.detach() / step) * step).to(bias.dtype)
+    rounded = saturate(torch.round(bias.detach() / step) * step, bias.dtype)
     return bias + (rounded - bias).detach()

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qlearn.affine import choose_qparams, quantize
+from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, GREEN, GREY, VERMILLION
 from qlearn.widgets.controls import Choice, Number, Slider
 from qlearn.widgets.engine import Explorer
@@ -26,6 +27,7 @@ DECADES = -5, 2  # of the axis for the largest error, in codes
 BAR = 0.72
 
 
+@quietly
 def explore_accumulator(
     *,
     bits: int = 8,

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qlearn.affine import QParams, choose_qparams, dequantize, quantize
+from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, GREEN, GREY, VERMILLION
 from qlearn.widgets.controls import SCHEME, Slider, rounded
 from qlearn.widgets.engine import Explorer
@@ -32,6 +33,7 @@ from qlearn.widgets.values import (
 MOST_BITS = 8
 
 
+@quietly
 def explore_affine(
     x: Any = None,
     *,

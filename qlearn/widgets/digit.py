@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qlearn.affine import QParams, choose_qparams, dequantize, fake_quantize, quantize
-from qlearn.arrays import as_array, dtype_name
+from qlearn.arrays import as_array, dtype_name, quietly
 from qlearn.datasets import mnist_arrays
 from qlearn.packing import packed_size
 from qlearn.sorted_view import SortedView
@@ -28,6 +28,7 @@ BYTE = 0.0, 255.0
 MOST_PIXELS = 300  # of a side, in the picture
 
 
+@quietly
 def explore_digit(
     image: Any = None, *, digit: int = 5, writer: int = 1, bits: int = 2, pixel_ratio: float = 1
 ) -> DigitExplorer:

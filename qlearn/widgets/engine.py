@@ -24,6 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from qlearn.arrays import quietly
 from qlearn.style import DPI, DRAWING, STILL_RATIO, own_style
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.footer import footer
@@ -134,6 +135,7 @@ class Explorer:
         result = self.result  # another thread may put the next one in its place at any time
         return {name: result[name] for name, _ in self._cells(result)}
 
+    @quietly
     def set(self, **controls: Any) -> None:
         """Move controls, as a hand would do: `explorer.set(bits=3)`.
 
@@ -164,6 +166,7 @@ class Explorer:
 
     __repr__ = __str__
 
+    @quietly
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Live widgets, a still picture and a sentence: every reader shows the best that it can."""
         with DRAWING:
@@ -179,6 +182,7 @@ class Explorer:
         }
         return data, {"image/png": {"alt": sentence, "width": width, "height": height}}
 
+    @quietly
     def save(self, path: Any) -> None:
         """Write the still picture, a PNG with the numbers under it, to a file."""
         with DRAWING, open(path, "wb") as file:
@@ -189,6 +193,7 @@ class Explorer:
     def _on_move(self, change: Any) -> None:
         self.refresh()
 
+    @quietly
     def refresh(self) -> None:
         """Compute and draw again where the controls stand. An error becomes a line under them."""
         # Whoever holds the lock may be moving several controls at once; then they follow, with all of them moved.

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qlearn import codebooks, formats
+from qlearn.arrays import quietly
 from qlearn.block_scales import bits_per_value, fp8_numbers, powers_of_two
 from qlearn.datasets import mnist_arrays, trained
 from qlearn.formats import BFLOAT16, E2M1, E4M3, E5M2, FLOAT32, FloatFormat
@@ -105,6 +106,7 @@ DATA: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
+@quietly
 def explore_formats(
     x: Any = None,
     *,

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qlearn.affine import fake_quantize
+from qlearn.arrays import quietly
 from qlearn.datasets import trained
 from qlearn.errors import SCALE_BITS, report
 from qlearn.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION
@@ -46,6 +47,7 @@ VIEWS = {
 }
 
 
+@quietly
 def explore_granularity(
     x: Any = None,
     *,

@@ -10,6 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 from qlearn.widgets.accumulator import raised
 from qlearn.widgets.controls import Number, Slider, rounded
@@ -35,6 +36,7 @@ LAYERS = (
 )
 
 
+@quietly
 def explore_mixed_precision(
     model: Any = None,
     *,

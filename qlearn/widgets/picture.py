@@ -56,10 +56,11 @@ class Palette:
         return picture
 
     def _codes(self, kinds: np.ndarray) -> np.ndarray:
-        codes = self.table.take(kinds)
+        places = kinds.astype(np.intp)  # what `take` wants: where a place has 32 bits, uint32 is refused
+        codes = self.table.take(places)
         if codes.min() == UNKNOWN:
-            self._learn(np.unique(kinds[codes == UNKNOWN]))
-            codes = self.table.take(kinds)
+            self._learn(np.unique(places[codes == UNKNOWN]))
+            codes = self.table.take(places)
         return codes
 
     def _learn(self, kinds: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qlearn.affine import QParams
+from qlearn.arrays import quietly
 from qlearn.errors import sqnr_db
 from qlearn.style import BLACK, BLUE, SKY, VERMILLION
 from qlearn.widgets.controls import Choice, Number, Slider, rounded
@@ -27,6 +28,7 @@ SIDE, GAP = 28, 6  # pixels of a digit, and between two
 SLOW = 0.15  # seconds: a network that takes longer is asked when a slider is let go
 
 
+@quietly
 def explore_ptq(
     model: Any = None,
     *,

@@ -13,6 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, ORANGE, PALE, VERMILLION
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
@@ -27,6 +28,7 @@ BEST_PERCENT = 99.7  # the upper end of the axis of accuracies
 LOSSES = -2.5, 1.0  # powers of ten
 
 
+@quietly
 def explore_qat(
     model: Any = None,
     *,

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from qlearn import ranges
 from qlearn.affine import QParams, choose_qparams, fake_quantize
+from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
@@ -33,6 +34,7 @@ METHODS: dict[str, tuple[str, str, str, int]] = {
 }
 
 
+@quietly
 def explore_ranges(
     x: Any = None,
     labels: Any = None,
