@@ -99,9 +99,12 @@ def test_noise_hangs_on_the_significand_alone():
     assert not np.array_equal(disturbed(x, seed=2, units=8), y)
 
 
-def test_noise_leaves_integers_zero_and_shapes_alone():
+def test_noise_leaves_integers_zero_infinity_and_shapes_alone():
     assert disturbed(np.arange(5), seed=1, units=8).tolist() == [0, 1, 2, 3, 4]
     assert disturbed(np.float64(0), seed=1, units=8) == 0
+    for seed in range(20):
+        special = disturbed(np.array([np.inf, -np.inf, np.nan]), seed=seed, units=1)
+        assert np.array_equal(special, [np.inf, -np.inf, np.nan], equal_nan=True)
     assert disturbed(np.zeros((0, 3)), seed=1, units=8).shape == (0, 3)
 
 

@@ -19,7 +19,7 @@ FACTOR = 0x9E3779B1  # 2³² divided by the golden ratio: neighbouring significa
 
 
 def disturbed(x: Any, seed: int, units: int) -> Any:
-    """x with each number moved by up to `units` in its last place; integers stay as they are.
+    """x with each number moved by up to `units` in its last place; integers, infinities and NaN stay as they are.
 
     >>> disturbed(np.float32([1, 2, 3, 0]), seed=1, units=8).tolist() != [1, 2, 3, 0]
     True
@@ -31,7 +31,8 @@ def disturbed(x: Any, seed: int, units: int) -> Any:
     significand = np.ascontiguousarray(x).reshape(-1).view(unsigned) & unsigned(2**bits - 1)
     mixed = ((significand.astype(np.uint64) + np.uint64(seed)) * np.uint64(FACTOR)) >> np.uint64(24)
     moves = (mixed % np.uint64(2 * units + 1)).astype(np.int64) - units
-    return (x + x * (moves * 2.0**-bits).astype(x.dtype).reshape(x.shape))[()]
+    step = (moves * 2.0**-bits).astype(x.dtype).reshape(x.shape)
+    return (x + np.where(np.isfinite(x), x, 0) * step)[()]
 
 
 def disturb(seed: int) -> None:
