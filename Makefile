@@ -1,6 +1,6 @@
 # Each target is one line; tools/dev.py makes .venv and installs what is missing. Without make: python tools/dev.py lab
 PYTHON ?= python3
-.PHONY: lab test lessons weights bench test-colab wheel links front
+.PHONY: lab test lessons weights bench test-colab test-processors wheel links front
 
 # JupyterLab on the lessons. PORT=8999 chooses the port, BROWSER=none opens no window.
 lab: ; @$(PYTHON) tools/dev.py lab
@@ -14,6 +14,8 @@ weights: ; @$(PYTHON) tools/dev.py weights
 bench: ; @$(PYTHON) tools/dev.py bench
 # The wheel, the tests and the lessons with Colab's versions, in .venv-colab. TORCH=1 with PyTorch too.
 test-colab: ; @$(PYTHON) tools/dev.py test-colab
+# The lessons and the tests of the maths as on other processors, with a table. SETTING=nehalem runs one setting.
+test-processors: ; @$(PYTHON) tools/dev.py test-processors
 # The package as one file in dist/, to upload where it cannot be downloaded.
 wheel: ; @$(PYTHON) tools/dev.py wheel
 # Stamp into every lesson how Colab opens it: from [project.urls] in pyproject.toml.

@@ -299,8 +299,8 @@ class HistogramObserver(MinMaxObserver):
             return lo, hi
         ends = zip(to_numpy(lo.reshape(-1)), to_numpy(hi.reshape(-1)), strict=True)
         ranges = [self._solve_block(i, low, high) for i, (low, high) in enumerate(ends)]
-        ends = (like(np.reshape(end, tuple(lo.shape)), lo) for end in np.transpose(ranges).astype(np.float64))
-        low, high = (saturate(end, lo.dtype)[()] for end in ends)
+        found = (like(np.reshape(end, tuple(lo.shape)), lo) for end in np.transpose(ranges).astype(np.float64))
+        low, high = (saturate(end, lo.dtype)[()] for end in found)
         return low, high
 
     def _solve_block(self, block: int, lo: np.floating, hi: np.floating) -> tuple[float, float]:

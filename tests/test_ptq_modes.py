@@ -202,7 +202,10 @@ def test_inputs_and_weights_need_not_lie_in_order(mode, images):
     converted, other = (convert(m, images, activations=MODES[mode]) for m in (model, strided))
     x = images.transpose(2, 3)
     assert not x.is_contiguous()
-    assert torch.equal(converted(x), other(x.contiguous()))
+    # Float convolutions sum in an order that hangs on the layout: of the outputs, or of the range that was seen, the
+    # last bits may differ. A wrong order of the values would show in the first digit.
+    y = converted(x)
+    assert (y - other(x.contiguous())).abs().max() <= 1e-5 * y.abs().max()
     assert torch.equal(converted[4].weight, other[4].weight)
 
 

@@ -7,6 +7,7 @@
     python tools/dev.py weights    train the shipped networks again
     python tools/dev.py bench      how quick it is, against named peers  ONLY=quantize
     python tools/dev.py test-colab tests with Colab's versions           TORCH=1
+    python tools/dev.py test-processors  the same on other processors  SETTING=nehalem
     python tools/dev.py wheel      build the package into dist/
     python tools/dev.py links      stamp the address of the lessons into them
     python tools/dev.py front      make the pictures of README.md
@@ -19,6 +20,7 @@ stamp that nothing has changed.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
     commands = [a for a in arguments if "=" not in a]
     known = {
         **{"lab": lab, "test": test, "lessons": lessons, "weights": weights, "bench": bench},
-        **{"test-colab": test_colab, "wheel": wheel, "links": links},
+        **{"test-colab": test_colab, "test-processors": test_processors, "wheel": wheel, "links": links},
         **{"front": front, "floors": floors, "find-browser": show_browser},
     }
     if len(commands) != 1 or commands[0] not in known:
@@ -114,6 +116,12 @@ def test_colab() -> int:
     return subprocess.call([sys.executable, "tools/colab.py"])
 
 
+def test_processors() -> int:
+    """Run the lessons and the tests of the maths as on other processors."""
+    command = [environment(), "tools/processors.py", *os.environ.get("SETTING", "").split()]
+    return subprocess.call(command, env=own_environment())
+
+
 def wheel() -> int:
     """Build the wheel that a learner uploads where qlearn cannot be downloaded."""
     command = [environment(), "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", "."]
@@ -161,12 +169,12 @@ def test() -> int:
             code = subprocess.call([python, "-m", *command], env=env)
             results.append(Result(title, int(code == 0), int(code != 0), 0, time.perf_counter() - start))
 
-        def pytest(title: str, *options: str) -> None:
+        def pytest(title: str, *options: str, **variables: str) -> None:
             heading(title)
             start = time.perf_counter()
             report = home / f"{len(results)}.xml"
             command = [python, "-m", "pytest", "-q", f"--junitxml={report}", *options]
-            code = subprocess.call(command, env=env)
+            code = subprocess.call(command, env=env | variables)
             results.append(from_report(title, code, report, time.perf_counter() - start))
 
         check("ruff check", "ruff", "check", ".")
@@ -177,6 +185,16 @@ def test() -> int:
 
         if list((ROOT / "notebooks").glob("*.ipynb")):
             pytest("lessons, outputs compared", "notebooks", "--durations=5", *NBVAL)
+            # Those of arrays once more, as on another processor: `make test-processors` has the whole matrix.
+            another = [python, "tools/processors.py", "--another"]
+            answer = subprocess.run(another, env=env, stdout=subprocess.PIPE, text=True).stdout
+            other = json.loads(answer or '{"why": "tools/processors.py gave no answer"}')
+            if not other["why"]:
+                pytest("lessons of arrays, another processor", *other["lessons"], *NBVAL, **other["variables"])
+            else:
+                heading("lessons of arrays, another processor")
+                say(f"Skipped: {other['why']}.")
+                results.append(Result("lessons of arrays, another processor", 0, int(not answer), 1, 0.0))
 
         if list((ROOT / "tests/browser").glob("test_*.py")):
             ask = "import sys; sys.path[:0] = ['tools']; import real_lab; print(real_lab.browser_path())"
