@@ -634,3 +634,20 @@ def test_in_eval_mode_sums_are_those_of_float64_rounded_once():
     # Half of a float32 step and no more, but for the 2⁻⁵³ of the sums, of which 784 make less than 1e-6 of it.
     assert ((y.double() - exact).abs() <= half * (1 + 1e-6) + 1e-12).all()
     assert not ((x_hat @ w_hat.T).double() - exact).abs().le(half * (1 + 1e-6) + 1e-12).all()  # float32's are not such
+
+
+def test_a_bias_next_to_a_tie_gets_the_code_that_the_integer_layer_adds():
+    """float32's quotient of bias and step is off by up to one part in ten million: some ties would fall over."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4000))
+    prepared = qlearn.nn.prepare_qat(model, QuantConfig(symmetric=True), QuantConfig(method="min_max"))
+    layer = qlearn.nn.calibrate(prepared, torch.rand(20, 3), progress=False)[0]
+    inputs, weights = layer.observer.qparams(), layer.find_weight_qparams()
+    step = float(inputs.scale) * float(weights.scale)
+    with torch.no_grad():
+        layer.layer.bias.copy_((torch.arange(4000) + 0.5).double() * step)
+        silent = prepared(torch.zeros(1, 3))[0]
+    codes = qlearn.nn.convert(prepared)[0].bias
+    assert torch.equal(torch.round(silent.double() / step).int(), codes)
+    in_float32 = torch.round(layer.layer.bias.detach() / (inputs.scale * weights.scale)).int()
+    assert (in_float32 != codes).any()  # so that the comparison can fail
