@@ -392,3 +392,8 @@ def test_the_zero_point_comes_before_the_clamp():
     codes = requantize([-100, -12, -2, 0, 6, 50], 2**30, 0, zero_point=3, quant_min=-3, quant_max=7)
     assert codes.tolist() == [-3, -3, 2, 3, 6, 7]
     assert requantize([-100, 6], 2**30, 0, zero_point=3, quant_min=3, quant_max=7).tolist() == [3, 6]  # with a ReLU
+
+
+def test_of_several_wrong_multipliers_the_first_is_named():
+    with pytest.raises(ValueError, match="multiplier=-0.1 must be larger than 0"):
+        quantize_multiplier([0.5, -0.1, 7.0])
