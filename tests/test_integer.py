@@ -397,3 +397,12 @@ def test_the_zero_point_comes_before_the_clamp():
 def test_of_several_wrong_multipliers_the_first_is_named():
     with pytest.raises(ValueError, match="multiplier=-0.1 must be larger than 0"):
         quantize_multiplier([0.5, -0.1, 7.0])
+
+
+def test_the_last_halves_go_away_from_zero():
+    assert requantize([-6, -2, 0, 2, 6], 2**30, 1, **FREE).tolist() == [-2, -1, 0, 1, 2]
+
+
+def test_the_largest_bias_counts():
+    with pytest.raises(ValueError, match="of K=1 products can reach 2147483648"):
+        matmul([[1]], [[1, 1]], bias=[0, 2**31 - 1])
