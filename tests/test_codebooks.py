@@ -273,3 +273,18 @@ def test_the_best_levels_of_few_values_by_hand(k, recwarn):
 def test_normal_levels_have_two_to_eight_bits(bits):
     with pytest.raises(ValueError, match=f"bits={bits!r} must be a whole number from 2 to 8"):
         normal_float(bits)
+
+
+def test_a_level_without_values_stays_where_it_is_and_nothing_is_divided_by_zero(recwarn):
+    assert kmeans([0.0, 1.0, 9.0, 10.0, 11.0], 3, start=[0.0, 5.0, 9.5]).tolist() == [0.5, 5.0, 10.0]
+    assert not recwarn.list
+
+
+def test_normal_levels_are_those_of_four_bits_if_nothing_is_said():
+    assert normal_float().tolist() == normal_float(4).tolist()
+
+
+@pytest.mark.parametrize("levels", [1.0, [[0.0, 1.0], [2.0, 3.0]]])
+def test_levels_are_a_list(levels):
+    with pytest.raises(ValueError, match="a codebook is a list of 2 to 256 numbers"):
+        encode([1.0], levels)
