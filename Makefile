@@ -1,6 +1,6 @@
 # Each target is one line; tools/dev.py makes .venv and installs what is missing. Without make: python tools/dev.py lab
 PYTHON ?= python3
-.PHONY: lab test lessons weights bench test-colab test-processors wheel links front
+.PHONY: lab test lessons weights bench mutants test-colab test-processors wheel links front
 
 # JupyterLab on the lessons. PORT=8999 chooses the port, BROWSER=none opens no window.
 lab: ; @$(PYTHON) tools/dev.py lab
@@ -12,6 +12,8 @@ lessons: ; @$(PYTHON) tools/dev.py lessons
 weights: ; @$(PYTHON) tools/dev.py weights
 # How quick it is, against named peers. ONLY=quantize runs a part.
 bench: ; @$(PYTHON) tools/dev.py bench
+# Which small changes to the maths no test notices. MODULE=affine chooses one, AT_MOST=40 takes a sample.
+mutants: ; @$(PYTHON) tools/dev.py mutants
 # The wheel, the tests and the lessons with Colab's versions, in .venv-colab. TORCH=1 with PyTorch too.
 test-colab: ; @$(PYTHON) tools/dev.py test-colab
 # The lessons and the tests of the maths as on other processors, with a table. SETTING=nehalem runs one setting.

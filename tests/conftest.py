@@ -2,7 +2,7 @@
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # No window, and no lesson's backend, for the figures that tests draw.
 os.environ["MPLBACKEND"] = "Agg"
@@ -12,4 +12,7 @@ os.environ["MPLBACKEND"] = "Agg"
 slowly = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fixed", **slowly, derandomize=True, database=None, print_blob=True)
 settings.register_profile("explore", **slowly, max_examples=2000, print_blob=True)
+# tools/mutants.py runs the tests thousands of times, and asks only whether they fail.
+quick = {"max_examples": 30, "phases": [Phase.explicit, Phase.generate]}
+settings.register_profile("mutants", settings.get_profile("fixed"), **quick)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))

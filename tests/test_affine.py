@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import qlearn
 from qlearn import QParams, choose_qparams, dequantize, fake_quantize, find_qparams, quantize
+from qlearn.affine import align
 from strategies import arrays, codes_of, moderate
 
 EPS = np.finfo(np.float32).eps
@@ -284,3 +285,159 @@ def test_quantizers_are_equal_if_their_numbers_are():
     assert not any(one == other for other in others)
     assert one != "a quantizer"
     assert QParams(1.0, 0, 0, 3) == QParams(np.float32(1), np.int8(0), 0, 3)
+
+
+# The ends of what numbers can be, and what no average case shows.
+
+
+@pytest.mark.parametrize("make", [np.float32, np.float64])
+def test_one_bit_spans_the_whole_type(make):
+    ends = np.finfo(make)
+    qparams = choose_qparams(ends.min, ends.max, bits=1)  # twice the largest number apart: the scale is cut to it
+    assert (qparams.scale, qparams.zero_point) == (ends.max, 1)
+    assert fake_quantize(np.array([ends.min, 0, ends.max]), qparams).tolist() == [-ends.max, 0, 0]
+
+
+def test_a_subnormal_scale_leaves_the_zero_point_among_the_codes():
+    """float32 has no number between 1.4e-45 and 2.8e-45: the rounded scale makes −lo / scale 357."""
+    qparams = choose_qparams(np.float32(-5e-43), np.float32(0))
+    assert qparams.scale == np.float32(1e-45)
+    assert qparams.zero_point == 255
+    assert quantize(np.float32([-5e-43, 0]), qparams).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "kind"),
+    [
+        (-1.0, 1.0, float),
+        (-1, 1, float),
+        (np.float64(-1), np.float64(1), np.float64),
+        (np.float32(-1), np.float32(1), np.float32),
+        (np.float64(-1), 1.0, np.float64),
+        (-1.0, np.float64(1), np.float64),
+        (np.float32(-1), 1.0, np.float64),
+    ],
+)
+def test_python_numbers_give_python_numbers_and_others_their_own_type(lo, hi, kind):
+    qparams = choose_qparams(lo, hi)
+    assert type(qparams.scale) is kind
+    assert type(qparams.zero_point) is int
+
+
+def test_one_bad_entry_of_an_array_is_enough():
+    for scale in ([[1.0], [0.0]], [[0.0], [1.0]], [[1.0], [-1.0]]):
+        with pytest.raises(ValueError, match="must be larger than 0"):
+            QParams(np.array(scale), 0, 0, 3)
+    for zero_point in ([[0], [4]], [[-1], [0]], [[4], [3]], [[3], [-1]]):
+        with pytest.raises(ValueError, match="lies outside the codes 0 … 3"):
+            QParams(np.ones((2, 1)), np.array(zero_point), 0, 3)
+    with pytest.raises(ValueError, match="lo=3.0 is larger than hi=2.0"):
+        choose_qparams(np.array([0.0, 1.0, 3.0]), np.array([1.0, 1.0, 2.0]))
+
+
+def test_the_first_and_the_last_code_may_be_zero_points():
+    assert [QParams(1.0, code, 0, 3).zero_point for code in (0, 3)] == [0, 3]
+    assert QParams(1.0, 0, 0, 1).bits == 1  # the fewest codes there are
+
+
+@pytest.mark.parametrize("field", ["scale", "zero_point", "quant_min", "quant_max"])
+def test_a_quantizer_does_not_change(field):
+    with pytest.raises(AttributeError, match="cannot assign to field"):
+        setattr(QParams(1.0, 0, 0, 3), field, 1)
+
+
+def test_values_have_the_type_of_the_scale_or_the_library_s_own():
+    codes = np.array([0, 7], np.uint8)
+    assert dequantize(codes, QParams(0.5, 1, 0, 7)).dtype == np.float64
+    assert dequantize(torch.from_numpy(codes), QParams(0.5, 1, 0, 7)).dtype == torch.float32
+    for scale, ours, theirs in (
+        (np.float32(0.5), np.float32, torch.float32),
+        (np.float64(0.5), np.float64, torch.float64),
+    ):
+        assert dequantize(codes, QParams(scale, 1, 0, 7)).dtype == ours
+        assert dequantize(torch.from_numpy(codes), QParams(scale, 1, 0, 7)).dtype == theirs
+    # Whole numbers come back as floats: their nearest ticks need not be whole.
+    assert fake_quantize(np.array([1, 4]), QParams(1.5, 0, 0, 7)).tolist() == [1.5, 4.5]
+
+
+@pytest.mark.parametrize(
+    ("limits", "dtype", "bits"),
+    [
+        ((0, 255), "uint8", 8),
+        ((0, 256), "int16", 9),
+        ((-1, 127), "int8", 8),
+        ((-128, 127), "int8", 8),
+        ((-129, 127), "int16", 9),
+        ((-1, 128), "int16", 8),
+        ((-32768, 32767), "int16", 16),
+        ((-32769, 0), "int32", 16),
+        ((0, 32768), "int32", 16),
+        ((-(2**31), 2**31 - 1), "int32", 32),
+    ],
+)
+def test_the_type_of_codes_at_its_own_ends(limits, dtype, bits):
+    qparams = QParams(1.0, 0, *limits)
+    assert (qparams.code_dtype, qparams.bits) == (dtype, bits)
+
+
+@pytest.mark.parametrize("limits", [(0, 2**31), (-(2**31) - 1, 0)])
+def test_codes_that_do_not_fit_into_32_bits_have_no_type(limits):
+    with pytest.raises(ValueError, match="do not fit into 32 bits"):
+        _ = QParams(1.0, 0, *limits).code_dtype
+
+
+def test_many_scales_may_share_one_zero_point():
+    scale = np.array([[0.5], [2.0]])
+    x = np.array([[1.0, -1.0], [4.0, -2.0]])
+    qparams = QParams(scale, 3, 0, 7)
+    assert quantize(x, qparams).tolist() == [[5, 1], [5, 2]]
+    assert dequantize(quantize(x, qparams), qparams).tolist() == x.tolist()
+    tensor = QParams(torch.from_numpy(scale), 3, 0, 7)
+    assert quantize(torch.from_numpy(x), tensor).tolist() == [[5, 1], [5, 2]]
+
+
+def test_a_list_of_values_may_have_groups_with_zero_points_of_their_own():
+    x = np.array([0.0, 1.0, -2.0, 2.0, 3.0, 6.0])
+    qparams = QParams(np.array([1.0, 2.0]), np.array([0, 1]), 0, 7)
+    assert quantize(x, qparams).tolist() == [0, 1, 0, 2, 3, 4]
+    assert dequantize(quantize(x, qparams), qparams).tolist() == [0, 1, 0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2000, 100), 1), ((2, 200_000), 0), ((2, 200_000), 1), ((3, 100_000), 0)])
+def test_in_slabs_each_row_and_column_keeps_its_own_scale(shape, axis):
+    """More values than are worked on at once."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    qparams = find_qparams(x, granularity=qlearn.PerAxis(axis))
+    formula = np.clip(np.round(x / qparams.scale) + qparams.zero_point, 0, 255).astype(np.uint8)
+    assert np.array_equal(quantize(x, qparams), formula)
+    values = qparams.scale * (formula.astype(np.float32) - qparams.zero_point.astype(np.float32))
+    assert np.array_equal(dequantize(formula, qparams), values)
+
+
+def test_only_on_other_devices_a_scale_is_a_tensor():
+    """There PyTorch divides by a Python number as if it were its reciprocal. Meta tensors stand for such a device."""
+    qparams = QParams(0.1, 3, 0, 7)
+    for x in (torch.empty(2), np.empty(2)):
+        _, scale, zero_point = align(x, qparams, x.dtype)
+        assert type(scale) is float and (scale, zero_point) == (0.1, 3)
+    _, scale, zero_point = align(torch.empty(2, device="meta"), qparams, torch.float32)
+    assert isinstance(scale, torch.Tensor) and (scale.device.type, scale.dtype) == ("meta", torch.float32)
+    assert zero_point == 3
+
+
+def test_one_tensor_among_the_ends_makes_the_scale_a_tensor():
+    ends = [(torch.tensor(-1.0), 2.0), (-1.0, torch.tensor(2.0)), (torch.tensor(-1.0), torch.tensor(2.0))]
+    for lo, hi in [*ends, (np.float32(-1), torch.tensor(2.0)), (torch.tensor(-1.0), np.float32(2))]:
+        qparams = choose_qparams(lo, hi)
+        assert isinstance(qparams.scale, torch.Tensor)
+        assert float(qparams.scale) == pytest.approx(3 / 255, rel=1e-7)  # float32
+
+
+def test_of_an_array_type_and_shape_are_printed():
+    assert repr(QParams(np.ones(3), np.ones(3, np.int32), 0, 7)) == (
+        "QParams(scale=<float64 (3,)>, zero_point=<int32 (3,)>, quant_min=0, quant_max=7)"
+    )
+    assert repr(QParams(np.ones((2, 1), np.float32), 1, 0, 7)).startswith(
+        "QParams(scale=<float32 (2, 1)>, zero_point=1,"
+    )
+    assert repr(QParams(np.float32(0.1), 1, 0, 7)).startswith("QParams(scale=0.1, zero_point=1,")

@@ -220,3 +220,39 @@ def test_correction_gains_points_where_bits_are_few(digits, bits, method, gain):
     )
     fine = correct_bias(rough, model, calibration)
     assert qlearn.nn.accuracy(fine, *digits.test) >= qlearn.nn.accuracy(rough, *digits.test) + gain
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_sequences_have_their_channels_last_and_the_mean_is_over_all_their_steps(kind):
+    """(N, T, C): 7 steps of 5 numbers. With T = C a wrong axis would only give wrong numbers."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 7)), torch.rand(40, 7, 5)
+    rough = converted(model, x, ROUGH, INPUTS[kind])
+    fine = correct_bias(rough, model, x)
+    for layer in (0, 2):
+        with torch.no_grad():
+            wanted = model[: layer + 1](x).mean((0, 1))
+            fine_layers = copy.deepcopy(fine)[: layer + 1]
+            fine_layers[layer].relu = False
+            found = fine_layers(x).mean((0, 1))
+            rough_layers = copy.deepcopy(rough)[: layer + 1]
+            rough_layers[layer].relu = False
+            before = rough_layers(x).mean((0, 1))
+        # An integer layer's bias moves in whole steps; what else is left is float32's rounding of numbers around 1.
+        bound = float(half_a_step(fine[layer]).max()) if kind == "static" else 0
+        assert (found - wanted).abs().max() <= bound + 1e-5
+        assert (before - wanted).abs().max() > 3 * (bound + 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["static", "weight only"])
+def test_a_single_image_without_a_batch_axis_has_its_channels_first(kind):
+    """(C, H, W): the channel is the third axis from the end, whether or not there is one of images before it."""
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Conv2d(2, 3, 3)), torch.rand(6, 2, 9, 8)
+    rough = converted(model, images, ROUGH, INPUTS[kind])
+    together = correct_bias(rough, model, images)
+    each = correct_bias(rough, model, [image for image in images])
+    assert together[0].bias.shape == (3,)
+    # In another order of sums a mean may round to the other side of a tie between two steps.
+    assert (together[0].bias - each[0].bias).abs().max() <= (1 if kind == "static" else 1e-6)
+    assert (together[0].bias - (0 if rough[0].bias is None else rough[0].bias)).abs().max() > 1e-5

@@ -215,3 +215,76 @@ def test_nf4_beats_int4_on_normal_blocks_and_loses_on_even_ones():
             np.sum((x - decode(encode(x, b, scale), b, scale)) ** 2) for b in (normal_float(4), np.arange(-7, 8) / 7)
         ]
         assert (errors[0] < 0.8 * errors[1]) == better and (errors[0] > 1.2 * errors[1]) != better
+
+
+# --- by hand ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "k", "wanted"),
+    [
+        (np.arange(12.0), 3, [2, 6, 10]),  # the (i + ½) / k quantiles: places 2, 6 and 10 of 12
+        (np.arange(10.0), 4, [1, 3, 6, 8]),  # 1.25, 3.75, 6.25, 8.75
+        ([0.0] * 6 + [1, 2, 3, 4], 3, [0, 1, 3]),  # 0, 0 and 3; the second 0 makes room for a value that has no level
+        ([0.0] * 20 + [1, 2, 3, 4, 5, 6, 7, 8, 9], 4, [0, 1, 6, 9]),  # two make room: for the ends of what is free
+        ([0.0] * 40 + [1, 2, 3, 4, 5, 6, 7, 8, 9], 5, [0, 1, 4, 5, 9]),  # three: and for one in the middle
+        ([1.0, 2.0], 2, [1, 2]),  # as many values as levels
+    ],
+)
+def test_the_first_levels_are_quantiles_and_no_two_are_equal(x, k, wanted):
+    assert kmeans(x, k, steps=0).tolist() == wanted
+
+
+def test_a_codebook_has_up_to_256_levels():
+    levels = np.arange(256.0)
+    assert encode([0.0, 254.6, 1e9], levels).tolist() == [0, 255, 255]
+    assert decode(np.array([255, 0], np.uint8), levels).tolist() == [255.0, 0.0]
+    assert kmeans(levels, 256).tolist() == optimal(levels, 256).tolist() == levels.tolist()
+    for call in (lambda: kmeans(np.arange(300.0), 257), lambda: optimal(np.arange(300.0), 257)):
+        with pytest.raises(ValueError, match="k=257 must be a whole number from 2 to 256"):
+            call()
+    with pytest.raises(ValueError, match="k=2.0 must be a whole number"):
+        kmeans([1.0, 2.0], 2.0)
+
+
+def test_of_two_equal_levels_the_first_is_used():
+    assert encode([-1.0, 0.0, 0.4, 0.6, 2.0], [0.0, 0.0, 1.0]).tolist() == [0, 0, 0, 2, 2]
+    with pytest.raises(ValueError, match=r"levels\[0\]=1 is larger than levels\[1\]=0"):
+        encode([1.0], [1.0, 0.0, -1.0])
+
+
+def test_one_code_without_a_level_is_enough():
+    for codes in ([-1, 1], [1, -1]):
+        with pytest.raises(ValueError, match="codes run from -1 to 1: 2 levels have the codes 0 … 1"):
+            decode(codes, [0.0, 1.0])
+    with pytest.raises(ValueError, match="codes run from 0 to 2"):
+        decode([2, 0], [0.0, 1.0])
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_the_best_levels_of_few_values_by_hand(k, recwarn):
+    x = [10.0, 0.0, 1.5, 30.0, 31.0, 11.0]
+    assert optimal(x, k).tolist() == {2: [5.625, 30.5], 3: [0.75, 10.5, 30.5], 4: [0.0, 1.5, 10.5, 30.5]}[k]
+    assert optimal([3.0, 1.0], 2).tolist() == [1.0, 3.0]
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0, True, 4.0])
+def test_normal_levels_have_two_to_eight_bits(bits):
+    with pytest.raises(ValueError, match=f"bits={bits!r} must be a whole number from 2 to 8"):
+        normal_float(bits)
+
+
+def test_a_level_without_values_stays_where_it_is_and_nothing_is_divided_by_zero(recwarn):
+    assert kmeans([0.0, 1.0, 9.0, 10.0, 11.0], 3, start=[0.0, 5.0, 9.5]).tolist() == [0.5, 5.0, 10.0]
+    assert not recwarn.list
+
+
+def test_normal_levels_are_those_of_four_bits_if_nothing_is_said():
+    assert normal_float().tolist() == normal_float(4).tolist()
+
+
+@pytest.mark.parametrize("levels", [1.0, [[0.0, 1.0], [2.0, 3.0]]])
+def test_levels_are_a_list(levels):
+    with pytest.raises(ValueError, match="a codebook is a list of 2 to 256 numbers"):
+        encode([1.0], levels)

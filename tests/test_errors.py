@@ -87,3 +87,27 @@ def test_shapes_must_agree():
         errors.mse(np.zeros(2), np.zeros(3))
     with pytest.raises(ValueError, match="x_hat holds 1 value that is not finite"):
         errors.mse(np.zeros(2), np.array([0, np.nan]))
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "limits", "expected"),
+    [
+        (0, (-8, 7), 4 + 4 * 32 / 64),  # signed, and no zero point to store
+        (np.int32([[0], [0], [0], [0]]), (-8, 7), 4 + 4 * 32 / 64),  # zeros need not be stored either
+        (np.int32([[0], [3], [0], [0]]), (-8, 7), 4 + 4 * (32 + 4) / 64),  # one that is not 0: all are stored
+        (np.int32([[1], [3], [2], [1]]), (-8, 7), 4 + 4 * (32 + 4) / 64),
+        (np.int32([[0], [0], [0], [0]]), (0, 15), 4 + 4 * (32 + 4) / 64),  # unsigned codes have zero points
+        (3, (-8, 7), 4 + (4 * 32 + 4) / 64),  # one for all
+        (np.int32([[0], [0], [0], [0]]), (-1, 2), 2 + 4 * 32 / 64),
+        (np.int32([[1], [1], [1], [1]]), (1, 4), 2 + 4 * (32 + 2) / 64),
+    ],
+)
+def test_zero_points_are_part_of_the_price_unless_signed_codes_need_none(zero_point, limits, expected):
+    qparams = QParams(np.ones((4, 1)), zero_point, *limits)
+    assert errors.bits_per_value((4, 16), qparams) == expected
+
+
+def test_a_report_does_not_change():
+    report = errors.report([0.0, 1.5], QParams(scale=1.0, zero_point=0, quant_min=0, quant_max=3))
+    with pytest.raises(AttributeError, match="cannot assign to field"):
+        report.mse = 0.0

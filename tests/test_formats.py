@@ -8,7 +8,21 @@ import pytest
 import torch
 
 from qlearn import codebooks
-from qlearn.formats import BFLOAT16, E2M1, E2M3, E3M2, E4M3, E5M2, FLOAT16, FLOAT32, cast, decode, encode, fields
+from qlearn.formats import (
+    BFLOAT16,
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3,
+    E5M2,
+    FLOAT16,
+    FLOAT32,
+    FloatFormat,
+    cast,
+    decode,
+    encode,
+    fields,
+)
 
 THEIRS = {
     E2M1: ml_dtypes.float4_e2m1fn,
@@ -153,3 +167,31 @@ def test_scales_cover_blocks():
 def test_what_cannot_be_is_said(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("exponent_bits", "significand_bits", "dtype"),
+    [(4, 3, "uint8"), (5, 3, "int32"), (5, 10, "int32"), (5, 11, "int64"), (8, 23, "int64")],
+)
+@pytest.mark.parametrize("library", [np.asarray, torch.as_tensor])
+def test_codes_take_the_smallest_of_three_types(exponent_bits, significand_bits, dtype, library):
+    format = FloatFormat("", exponent_bits, significand_bits, reserved=0)
+    codes = encode(library(np.array([format.largest, -1.0])), format)
+    assert str(codes.dtype).endswith(dtype)
+    assert codes[0] == 2 ** (format.bits - 1) - 1
+    assert codes[1] == 2 ** (format.bits - 1) + (format.bias << significand_bits)
+
+
+def test_one_code_that_the_format_does_not_have_is_enough():
+    for codes in ([-1, 3], [3, -1]):
+        with pytest.raises(ValueError, match="codes run from -1 to 3: FP4 E2M1 has the codes 0 … 15"):
+            decode(codes, E2M1)
+    with pytest.raises(ValueError, match="codes run from 0 to 16"):
+        decode([0, 16], E2M1)
+    assert decode([0, 15], E2M1).tolist() == [0.0, -6.0]
+
+
+def test_a_format_does_not_change_and_can_be_a_key():
+    assert {E2M1: 1}[FloatFormat("FP4 E2M1", 2, 1, reserved=0)] == 1
+    with pytest.raises(AttributeError, match="cannot assign to field"):
+        E2M1.reserved = 1

@@ -277,3 +277,136 @@ def with_bias_as_inputs(codes, weight, bias, x_zero_point, w_zero_point, levels)
 def test_wrong_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+# The ends of what is allowed, from both sides.
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((3,), (3, 2)), ((2, 3), (3,)), ((3,), (3,)), ((2, 3), (2, 3)), ((4, 2, 3), (4, 2, 3)), ((), (3, 2))],
+)
+def test_a_product_is_of_two_matrices_that_fit(a, b):
+    with pytest.raises(ValueError, match=r"wanted are \(…, M, K\) and \(…, K, N\)"):
+        matmul(np.ones(a, int), np.ones(b, int))
+
+
+def test_each_argument_must_be_codes():
+    ones = np.ones((2, 2), int)
+    for name, call in {
+        "a": lambda: matmul(ones / 1, ones),
+        "b": lambda: matmul(ones, ones / 1),
+        "a_zero_point": lambda: matmul(ones, ones, a_zero_point=0.5),
+        "b_zero_point": lambda: matmul(ones, ones, b_zero_point=[0.5]),
+        "bias": lambda: matmul(ones, ones, bias=[0.5, 0.5]),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name} has dtype float64: it must hold integer") as error:
+            call()
+        assert ("Divide it by scale_a · scale_b and round." in str(error.value)) == (name == "bias")
+
+
+@pytest.mark.parametrize("shapes", [((0, 3), (3, 2)), ((2, 3), (3, 0)), ((2, 0), (0, 2))])
+def test_nothing_has_no_product(shapes):
+    with pytest.raises(ValueError, match=r"^[ab] is empty \(shape"):
+        matmul(*(np.ones(shape, int) for shape in shapes))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_may_reach_the_last_number_of_int32_and_no_further(sign):
+    most = 2**31 - 1
+    a, b = np.array([[sign * 65535, sign]]), np.array([[32768], [32767]])  # their bound is 2 · 65535 · 32768
+    assert matmul(a[:, :1], b[:1], bias=[sign * (most - 65535 * 32768)]).tolist() == [[sign * most]]
+    with pytest.raises(ValueError, match=f"sums of K=1 products can reach {most + 1}, beyond int32's {most}"):
+        matmul(a[:, :1], b[:1], bias=[sign * (most - 65535 * 32768 + 1)])
+    with pytest.raises(ValueError, match=rf"of K=2 products can reach {2 * 65535 * 32768}, .* K must be at most 1\.$"):
+        matmul(a, b)
+    with pytest.raises(ValueError, match=r"of K=1 products can reach 2147483658, .* K must be at most 0\.$"):
+        matmul([[1]], [[sign]], bias=[sign * (most + 10)])
+    with pytest.raises(ValueError, match=r"of K=1 products can reach 2147483657, .* K must be at most 0\.$"):
+        matmul([[0]], [[sign]], bias=[sign * (most + 10)])
+    with pytest.raises(ValueError, match=rf"of K=3 products can reach {3 * 10**9 + 7}, .* K must be at most 2\.$"):
+        matmul([[1000, 0, 0]], [[0], [-1_000_000], [0]], bias=[-7])
+
+
+def test_a_zero_point_may_be_any_whole_number():
+    a, b = np.array([[3, 5]], np.uint8), np.array([[2], [7]], np.uint8)
+    for one in (1, np.int64(1), np.uint8(1), np.array(1), np.array([[1]])):
+        assert matmul(a, b, a_zero_point=one).tolist() == [[2 * 2 + 4 * 7]]
+        assert matmul(a, b, b_zero_point=one).tolist() == [[3 * 1 + 5 * 6]]
+    assert matmul(torch.from_numpy(a), torch.from_numpy(b), a_zero_point=torch.tensor(1)).tolist() == [[32]]
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "m", "shift"),
+    [
+        (0.5, 2**30, 0),
+        (0.25, 2**30, 1),
+        (0.75, 3 * 2**29, 0),
+        (2.0**-32, 2**30, 31),  # the smallest there is
+        (2.0**-31 * (1 - 2.0**-40), 2**30, 30),  # rounded up to the next power of two
+        (0.5 * (1 - 2.0**-40), 2**30, 0),
+        (0.25 * (1 - 2.0**-32), 2**30, 1),  # a half, away from zero
+        (0.25 * (1 - 3 * 2.0**-33), 2**31 - 1, 2),
+        (1 - 2.0**-31, 2**31 - 1, 0),
+        (1 - 2.0**-32, 2**31 - 1, 0),  # would be 2³¹, and there is no further place
+        (1 - 2.0**-53, 2**31 - 1, 0),  # the largest float64 below 1
+    ],
+)
+def test_multipliers_by_hand(multiplier, m, shift):
+    assert quantize_multiplier(multiplier) == (m, shift)
+    assert [type(number) for number in quantize_multiplier(multiplier)] == [int, int]
+    many, shifts = quantize_multiplier([[0.3, multiplier]])
+    assert (many.tolist(), shifts.tolist()) == ([[1288490189, m]], [[1, shift]])
+    assert many.dtype == shifts.dtype == np.int64
+
+
+@pytest.mark.parametrize("multiplier", [0.0, -0.5, 1.0, 1.5, 2.0**-33, 2.0**-32 * (1 - 2.0**-30)])
+def test_multipliers_that_cannot_be_written_are_named(multiplier):
+    for numbers in (multiplier, [0.5, multiplier], torch.tensor([0.5, multiplier], dtype=torch.float64)):
+        with pytest.raises(ValueError, match=f"multiplier={multiplier} "):
+            quantize_multiplier(numbers)
+
+
+FREE = {"zero_point": 0, "quant_min": -(2**31), "quant_max": 2**31 - 1}
+
+
+@pytest.mark.parametrize(("m", "shift"), [(2**30, 0), (2**31 - 1, 31), (2**30, 31), (2**31 - 1, 0)])
+def test_every_m_and_shift_that_quantize_multiplier_gives_is_taken(m, shift):
+    accs = [-(2**31), -3, 0, 5, 2**31 - 1]
+    wanted = [gemmlowp(acc, m, shift) for acc in accs]
+    assert requantize(accs, m, shift, **FREE).tolist() == wanted
+    assert requantize(accs, np.full(5, m), np.full(5, shift), **FREE).tolist() == wanted
+    assert requantize(torch.tensor(accs), m, shift, **FREE).dtype == torch.int32
+
+
+@pytest.mark.parametrize(("m", "shift"), [(2**30 - 1, 0), (2**31, 0), (2**30, -1), (2**30, 32), (-(2**30), 0)])
+def test_others_are_refused(m, shift):
+    for numbers in ((m, shift), (np.array([2**30, m]), shift), (m, np.array([0, shift]))):
+        with pytest.raises(ValueError, match="take both from quantize_multiplier"):
+            requantize([1, 1], *numbers, **FREE)
+
+
+@pytest.mark.parametrize("acc", [2**31, -(2**31) - 1])
+def test_one_sum_outside_int32_is_enough(acc):
+    with pytest.raises(ValueError, match="outside int32: they have wrapped"):
+        requantize([0, acc], 2**30, 0, **FREE)
+
+
+def test_the_zero_point_comes_before_the_clamp():
+    codes = requantize([-100, -12, -2, 0, 6, 50], 2**30, 0, zero_point=3, quant_min=-3, quant_max=7)
+    assert codes.tolist() == [-3, -3, 2, 3, 6, 7]
+    assert requantize([-100, 6], 2**30, 0, zero_point=3, quant_min=3, quant_max=7).tolist() == [3, 6]  # with a ReLU
+
+
+def test_of_several_wrong_multipliers_the_first_is_named():
+    with pytest.raises(ValueError, match="multiplier=-0.1 must be larger than 0"):
+        quantize_multiplier([0.5, -0.1, 7.0])
+
+
+def test_the_last_halves_go_away_from_zero():
+    assert requantize([-6, -2, 0, 2, 6], 2**30, 1, **FREE).tolist() == [-2, -1, 0, 1, 2]
+
+
+def test_the_largest_bias_counts():
+    with pytest.raises(ValueError, match="of K=1 products can reach 2147483648"):
+        matmul([[1]], [[1, 1]], bias=[0, 2**31 - 1])

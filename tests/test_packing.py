@@ -55,3 +55,37 @@ def test_three_bits_lose_nothing():
 def test_what_does_not_fit_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_no_codes_take_no_bytes(library, bits):
+    packed = pack(library(np.zeros((3, 0), np.int64)), bits)
+    assert tuple(packed.shape) == (0,) and str(packed.dtype).endswith("uint8")
+    assert tuple(unpack(packed, bits, (3, 0)).shape) == (3, 0)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_the_outermost_codes_fit_and_those_beyond_do_not(bits):
+    half, most = 2 ** (bits - 1), 2**bits - 1
+    for codes, signed in (([0, most], False), ([-half, half - 1], True), ([-half, -half], True)):
+        assert unpack(pack(codes, bits), bits, (2,), signed=signed).tolist() == codes
+    for codes in ([0, most + 1], [-half - 1, 0], [-half - 1, -half - 1], [-1, half]):
+        with pytest.raises(
+            ValueError, match=f"codes run from {codes[0]} to {codes[1]} and do not fit into {bits} bits"
+        ):
+            pack(codes, bits)
+
+
+@pytest.mark.parametrize("bits", [0, 9, -1, 4.0, True, "4"])
+def test_both_ways_refuse_a_wrong_number_of_bits(bits):
+    for call in (lambda: pack(np.array([1]), bits), lambda: unpack(np.zeros(1, np.uint8), bits, (1,))):
+        with pytest.raises(ValueError, match=f"bits={bits!r} must be a whole number from 1 to 8"):
+            call()
+
+
+def test_packed_codes_are_bytes():
+    with pytest.raises(ValueError, match=r"packed has dtype int64 and shape \(2,\): 4 codes of 4 bits are uint8"):
+        unpack(np.zeros(2, np.int64), 4, (4,))
+    with pytest.raises(ValueError, match=r"packed has dtype uint8 and shape \(2, 1\): 4 codes"):
+        unpack(np.zeros((2, 1), np.uint8), 4, (4,))

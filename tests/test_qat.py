@@ -591,3 +591,63 @@ def test_half_precision_strange_strides_and_empty_batches():
             # Half a digit of float16 beside the largest output.
             error = (qlearn.nn.convert(prepared)(x) - prepared(x)).abs().max()
             assert error <= (2e-3 if x.dtype == torch.float16 else 1e-6) * prepared(x).abs().max()
+
+
+# --- numbers of 8 bits, and sums of float64 --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "n", "factor"),
+    [
+        (QParams(torch.full((4, 1), 0.5), 0, -128, 127), 6, 127),
+        (QParams(0.5, 3, 0, 255), 24, 255),
+        (None, 24, 255),
+    ],
+    ids=["weights, full signed range", "weights, unsigned", "inputs"],
+)
+def test_the_gradient_of_a_learned_scale_is_divided_by_the_root_of_n_quant_max(start, n, factor):
+    """With quant_max = 1 no test could see it. LSQ's g = 1 / √(n · quant_max), from the paper's section 2.2."""
+    signed = start is not None and start.quant_min < 0
+    module = LearnedFakeQuantize(QuantConfig(symmetric=signed, narrow_range=False), start)
+    if start is None:
+        module.start(QParams(0.5, 3, 0, 255))
+    x = torch.full((4, 6) if start else (5, 2, 3, 4), 1000.0)  # beyond the last tick, which is quant_max − zero_point
+    module(x).sum().backward()
+    steps = 127 if signed else 255 - 3
+    shared = x.numel() // module.log_scale.numel()
+    expected = shared * steps / math.sqrt(n * factor) * 0.5  # the last 0.5 comes from the logarithm
+    assert torch.allclose(module.log_scale.grad, torch.full_like(module.log_scale, expected), rtol=1e-6)  # float32
+
+
+def test_in_eval_mode_sums_are_those_of_float64_rounded_once():
+    torch.manual_seed(0)
+    prepared = qlearn.nn.prepare_qat(nn.Sequential(nn.Linear(784, 64, bias=False)), PER_CHANNEL)
+    x = torch.randn(50, 784)
+    layer = qlearn.nn.calibrate(prepared, x, progress=False)[0]
+    x_hat = qlearn.fake_quantize(x, layer.observer.qparams())
+    w_hat = qlearn.fake_quantize(layer.layer.weight.detach(), layer.find_weight_qparams())
+    exact = x_hat.double() @ w_hat.double().T
+    half = torch.from_numpy(np.spacing(np.abs(exact.numpy()).astype(np.float32))).double() / 2
+    with torch.no_grad():
+        y = prepared(x)
+    assert y.dtype == torch.float32
+    # Half of a float32 step and no more, but for the 2⁻⁵³ of the sums, of which 784 make less than 1e-6 of it.
+    assert ((y.double() - exact).abs() <= half * (1 + 1e-6) + 1e-12).all()
+    assert not ((x_hat @ w_hat.T).double() - exact).abs().le(half * (1 + 1e-6) + 1e-12).all()  # float32's are not such
+
+
+def test_a_bias_next_to_a_tie_gets_the_code_that_the_integer_layer_adds():
+    """float32's quotient of bias and step is off by up to one part in ten million: some ties would fall over."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4000))
+    prepared = qlearn.nn.prepare_qat(model, QuantConfig(symmetric=True), QuantConfig(method="min_max"))
+    layer = qlearn.nn.calibrate(prepared, torch.rand(20, 3), progress=False)[0]
+    inputs, weights = layer.observer.qparams(), layer.find_weight_qparams()
+    step = float(inputs.scale) * float(weights.scale)
+    with torch.no_grad():
+        layer.layer.bias.copy_((torch.arange(4000) + 0.5).double() * step)
+        silent = prepared(torch.zeros(1, 3))[0]
+    codes = qlearn.nn.convert(prepared)[0].bias
+    assert torch.equal(torch.round(silent.double() / step).int(), codes)
+    in_float32 = torch.round(layer.layer.bias.detach() / (inputs.scale * weights.scale)).int()
+    assert (in_float32 != codes).any()  # so that the comparison can fail

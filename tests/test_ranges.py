@@ -21,8 +21,8 @@ from qlearn import (
     find_range,
     quantize,
 )
-from qlearn.range_search import clip_grid
-from qlearn.ranges import kl_divergence
+from qlearn.range_search import Search, clip_grid
+from qlearn.ranges import METHODS, between, check_percentile, cross_entropy, entropy, kl_divergence, place_of
 from strategies import arrays
 
 
@@ -153,3 +153,185 @@ def test_entropy_clips_an_outlier_and_keeps_a_uniform_range():
 def test_wrong_searches_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((4, 6)))
+
+
+# The parts of the methods, by hand and against slow ways
+
+
+def test_the_percentile_is_that_of_99_9_if_nothing_is_said():
+    x = np.random.default_rng(0).normal(size=5000)
+    assert find_range(x, "percentile") == find_range(x, "percentile", percentile=99.9)
+    assert find_range(x, "percentile") == pytest.approx(np.percentile(x, [0.1, 99.9]), rel=1e-12)  # float64's rounding
+    assert find_range(x, "percentile", percentile=100) == (x.min(), x.max())
+    for percentile in (50, 100.001):
+        with pytest.raises(ValueError, match=f"percentile={percentile} must be more than 50"):
+            check_percentile(percentile)
+    check_percentile(50.001)
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "place"),
+    [
+        (0.0, 5, (0, 0.0)),
+        (0.25, 5, (1, 0.0)),
+        (1.0, 5, (3, 1.0)),
+        (0.5, 2, (0, 0.5)),
+        (1.0, 2, (0, 1.0)),
+        (0.5, 1, (0, 0.0)),
+    ],
+)
+def test_places_by_hand(share, n, place):
+    assert place_of(share, n) == place
+
+
+@pytest.mark.parametrize("t", [0.125, 0.25, 0.5, 0.75, 0.875])
+def test_between_two_values_every_bit_is_numpy_s(t):
+    for below, above in np.sort(np.random.default_rng(0).normal(size=(200, 2)), axis=1):
+        assert between(below, above, t) == np.percentile([below, above], 100 * t)
+
+
+def test_a_single_value_is_its_own_range():
+    assert find_range([3.0], "percentile") == (3.0, 3.0)
+    assert find_range([[3.0], [4.0]], "percentile", granularity=PerAxis(0))[1].tolist() == [[3.0], [4.0]]
+
+
+@pytest.mark.parametrize("method", ["cross_entropy", "entropy"])
+def test_eight_bits_asymmetric_and_narrow_are_meant_if_nothing_is_said(method):
+    x = np.random.default_rng(0).normal(size=(300, 8)) * 4 + 1
+    x[0, 0] = 40
+    plain = METHODS[method](x)
+    assert plain == METHODS[method](x, bits=8, symmetric=False, narrow_range=True)
+    assert plain == find_range(x, method) == find_range(x, method, bits=8, symmetric=False)
+    options = [{"bits": 7}, {"bits": 9}, {"symmetric": True}]
+    assert all(METHODS[method](x, **option) != plain for option in options)
+    assert all(find_range(x, method, **option) == METHODS[method](x, **option) for option in options)
+    narrow = {"bits": 2, "symmetric": True}
+    assert METHODS[method](x, **narrow) == METHODS[method](x, narrow_range=True, **narrow)
+    assert find_range(x, method, **narrow) == METHODS[method](x, **narrow)
+    qparams = find_qparams(x, method)
+    assert qparams == choose_qparams(*plain)
+    assert find_qparams(x, method, **narrow) == choose_qparams(*METHODS[method](x, **narrow), **narrow)
+
+
+def test_the_full_range_of_codes_is_searched_if_it_is_asked_for():
+    x = np.random.default_rng(2).normal(size=(50, 3)) * 4
+    x[0, 0], codes = -30, {"bits": 2, "symmetric": True}
+    full = cross_entropy(x, narrow_range=False, **codes)
+    assert full != cross_entropy(x, **codes)
+    assert find_range(x, "cross_entropy", narrow_range=False, **codes) == full
+    wanted = choose_qparams(*full, narrow_range=False, **codes)
+    assert find_qparams(x, "cross_entropy", narrow_range=False, **codes) == wanted
+    assert (find_qparams(x, narrow_range=False, **codes).quant_min, find_qparams(x, **codes).quant_min) == (-2, -1)
+
+
+@pytest.mark.parametrize("shape", [(30, 7), (4, 5, 3), (2,)])
+@pytest.mark.parametrize("size", [1, 2000])
+def test_cross_entropy_is_scipy_s_for_logits_of_every_size_and_shape(shape, size):
+    """Beyond 709 an exponential overflows in float64: only differences to the largest logit may enter one."""
+    logits = np.random.default_rng(0).normal(size=shape) * size
+    softmax = scipy.special.softmax(logits, axis=-1)
+    search = Search(2)
+    grid = clip_grid(logits.min(), logits.max(), np.abs(logits).mean(), 5)
+    lo, hi = search.range_of(*search.quantizers_of(*grid), np.float64)
+    losses = []
+    for a, b in zip(lo, hi, strict=True):
+        x_hat = fake_quantize(logits, choose_qparams(a, b, bits=2))
+        losses.append(-np.mean(np.sum(softmax * scipy.special.log_softmax(x_hat, axis=-1), axis=-1)))
+    excess = np.array(losses) + np.mean(np.sum(softmax * scipy.special.log_softmax(logits, axis=-1), axis=-1))
+    best = int(np.argmax(excess <= excess.min() + 1e-9))  # of those that are equal up to rounding the first
+    assert cross_entropy(logits, bits=2, candidates=5) == pytest.approx((lo[best], hi[best]), rel=1e-12)  # mean of |x|
+
+
+def test_candidates_and_classes_at_their_limits():
+    assert cross_entropy([[0.0, 3.0]], candidates=2) == (0.0, 3.0)
+    for candidates in (1, 2.0):
+        with pytest.raises(ValueError, match=f"candidates={candidates} must be a whole number of 2 or more"):
+            cross_entropy([[0.0, 3.0]], candidates=candidates)
+    for x in (1.0, [1.0], [[1.0], [2.0]]):
+        with pytest.raises(ValueError, match="of at least two classes"):
+            cross_entropy(x)
+    cross_entropy([[0.0, 3.0]], candidates=np.int64(2))
+
+
+def slow_entropy(x, levels, bins):
+    """The search in plain loops, with SciPy's divergence."""
+    magnitude, largest = np.abs(x), np.abs(x).max() * (1 + 1e-6)  # so that no value lies on an edge
+    counts = np.zeros(bins)
+    for value in magnitude:
+        counts[min(int(value / largest * bins), bins - 1)] += 1
+    best, clip = np.inf, None
+    for k in range(levels, bins + 1):
+        p, q = counts[:k].copy(), np.zeros(k)
+        p[-1] += counts[k:].sum()
+        for level in range(levels):
+            part = slice(level * k // levels, (level + 1) * k // levels)
+            filled = counts[:k][part] > 0
+            q[part] = filled * counts[:k][part].sum() / max(filled.sum(), 1)
+        divergence = np.inf if q.sum() == 0 or ((p > 0) & (q == 0)).any() else scipy.stats.entropy(p, q)
+        if divergence < best * (1 - 1e-12):  # float64's rounding: among equals the first
+            best, clip = divergence, k
+    return max(x.min(), -largest * clip / bins), min(x.max(), largest * clip / bins)
+
+
+def ends_on_ticks(lo, hi, bits=8, symmetric=False, narrow_range=True):
+    """For asymmetric codes: the range moved so that −lo / scale is a whole number, halves and a little less upwards."""
+    if symmetric:
+        return lo, hi
+    scale = (hi - lo) / (2**bits - 1)
+    zero_point = np.floor(-lo / scale + 0.501)
+    return -zero_point * scale, (2**bits - 1 - zero_point) * scale
+
+
+@pytest.mark.parametrize(
+    ("codes", "sides", "levels"),
+    [
+        ({"bits": 4}, (-1, 1), 8),  # half of the codes on either side
+        ({"bits": 4}, (0, 1), 15),
+        ({"bits": 4}, (-1, 0), 15),
+        ({"bits": 4, "symmetric": True}, (-1, 1), 7),
+        ({"bits": 4, "symmetric": True}, (0, 1), 7),
+        ({"bits": 4, "symmetric": True, "narrow_range": False}, (-1, 1), 7),
+        ({"bits": 1}, (-1, 1), 2),  # fewer than two make no histogram
+        ({"bits": 2, "symmetric": True}, (-1, 1), 2),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_entropy_is_the_search_in_plain_loops(codes, sides, levels, seed):
+    rng = np.random.default_rng(seed)
+    x = np.clip(rng.standard_t(2, size=400), 8.0 * sides[0], 9.0 * sides[1])
+    x[:2] = 8.0 * sides[0], 9.0 * sides[1]
+    wanted = ends_on_ticks(*slow_entropy(x, levels, 64), **codes)
+    assert entropy(x, bins=64, **codes) == pytest.approx(wanted, rel=1e-12, abs=1e-12)  # edges, rounded
+    with pytest.raises(ValueError, match=f"bins={levels - 1} must be a whole number of at least {levels},"):
+        entropy(x, bins=levels - 1, **codes)
+    everything = ends_on_ticks(x.min(), x.max(), **codes)
+    assert entropy(x, bins=levels, **codes) == pytest.approx(everything, rel=1e-12, abs=1e-12)
+
+
+def test_the_histogram_has_2048_bins_and_the_clip_is_one_of_their_edges():
+    x = np.append(np.random.default_rng(0).normal(size=20_000), 16.0)
+    lo, hi = entropy(x.reshape(3, -1), symmetric=True)
+    assert (lo, hi) == entropy(x, bins=2048, symmetric=True) == find_range(x, "entropy", symmetric=True)
+    place = hi * 2048 / (16 * (1 + 1e-6))
+    assert place == pytest.approx(round(place), rel=1e-12) and 2 < hi < 16
+    assert lo == max(x.min(), -hi)
+    for bins in (2048.0, "2048"):
+        with pytest.raises(ValueError, match=f"bins={bins!r} must be a whole number"):
+            entropy(x, bins=bins)
+
+
+@pytest.mark.parametrize(
+    ("counts", "k", "levels", "wanted"),
+    [
+        ([1, 0, 5], 2, 2, np.inf),  # what is cut off goes where nothing was
+        ([0, 0, 5], 2, 2, np.inf),  # nothing is left
+        ([1, 1, 0, 0], 2, 2, 0.0),
+        ([3, 1], 2, 1, 0.75 * np.log(1.5) + 0.25 * np.log(0.5)),
+        ([3, 1, 2], 2, 2, 0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)),
+        ([3, 0, 1], 3, 1, 0.75 * np.log(1.5) + 0.25 * np.log(0.5)),  # an empty bin gets nothing
+        ([2, 0, 0, 2], 4, 2, 0.0),
+    ],
+)
+def test_divergences_by_hand(counts, k, levels, wanted, recwarn):
+    assert kl_divergence(np.array(counts), k, levels) == pytest.approx(wanted, rel=1e-12, abs=1e-15)
+    assert not recwarn.list

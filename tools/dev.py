@@ -6,6 +6,7 @@
     python tools/dev.py lessons    run the lessons, store their outputs  LESSON=05
     python tools/dev.py weights    train the shipped networks again
     python tools/dev.py bench      how quick it is, against named peers  ONLY=quantize
+    python tools/dev.py mutants    changes that no test notices          MODULE=affine  AT_MOST=40
     python tools/dev.py test-colab tests with Colab's versions           TORCH=1
     python tools/dev.py test-processors  the same on other processors  SETTING=nehalem
     python tools/dev.py wheel      build the package into dist/
@@ -50,7 +51,13 @@ def main(arguments: list[str]) -> int:
     commands = [a for a in arguments if "=" not in a]
     known = {
         **{"lab": lab, "test": test, "lessons": lessons, "weights": weights, "bench": bench},
-        **{"test-colab": test_colab, "test-processors": test_processors, "wheel": wheel, "links": links},
+        **{
+            "mutants": mutants,
+            "test-colab": test_colab,
+            "test-processors": test_processors,
+            "wheel": wheel,
+            "links": links,
+        },
         **{"front": front, "floors": floors, "find-browser": show_browser},
     }
     if len(commands) != 1 or commands[0] not in known:
@@ -109,6 +116,11 @@ def bench() -> int:
     """Measure how quick everything is, and print a table."""
     command = [environment(), "tools/bench.py", *os.environ.get("ONLY", "").split()]
     return subprocess.call(command, env=own_environment())
+
+
+def mutants() -> int:
+    """Change the maths in one small place after the other, and list the changes that no test notices."""
+    return subprocess.call([environment(), "tools/mutants.py"], env={**own_environment(), "OMP_NUM_THREADS": "1"})
 
 
 def test_colab() -> int:
