@@ -140,7 +140,7 @@ def saturate(values: Array, dtype: Any) -> Array:
     array([ 1.50e+00, -6.55e+04], dtype=float16)
     """
     compat, xp = array_namespace(values), native_namespace(values)
-    largest = float(xp.finfo(dtype).max)
+    largest = min(float(xp.finfo(kind).max) for kind in (dtype, values.dtype))  # PyTorch takes no limit beyond its type
     return compat.astype(xp.clip(values, -largest, largest), dtype, copy=False)
 
 

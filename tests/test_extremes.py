@@ -35,6 +35,7 @@ from qlearn import (
     rounding,
 )
 from qlearn import nn as qnn
+from qlearn.arrays import saturate
 from strategies import codes_of
 
 F32, F64 = np.finfo(np.float32), np.finfo(np.float64)
@@ -121,6 +122,16 @@ def test_end_ticks_are_clamped_to_the_type(make):
     assert x_hat.tolist() == pytest.approx([-F32.max, 0, 2 / 3 * F32.max], rel=1e-6)
     half = make(np.float16([-65504, 0, 65504]))
     assert fake_quantize(half, find_qparams(half, bits=2)).tolist() == pytest.approx([-65504, 0, 43680], rel=1e-3)
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.tensor])
+def test_what_saturates_may_be_of_a_wider_type(make):
+    x = make(np.float32([1.5, np.inf, -np.inf]))
+    for dtype in ("float16", "float32", "float64"):
+        wanted = min(float(np.finfo(dtype).max), float(F32.max))
+        y = saturate(x, getattr(torch, dtype) if torch.is_tensor(x) else np.dtype(dtype))
+        assert str(y.dtype).endswith(dtype)
+        assert y.tolist() == [1.5, wanted, -wanted]
 
 
 def test_the_type_of_the_ticks():
