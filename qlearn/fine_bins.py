@@ -43,15 +43,13 @@ class FineBins:
         self.lowest = int(np.float32(smallest).view(np.int32)) >> DROPPED
         largest = int(np.abs([x.min(), x.max()]).max().view(np.int32)) >> DROPPED
         self.highest = max(largest - self.lowest, 0) + 1  # the bin beyond the last value, which is empty
-        bins = np.empty(len(x), np.intp)
-        self.squares = 0.0
-        for part in slabs(x):
-            bins[part] = self._bin(x[part])
-            wide = x[part].astype(np.float64)
+        self.counts = np.zeros(2 * self.highest + 1, np.intp)
+        self.sums, self.squares = np.zeros(2 * self.highest + 1), 0.0
+        for part in slabs(x):  # in pieces that stay in the cache, and in memory that was used before
+            bins, wide = self._bin(x[part]).astype(np.intp), x[part].astype(np.float64)
+            np.add.at(self.counts, bins, 1)
+            np.add.at(self.sums, bins, wide)
             self.squares += float(np.einsum("i,i->", wide, wide))
-        size = 2 * self.highest + 1
-        self.counts = np.bincount(bins, minlength=size)
-        self.sums = np.bincount(bins, weights=x, minlength=size)
         self.counts_below = np.cumsum(self.counts) - self.counts
         self.sums_below = np.concatenate([[0.0], np.cumsum(self.sums)])
         self.total = self.sums_below[-1]

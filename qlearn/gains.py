@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qlearn.arrays import quietly
+
 AT_ONCE = 1 << 20  # thresholds asked for together
 
 
@@ -41,6 +43,7 @@ class View(Protocol):
         """Σ (x − x̂)² for many quantizers."""
 
 
+@quietly
 def sse(view: View, scale: Any, zero_point: Any, quant_min: int, quant_max: int) -> Any:
     """The sum of squared errors after quantization, for many quantizers.
 
@@ -71,6 +74,7 @@ def sse(view: View, scale: Any, zero_point: Any, quant_min: int, quant_max: int)
     return np.maximum(view.squares - 2 * last * view.total + view.count * last**2 - 2 * s * gained, 0)
 
 
+@quietly
 def best_zero_points(view: View, scale: Any, quant_max: int) -> Any:
     """For each scale, the zero point of the codes 0 … quant_max with the smallest sum of squared errors.
 

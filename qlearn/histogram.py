@@ -24,6 +24,7 @@ from qlearn.ranges import between, place_of
 
 PATTERNS = 1 << 16  # of 16 bits
 MOST_BINS = 2 * 0x7F80  # for each sign, the patterns from 0 to that of the largest finite bfloat16
+PIECE = 1 << 15  # values counted at once: with all that is made of them they stay in the cache
 COUNTED_FROM = 1 << 16  # values: for fewer, sorting them is quicker than going through all patterns
 
 
@@ -61,14 +62,13 @@ class LogHistogram:
         >>> LogHistogram.of([1.0, 1.001, 2.0]).counts
         array([2, 1])
         """
-        # + 0.0 makes 0.0 of −0.0, so that both are counted in one bin.
-        values = to_numpy(as_float32(as_floats(x).reshape(-1))) + np.float32(0)
-        return _by_counting(values) if len(values) >= COUNTED_FROM else _by_sorting(np.sort(values))
+        return LogHistogram.of_finite(as_floats(x).reshape(-1))
 
     @staticmethod
-    def of_sorted(values: Array) -> LogHistogram:
-        """The same for values (n,) that are in order. Cost: O(n)."""
-        return _by_sorting(to_numpy(as_float32(values)) + np.float32(0))
+    def of_finite(values: Array) -> LogHistogram:
+        """The same for floats (n,) that are known to be finite."""
+        values = to_numpy(as_float32(values))
+        return _by_counting(values) if len(values) >= COUNTED_FROM else _by_sorting(np.sort(values))
 
     def __add__(self, other: LogHistogram) -> LogHistogram:
         """The histogram of both lists of values: exact, and the same in any order. Cost: O(m log m)."""
@@ -211,6 +211,7 @@ class LogHistogram:
 
 def _by_sorting(values: np.ndarray) -> LogHistogram:
     """For float32 in order: the values of a bin are neighbours."""
+    values = values + np.float32(0)  # no −0.0
     patterns = values.view(np.int32) >> 16  # the upper half of the bits is the bfloat16
     ends = np.flatnonzero(patterns[1:] != patterns[:-1])
     starts, ends = np.append(0, ends + 1), np.append(ends, len(values) - 1)
@@ -219,21 +220,21 @@ def _by_sorting(values: np.ndarray) -> LogHistogram:
 
 def _by_counting(values: np.ndarray) -> LogHistogram:
     """For float32 in any order. Read as whole numbers, bits are ordered as magnitudes are."""
-    bits = values.view(np.uint32)
-    patterns = (bits >> 16).astype(np.intp)
-    counts = np.bincount(patterns, minlength=PATTERNS)
+    counts = np.zeros(PATTERNS, np.int64)
     least, most = np.full(PATTERNS, 2**32 - 1, np.uint32), np.zeros(PATTERNS, np.uint32)
-    np.minimum.at(least, patterns, bits)
-    np.maximum.at(most, patterns, bits)
-    negative, positive = np.arange(PATTERNS - 1, PATTERNS // 2 - 1, -1), np.arange(PATTERNS // 2)
-    first, last, order = (
-        np.concatenate(pair)
-        for pair in ((most[negative], least[positive]), (least[negative], most[positive]), (negative, positive))
-    )
-    filled = counts[order] > 0
-    return LogHistogram(
-        first[filled].view(np.float32), last[filled].view(np.float32), counts[order][filled].astype(np.int64)
-    )
+    for start in range(0, len(values), PIECE):
+        bits = (values[start : start + PIECE] + np.float32(0)).view(
+            np.uint32
+        )  # + 0 makes 0.0 of −0.0: both are counted in one bin
+        patterns = (bits >> 16).astype(np.intp)
+        np.add.at(counts, patterns, 1)
+        np.minimum.at(least, patterns, bits)
+        np.maximum.at(most, patterns, bits)
+    filled = np.flatnonzero(counts)
+    positive, negative = filled[filled < PATTERNS // 2], filled[filled >= PATTERNS // 2][::-1]
+    first = np.concatenate([most[negative], least[positive]]).view(np.float32)
+    last = np.concatenate([least[negative], most[positive]]).view(np.float32)
+    return LogHistogram(first, last, counts[np.concatenate([negative, positive])])
 
 
 def as_float32(x: Array) -> Array:

@@ -282,9 +282,9 @@ class HistogramObserver(MinMaxObserver):
         return super().nbytes + sum(histogram.nbytes for histogram in self.histograms)
 
     def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
-        self._count(tuple(LogHistogram.of(row) for row in rows))
-        lo, hi = min_max(rows)
-        self._widen(lo.reshape(shape), hi.reshape(shape))
+        self._count(tuple(LogHistogram.of_finite(row) for row in rows))
+        xp = array_namespace(rows)
+        self._widen(xp.min(rows, axis=-1).reshape(shape), xp.max(rows, axis=-1).reshape(shape))
 
     def _join(self, part: Self) -> None:
         self._count(part.histograms)

@@ -22,7 +22,8 @@ CANDIDATES = 100
 BELOW = 20  # candidates more, down to ranges half as wide as the narrowest of the grid
 AROUND = 2  # steps to both sides of the best scale of the grid, which are then cut into parts,
 PARTS = {0: 32, 1 << 16: 96}  # more of them from so many values on: there the error says more about the scale
-HALVES = 4  # parts of the two steps of that finer grid beside its best scale
+HALVES = 4  # and then the two steps of that finer grid beside its best scale, again and again,
+FINE = 0.0025  # until scales are at most this far apart, relative to each other
 TIE = 1e-6  # errors of two scales that differ by less, relative to the smaller one, count as equal;
 ALIKE = 1e-5  # those of neighbouring zero points by less than this: data that are alike on both sides are common;
 LAST_BIT = 4e-7  # or by less than this in units of s² · quant_max: what the last bits of a clipped value can change
@@ -91,15 +92,17 @@ class Search:
 
         Args:
             lo, hi, mean: smallest and largest value and mean of |x|, (rows,) or numbers.
-        Cost: (candidates + 122) · 2ᵇ gains a row, or (candidates + 58) · 2ᵇ.
+        Cost: 2ᵇ gains for each of candidates + 117 scales, or candidates + 58; a few more with far outliers.
         """
         parts = [self._judged(view, self.scales(lo, hi, mean))]
         finer = PARTS[max(least for least in PARTS if least <= view.count)]
-        for steps, points in ((AROUND, finer), (1, HALVES)):
+        steps, apart = AROUND, np.inf
+        while apart > FINE:
             scale, best = parts[-1].scale, parts[-1].sse.argmin(-1)[:, None]
             places = (np.clip(best + side * steps, 0, scale.shape[-1] - 1) for side in (-1, 1))
             low, high = (np.take_along_axis(scale, place, -1)[:, 0] for place in places)
-            parts.append(self._judged(view, np.geomspace(low, high, points + 1, axis=-1)))
+            parts.append(self._judged(view, np.geomspace(low, high, finer + 1, axis=-1)))
+            steps, finer, apart = 1, HALVES, np.log(high / low).max() / finer
         scale, zero_point, errors = (
             np.concatenate([getattr(part, name) for part in parts], -1) for name in ("scale", "zero_point", "sse")
         )

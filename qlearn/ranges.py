@@ -164,22 +164,24 @@ def cross_entropy(
     xp = array_namespace(x)
     search = Search(bits, symmetric, narrow_range, int(candidates))
     x64 = xp.astype(x, xp.float64)
-    grid = clip_grid(float(xp.min(x)), float(xp.max(x)), float(xp.mean(xp.abs(x64))), candidates)
+    lo, hi = float(xp.min(x)), float(xp.max(x))
+    unit = max(-lo, hi) or 1.0  # divided by the largest, magnitudes have a finite sum
+    grid = clip_grid(lo, hi, unit * float(xp.mean(xp.abs(x64 / unit))), candidates)
     scale, zero_point = search.quantizers_of(*grid)
-    lo, hi = (like(end, x) for end in search.range_of(scale, zero_point, to_numpy(x).dtype))
+    lows, highs = (like(end, x) for end in search.range_of(scale, zero_point, to_numpy(x).dtype))
     log_target = _log_softmax(x64)
     target = xp.exp(log_target)
     losses = []
     for i in range(len(scale)):
         x_hat = fake_quantize(
-            x, choose_qparams(lo[i], hi[i], bits=bits, symmetric=symmetric, narrow_range=narrow_range)
+            x, choose_qparams(lows[i], highs[i], bits=bits, symmetric=symmetric, narrow_range=narrow_range)
         )
         excess = target * (
             log_target - _log_softmax(xp.astype(x_hat, xp.float64))
         )  # over the cross-entropy of x itself
         losses.append(float(xp.mean(xp.sum(excess, axis=-1))))
     best = int(np.argmax(np.asarray(losses) <= min(losses) * (1 + TIE) + EXACT))
-    return lo[best], hi[best]
+    return lows[best], highs[best]
 
 
 @quietly

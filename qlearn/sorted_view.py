@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from qlearn.affine import QParams, dequantize, quantize
-from qlearn.arrays import Array, as_floats, like, native_namespace, ordered, slabs, to_numpy
+from qlearn.affine import QParams, dequantize, quantize, working_type
+from qlearn.arrays import Array, as_floats, dtype_name, like, native_namespace, ordered, quietly, slabs, to_numpy
 from qlearn.gains import sse
 
 ROW = 256  # values that a running sum adds up one by one
@@ -92,6 +92,7 @@ class SortedView:
         """The running sum of their squares, 0 at the first value that is not negative."""
         return self._outwards(2)
 
+    @quietly
     def _outwards(self, power: int) -> Array:
         compat, xp = array_namespace(self.values), native_namespace(self.values)
         first, place = int(self.below([0.0])[0]), device(self.values)
@@ -106,6 +107,7 @@ class SortedView:
     def __len__(self) -> int:
         return len(self.values)
 
+    @quietly
     def measure(self, qparams: QParams) -> Measured:
         """Count and judge what `quantize` and `dequantize` do to the values.
 
@@ -139,7 +141,8 @@ class SortedView:
         codes = xp.clip(xp.arange(qparams.quant_min - 1, qparams.quant_max + 2), qparams.quant_min, qparams.quant_max)
         tick = array_namespace(self.values).astype(like(dequantize(codes, qparams), self.values), xp.float64)
         n = xp.diff(places)
-        sse = xp.diff(self.sum2[places]) - 2 * tick * xp.diff(self.sum1[places]) + n * tick**2
+        with np.errstate(invalid="ignore"):  # where a tick is so far out that no value has it, and its square infinite
+            sse = xp.diff(self.sum2[places]) - 2 * tick * xp.diff(self.sum1[places]) + n * tick**2
         sse = xp.where((n > 0) & (sse > 0), sse, xp.zeros_like(sse))  # a difference of sums can miss 0 by a rounding
 
         counts = xp.concatenate([n[1:-1]])
@@ -175,6 +178,7 @@ class SortedView:
         found = sse(self, to_numpy(scale), to_numpy(zero_point), quant_min, quant_max)
         return float(found) if found.ndim == 0 else found
 
+    @quietly
     def gains(self, t: Any) -> Any:
         """G(t) = Σ max(0, t − x) = k t − sum1[k] of many thresholds, with k = #{x < t}; float64, NumPy.
 
@@ -219,9 +223,9 @@ class SortedView:
         """
         xp = native_namespace(self.values)
         exact = like(thresholds, self.values, xp.float64)
-        with np.errstate(over="ignore"):  # beyond the type's largest number lies infinity, which is right
+        with np.errstate(over="ignore", under="ignore"):  # beyond the largest number lies infinity, which is right
             near = array_namespace(exact).astype(exact, self.values.dtype)
-        near = xp.where(near < exact, xp.nextafter(near, xp.full_like(near, float("inf"))), near)
+            near = xp.where(near < exact, xp.nextafter(near, xp.full_like(near, float("inf"))), near)
         return xp.searchsorted(self.values, near)
 
     def histogram(self, edges: Array) -> Array:
@@ -232,6 +236,7 @@ class SortedView:
         """
         return native_namespace(self.values).diff(self.below(edges))
 
+    @quietly
     def _thresholds(self, qparams: QParams) -> Array:
         """The smallest float of x's type that gets each of the codes quant_min … quant_max + 1, were there no clamp.
 
@@ -242,7 +247,9 @@ class SortedView:
         xp = native_namespace(self.values)
         wide = QParams(qparams.scale, qparams.zero_point, qparams.quant_min - 1, qparams.quant_max + 1)
         codes = xp.arange(qparams.quant_min, qparams.quant_max + 2)
-        step = float(like(float(qparams.scale), self.values, self.values.dtype))
+        step = float(qparams.scale)
+        if working_type(dtype_name(self.values), qparams) == dtype_name(self.values):
+            step = float(like(step, self.values, self.values.dtype))  # as in quantize
         ties = step * (like(codes, self.values, xp.float64) - (int(qparams.zero_point) + 0.5))
         limit = float(xp.finfo(self.values.dtype).max)
         near = array_namespace(ties).astype(xp.clip(ties, -limit, limit), self.values.dtype)

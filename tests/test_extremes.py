@@ -36,6 +36,7 @@ from qlearn import (
 )
 from qlearn import nn as qnn
 from qlearn.arrays import saturate
+from qlearn.sorted_view import SortedView
 from strategies import codes_of
 
 F32, F64 = np.finfo(np.float32), np.finfo(np.float64)
@@ -398,3 +399,21 @@ def test_large_values_take_as_long_as_others(monkeypatch):
     x = np.full(1 << 20, 1e30, np.float32)
     quantize(x, QParams(1e28, 0, 0, 255))
     assert sum(looked) == x.size
+
+
+@pytest.mark.parametrize("method", ["mse", "cross_entropy", "entropy", "min_max", "percentile"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_logits_of_the_largest_numbers_have_a_range(method, symmetric):
+    x = np.random.default_rng(0).uniform(-1, 1, (20, 5)) * 1.7e308
+    for bits in (2, 4, 8):
+        lo, hi = find_range(x, method, bits=bits, symmetric=symmetric)
+        assert -np.inf < lo <= 0 <= hi < np.inf and lo < hi
+
+
+def test_a_sorted_view_is_no_other_than_quantize_where_x_cannot_hold_the_scale():
+    x = np.float32([-1e-45, 0.0, 1e-45, 1.0, 2.0])
+    for scale in (1e-300, 1e-60, 1e300):
+        q = QParams(scale, 1, 0, 7)
+        counts = np.bincount(quantize(x, q), minlength=8)
+        with np.errstate(all="raise"):
+            assert np.array_equal(SortedView(x).measure(q).counts, counts)

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 import qlearn.observers
 from qlearn import PerAxis, PerGroup, PerTensor, QuantConfig, choose_qparams, fake_quantize, find_qparams, find_range
 from qlearn.errors import mse as mse_of
-from qlearn.histogram import LogHistogram
+from qlearn.histogram import COUNTED_FROM, LogHistogram, _by_sorting
 from qlearn.observers import (
     EntropyObserver,
     HistogramObserver,
@@ -291,6 +291,19 @@ def test_each_end_finds_its_own_distance():
         for t in np.geomspace(0.5, x.max(), 200)
     )
     assert found < 0.9 * min(alike)
+
+
+def test_counting_and_sorting_make_the_same_histogram():
+    """Few values are sorted, many are counted: state and range must not depend on how the data came in batches."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.standard_t(1, 70_000), rng.integers(-9, 9, 5_000) / 8, np.zeros(100)]).astype(np.float32)
+    tiny = np.float32([1e-45, -1e-45, 9.2e-41, -9.2e-41, 1e-38, -1e-38, -0.0, 3.4e38, -3.4e38])
+    x = np.concatenate([x, tiny, np.negative(np.zeros(50, np.float32))])
+    rng.shuffle(x)
+    counted, as_sorted = LogHistogram.of(x), _by_sorting(np.sort(x))
+    for name in ("first", "last", "counts"):
+        assert getattr(counted, name).tobytes() == getattr(as_sorted, name).tobytes()
+    assert len(x) >= COUNTED_FROM
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -123,6 +123,7 @@ def torchao_search(x: Any, symmetric: bool) -> Callable[[], Any] | None:
         from torchao.quantization.observer import AffineQuantizedMSEObserver
     except ImportError:
         return None
+    torch.set_num_threads(1)  # as qlearn has
     tensor = torch.from_numpy(x)
     kind = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
     return lambda: AffineQuantizedMSEObserver(kind, torch.uint8, WholeTensor(), 0, 255, run_once=True)(tensor)
