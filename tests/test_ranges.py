@@ -370,3 +370,26 @@ def test_logits_of_one_sign_are_clipped_too_and_zeros_have_a_range():
     assert cross_entropy(x, bits=3) == pytest.approx((0, 8.676377), rel=1e-6)  # of 19.8
     assert cross_entropy(-x, bits=3) == pytest.approx((-4.870015, 0), rel=1e-6)
     assert choose_qparams(*cross_entropy(np.zeros((2, 3)))).scale == 1
+
+
+@pytest.mark.parametrize("codes", [{"bits": 4}, {"bits": 4, "symmetric": True}])
+@pytest.mark.parametrize("unit", [2.0**-4, 2.0**-10])
+def test_the_unit_of_the_values_does_not_matter_to_entropy(codes, unit):
+    x = np.append(np.random.default_rng(0).normal(size=2000), [-12.0, 16.0])  # -0.75 … 1 in sixteenths
+    wanted = entropy(x, bins=128, **codes)
+    assert wanted[1] < 12
+    assert entropy(x * unit, bins=128, **codes) == (wanted[0] * unit, wanted[1] * unit)
+    for sides, levels in ((x, 7 if "symmetric" in codes else 8), (np.abs(x), 7 if "symmetric" in codes else 15)):
+        for signed in (sides, -sides):
+            with pytest.raises(ValueError, match=f"bins=2 must be a whole number of at least {levels},"):
+                entropy(signed * unit, bins=2, **codes)
+
+
+def test_zeros_have_no_range_to_lose():
+    assert entropy(np.zeros(3)) == entropy(np.zeros(3), symmetric=True) == (0, 0)
+    assert kl_divergence(np.zeros(4, int), 3, 2) == np.inf  # nothing is there at all
+
+
+def test_logits_may_lie_further_apart_than_the_largest_number():
+    lo, hi = cross_entropy([[1.7e308, -1.7e308, 1e308, 0.0]], bits=2)
+    assert (lo / 1.1e308, hi / 1.1e308) == pytest.approx((-2 / 3, 4 / 3))  # codes tell the two largest apart
