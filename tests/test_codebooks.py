@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -288,3 +289,76 @@ def test_normal_levels_are_those_of_four_bits_if_nothing_is_said():
 def test_levels_are_a_list(levels):
     with pytest.raises(ValueError, match="a codebook is a list of 2 to 256 numbers"):
         encode([1.0], levels)
+
+
+# --- to the last bit --------------------------------------------------------------------------------------------------
+
+
+def exact_codes(x, levels, scales):
+    """In fractions: how many middles lie below x / scale."""
+    middles = [(Fraction(a) + Fraction(b)) / 2 for a, b in itertools.pairwise(np.asarray(levels, np.float64).tolist())]
+    pairs = zip(x.reshape(-1).tolist(), np.broadcast_to(scales, x.shape).reshape(-1).tolist(), strict=True)
+    return [sum(middle < Fraction(value) / Fraction(scale) for middle in middles) for value, scale in pairs]
+
+
+def around(places, dtype):
+    """The float nearest to each place, and two more on both sides."""
+    floats = [places.astype(dtype)]
+    for _ in range(2):
+        floats = [np.nextafter(floats[0], dtype(-np.inf)), *floats, np.nextafter(floats[-1], dtype(np.inf))]
+    return np.stack(floats, -1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("library", [np.asarray, torch.as_tensor])
+def test_values_beside_a_middle_get_the_code_that_fractions_give(dtype, library):
+    for seed in range(5):
+        levels = np.sort(np.random.default_rng(seed).normal(size=9))
+        x = around((levels[1:] + levels[:-1]) / 2, dtype)
+        assert encode(library(x), levels).reshape(-1).tolist() == exact_codes(x, levels, 1.0)
+    levels = [1 + 2**-23, 1 + 2**-22, 1 + 2**-21]  # no float32 lies in the first middle
+    x = around(np.array(levels), dtype)
+    assert encode(library(x), levels).reshape(-1).tolist() == exact_codes(x, levels, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("library", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("shape", [(), (8, 1), (8, 5)])
+def test_quotients_beside_a_middle_get_the_code_that_fractions_give(dtype, library, shape):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        levels, scale = np.sort(rng.normal(size=9)), rng.uniform(0.1, 10, size=shape)
+        whole = np.broadcast_to(scale, (8, 5))
+        x = around((levels[1:] + levels[:-1]) / 2 * whole[:, 0], dtype)
+        found = encode(library(x), levels, library(scale) if shape else float(scale))
+        assert found.reshape(-1).tolist() == exact_codes(x, levels, whole)
+
+
+def test_numbers_at_the_ends_of_float64_are_not_rounded_either():
+    least = 5e-324
+    assert encode([3 * least, 1.0, 0.0], [0.0, 3 * least], 2.0).tolist() == [0, 1, 0]  # 1½ is a middle: the smaller one
+    assert encode([4 * least, -1.0], [0.0, 3 * least], 2.0).tolist() == [1, 0]
+    assert encode([3 * least, 4 * least], [0.0, 3 * least], 2.0).tolist() == [0, 1]
+    assert encode([1.0, 3.0], [0.0, 3 * least], 2.0**1000).tolist() == [1, 1]
+
+
+def test_middles_may_lie_beyond_the_type_of_the_values():
+    x = np.float32([-3e38, 0, 1, 3e38])
+    assert encode(x, [0.0, 1e300]).tolist() == [0, 0, 0, 0]
+    assert encode(x, [-1e300, 0.0]).tolist() == [1, 1, 1, 1]
+    assert encode(x, [-1e300, 0.0, 1e300]).tolist() == [1, 1, 1, 1]
+
+
+def test_one_scale_that_rounds_among_powers_of_two_is_enough():
+    levels = np.sort(np.random.default_rng(0).normal(size=9))
+    scale = np.array([[2.0], [1.0], [3.0], [0.5], [1.0], [1.7], [4.0], [1.0]])
+    x = around((levels[1:] + levels[:-1]) / 2 * scale[:, 0], np.float64)
+    assert encode(x, levels, scale).reshape(-1).tolist() == exact_codes(x, levels, scale)
+
+
+@pytest.mark.parametrize("unit", [-1e300, 1e300, -1e-300, 1e-300])
+def test_levels_of_huge_and_tiny_values_of_one_sign(unit):
+    x = np.array([1.0, 2.0, 5.0, 5.5, 6.0]) * unit
+    wanted = np.sort(np.array([1.5, 5.5]) * unit)
+    for found in (optimal(x, 2), kmeans(x, 2, start=np.sort(np.array([2.0, 5.0]) * unit))):
+        assert found / unit == pytest.approx(wanted / unit, rel=1e-12)
