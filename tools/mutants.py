@@ -48,6 +48,7 @@ TESTS = {  # beside tests/test_<module>.py, if there is one
 }
 KNOWN = ROOT / ".mutants"
 EXPLAINED = ROOT / "tools/mutants.toml"
+LONGEST = 3  # seconds: what only a longer test would notice counts as unnoticed
 PATIENCE = 10  # seconds of processor time more than three times what the test took
 
 
@@ -148,7 +149,9 @@ class Judge:
         """The test that fails on this mutant."""
         names = [name for name in self.items if self.lines[name] & set(mutant.lines)]
         if mutant.at_import:
-            names = [name for name in self.items if self.lines[name]]
+            own = f"tests/test_{self.path.stem}.py::"
+            names = [name for name in self.items if self.lines[name] or name.startswith(own)]
+        names = [name for name in names if self.seconds[name] <= LONGEST or name == before]
         names.sort(key=lambda name: (name != before, self.seconds[name]))
         import resource  # not on Windows, where nothing forks either
 
