@@ -114,15 +114,14 @@ def search_long(x: Any, search: Search) -> tuple[float, float]:
     errors = _judged(x, tried, search)
     best = tried.scale[0, search.first_of_scales(bins, errors)[0]]
     same_scale = tried.scale[0] == best
-    i = search.first_of_zero_points(bins, errors[:, same_scale], best)[0]
+    i = search.first_of_zero_points(bins, errors[:, same_scale])[0]
     return float(best), float(tried.zero_point[0, same_scale][i])
 
 
 def _rivals(bins: FineBins, tried: Tried, search: Search) -> Tried:
     """Those that can have the smallest error, or one that counts as equal, for all that the bins know."""
     front = np.argsort(tried.sse[0])[:MOST_JUDGED]
-    most = bins.most(tried.scale[:, front], tried.zero_point[:, front], *search.limits).min()
-    most = most * (1 + ALIKE) + search.last_bit(tried.scale[0].max())
+    most = bins.most(tried.scale[:, front], tried.zero_point[:, front], *search.limits).min() * (1 + ALIKE)
     rivals = np.flatnonzero(tried.sse[0] <= most)
     return Tried(*(values[:, rivals] for values in (tried.scale, tried.zero_point, tried.sse)))
 

@@ -25,8 +25,7 @@ PARTS = {0: 32, 1 << 16: 96}  # more of them from so many values on: there the e
 HALVES = 4  # and then the two steps of that finer grid beside its best scale, again and again,
 FINE = 0.0025  # until scales are at most this far apart, relative to each other
 TIE = 1e-6  # errors of two scales that differ by less, relative to the smaller one, count as equal;
-ALIKE = 1e-5  # those of neighbouring zero points by less than this: data that are alike on both sides are common;
-LAST_BIT = 4e-7  # or by less than this in units of s² · quant_max: what the last bits of a clipped value can change
+ALIKE = 1e-5  # those of neighbouring zero points by less than this: data that are alike on both sides are common
 NEAR = 1e-3  # a zero point this little below a code counts as that code
 EXACT = 1e-12  # and so do errors below this share of Σ x², to which float32 rounds the values themselves
 
@@ -163,20 +162,16 @@ class Search:
         if not self.symmetric:
             near = self.neighbours(zero_point)
             errors = view.sse(np.broadcast_to(scale, near.shape), near, *self.limits)
-            zero_point = np.take_along_axis(near, self.first_of_zero_points(view, errors, scale)[:, None], -1)
+            zero_point = np.take_along_axis(near, self.first_of_zero_points(view, errors)[:, None], -1)
         return scale[:, 0], zero_point[:, 0]
 
     def first_of_scales(self, view: View, errors: Any) -> Any:
         """The place of the first error in each row that counts as equal to the smallest one."""
         return _first(errors, TIE, EXACT * np.reshape(view.squares, (-1, 1)))
 
-    def first_of_zero_points(self, view: View, errors: Any, scale: Any) -> Any:
-        """The same for zero points beside each other, of one scale (rows, 1)."""
-        return _first(errors, ALIKE, EXACT * np.reshape(view.squares, (-1, 1)) + self.last_bit(scale))
-
-    def last_bit(self, scale: Any) -> Any:
-        """What the last bits of a value beyond the ticks can change in the error."""
-        return LAST_BIT * scale**2 * self.limits[1]
+    def first_of_zero_points(self, view: View, errors: Any) -> Any:
+        """The same for zero points beside each other, of one scale."""
+        return _first(errors, ALIKE, EXACT * np.reshape(view.squares, (-1, 1)))
 
     def neighbours(self, zero_point: Any) -> Any:
         """The zero points beside each one, and itself, larger ones first: (rows, 3) of (rows, 1)."""

@@ -91,10 +91,12 @@ def mse(
     range ends at the first and the last tick, so that `choose_qparams` makes of it the scale and zero point that
     were found, the scale up to the rounding of lo and hi to x's type.
 
-    Of errors that are equal, up to 1e-6 of them, the smaller scale is taken, and the larger zero point: scaling the
-    data by 1.0000001, or another order of them, changes nothing that is seen. Short symmetric rows get the best range
-    there is, on the grid or off it: the codes change only where |x| / scale crosses j − ½, so all scales between two
-    such breakpoints share their codes, and the best scale for given codes q is Σ|x|q / Σq².
+    Of scales with equal errors, up to 1e-6 of them, the smaller is taken, and of zero points with equal errors, up to
+    1e-5, the larger: scaling the data by 1.0000001, or another order of them, changes nothing that is seen.
+
+    Short symmetric rows get the best range there is, on the grid or off it: the codes change only where |x| / scale
+    crosses j − ½, so all scales between two such breakpoints share their codes, and the best scale for given codes q
+    is Σ|x|q / Σq².
 
     Args:
         x: (..., n); each row of n values gets its own range.
