@@ -31,7 +31,7 @@ class FineBins:
     Args:
         x: (n,) finite float32, NumPy.
         smallest: no threshold nearer to 0 is ever asked for. Values below share one bin.
-    Cost: O(n), and 16 bytes for each of 16,384 bins an octave between `smallest` and the largest value.
+    Cost: O(n), and 32 bytes for each of 16,384 bins an octave between `smallest` and the largest value.
 
     >>> bins = FineBins(np.float32([0.75, -0.5, 0.25, 9.0]), smallest=0.25)
     >>> bins.gains(np.array([1.0, 0.75]))
@@ -107,6 +107,8 @@ def search_long(x: Any, search: Search) -> tuple[float, float]:
     lo, hi = float(x.min()), float(x.max())
     mean = sum(float(np.abs(x[part]).sum(dtype=np.float64)) for part in slabs(x)) / len(x)
     bins = FineBins(x, smallest=0.49 * float(search.scales(lo, hi, mean).min()))
+    if bins.squares == 0:
+        return 0.0, 0.0  # nothing but zeros
     tried = _rivals(bins, search.tried(bins, lo, hi, mean), search)
     if not search.symmetric:
         scale, near = np.repeat(tried.scale, 3, axis=-1), search.neighbours(tried.zero_point.T).reshape(1, -1)

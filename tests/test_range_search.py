@@ -159,6 +159,16 @@ def test_the_best_zero_point_is_the_best_of_all(x, bits, scale):
     )  # sums of that size are subtracted
 
 
+def test_more_ticks_than_the_values_need_begin_at_the_values():
+    """Three values, four ticks: a scale above that of min-max hits all of them, and of the two places the upper is used."""
+    x = np.tile([0.0, 1.0, 2.0], 100)
+    lo, hi = find_range(x, "mse", bits=2)
+    assert lo == 0 and hi == pytest.approx(3, rel=0.003)  # scales are tried 0.25 % apart
+    assert mse_of(x, fake_quantize(x, choose_qparams(lo, hi, bits=2))) < 1e-5
+    lo, hi = find_range(-x, "mse", bits=2)
+    assert (lo, hi) == pytest.approx((-2, 1), rel=0.003)
+
+
 def test_mse_is_never_worse_than_min_max():
     for x in samples(5000).values():
         for bits in (2, 3, 4, 8):
