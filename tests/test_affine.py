@@ -441,3 +441,11 @@ def test_of_an_array_type_and_shape_are_printed():
         "QParams(scale=<float32 (2, 1)>, zero_point=1,"
     )
     assert repr(QParams(np.float32(0.1), 1, 0, 7)).startswith("QParams(scale=0.1, zero_point=1,")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("largest", "code"), [(2**24, 4194306), (2**24 + 1, 4194305)])
+def test_codes_that_float32_cannot_tell_apart_are_computed_in_float64(largest, code, sign):
+    x = np.float32([sign * (3 * 4194305 + 1)])  # a third above a whole number of steps: float32 rounds that to a half
+    limits = (0, largest) if sign > 0 else (-largest, 1)
+    assert quantize(x, QParams(np.float32(3), 0, *limits)).tolist() == [sign * code]

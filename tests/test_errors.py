@@ -111,3 +111,8 @@ def test_a_report_does_not_change():
     report = errors.report([0.0, 1.5], QParams(scale=1.0, zero_point=0, quant_min=0, quant_max=3))
     with pytest.raises(AttributeError, match="cannot assign to field"):
         report.mse = 0.0
+
+
+def test_what_is_clipped_is_asked_of_numbers_only():
+    with pytest.raises(ValueError, match="x holds 1 value that is not finite; the first is nan at index 1"):
+        errors.clipped([0.0, math.nan], QParams(scale=1.0, zero_point=0, quant_min=0, quant_max=3))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qlearn import PerAxis, PerGroup, PerTensor
+from qlearn.granularity import check_granularity
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (4, 6), (2, 3, 4, 5)])
@@ -57,3 +58,8 @@ def test_a_granularity_can_be_a_key_and_does_not_change(granularity, field):
     assert {granularity: 1}[type(granularity)(*vars(granularity).values())] == 1
     with pytest.raises(FrozenInstanceError):
         setattr(granularity, field, 1)
+
+
+def test_another_class_is_no_granularity():
+    with pytest.raises(TypeError, match=r"granularity=<class 'int'> must be PerTensor\(\), PerAxis"):
+        check_granularity(int)

@@ -82,13 +82,14 @@ def test_a_mutant_differs_from_its_module_in_one_place():
 
 def test_a_mutant_is_seen_by_those_who_have_imported_the_module():
     source = (
-        "from dataclasses import dataclass\n"
+        "from dataclasses import dataclass\nimport numpy as np\n"
         "LIMIT = 1\n"
         "@dataclass(frozen=True)\nclass Point:\n"
         "    x: int\n"
         "    @property\n    def next(self):\n        return self.x + 1\n"
         "def moved(point, by=2):\n    return Point(point.x + by + LIMIT)\n"
         "ORIGIN = Point(0)\n"
+        "@np.errstate(over='ignore')\ndef decorated(x, by=2):\n    return x + by\n"
     )
     module = types.ModuleType("shapes")
     sys.modules["shapes"] = module
@@ -96,11 +97,13 @@ def test_a_mutant_is_seen_by_those_who_have_imported_the_module():
     try:
         exec(source, vars(module))
         point, moved, origin = module.Point, module.moved, module.ORIGIN
+        decorated = module.decorated
         changed = source.replace("self.x + 1", "self.x - 1").replace("by=2", "by=3").replace("LIMIT = 1", "LIMIT = 9")
+        changed = changed.replace("return x + by", "return x - by")
         put_into(module, changed.replace("Point(0)", "Point(5)").replace("point.x", "-point.x"))
         assert point(4).next == 3
         assert moved(point(4)) == point(-4 + 3 + 9) and isinstance(moved(point(4)), point)
-        assert origin.x == 5
+        assert origin.x == 5 and decorated(1) == 1 - 3
         with pytest.raises(AttributeError):
             origin.x = 1
         put_into(module, source.replace("frozen=True", "frozen=False"))

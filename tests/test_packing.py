@@ -89,3 +89,15 @@ def test_packed_codes_are_bytes():
         unpack(np.zeros(2, np.int64), 4, (4,))
     with pytest.raises(ValueError, match=r"packed has dtype uint8 and shape \(2, 1\): 4 codes"):
         unpack(np.zeros((2, 1), np.uint8), 4, (4,))
+
+
+@pytest.mark.parametrize("shape", ["", "8", True, (4, True), (2, 4.0), (4.0, 2), None])
+def test_a_shape_is_made_of_whole_numbers(shape):
+    with pytest.raises(TypeError, match="must be a whole number, or a list or tuple of whole numbers"):
+        unpack(np.uint8([1]), 1, shape)
+
+
+@pytest.mark.parametrize("shape", [-1, (-1,), (2, -1), (-1, 0)])
+def test_no_length_is_below_0(shape):
+    with pytest.raises(ValueError, match="has a length below 0"):
+        unpack(np.uint8([]), 1, shape)

@@ -23,6 +23,7 @@ from qlearn import (
 )
 from qlearn.range_search import Search, clip_grid
 from qlearn.ranges import METHODS, between, check_percentile, cross_entropy, entropy, kl_divergence, place_of
+from qlearn.row_search import by_searching, by_sweeping
 from strategies import arrays
 
 
@@ -335,3 +336,60 @@ def test_the_histogram_has_2048_bins_and_the_clip_is_one_of_their_edges():
 def test_divergences_by_hand(counts, k, levels, wanted, recwarn):
     assert kl_divergence(np.array(counts), k, levels) == pytest.approx(wanted, rel=1e-12, abs=1e-15)
     assert not recwarn.list
+
+
+def test_the_smallest_error_is_that_of_eight_asymmetric_bits_if_nothing_is_said():
+    x, mse = np.random.default_rng(0).normal(size=400), METHODS["mse"]
+    plain = mse(x)
+    assert plain == mse(x, bits=8, symmetric=False, narrow_range=True, candidates=100) == find_range(x, "mse")
+    assert all(mse(x, **option) != plain for option in ({"bits": 7}, {"bits": 9}, {"symmetric": True}))
+    narrow = {"bits": 2, "symmetric": True}
+    assert mse(x, **narrow) == mse(x, narrow_range=True, **narrow) != mse(x, narrow_range=False, **narrow)
+
+
+@pytest.mark.parametrize("narrow_range", [False, True])
+@pytest.mark.parametrize(("more", "search_it"), [(0, by_sweeping), (1, by_searching)])
+def test_rows_of_up_to_16384_breakpoints_are_swept(narrow_range, more, search_it):
+    search = Search(2, True, narrow_range)
+    n = 2**14 // -search.limits[0] + more
+    rows = np.random.default_rng(0).normal(size=(2, n))
+    lo, hi = METHODS["mse"](rows, bits=2, symmetric=True, narrow_range=narrow_range)
+    assert (lo.tolist(), hi.tolist()) == tuple(end.tolist() for end in search_it(rows, search))
+    assert by_sweeping(rows, search)[1].tolist() != by_searching(rows, search)[1].tolist()  # near, and not the same
+
+
+def test_asymmetric_rows_are_searched_however_short_they_are():
+    rows = np.array([[[-1.0, -1.0, 0.0, 1.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0, 0.0, 3.0]]])
+    lo, hi = METHODS["mse"](rows, bits=2)
+    assert lo.shape == hi.shape == (1, 2)
+    assert (lo, hi) == (pytest.approx(np.array([[-1.0, 0.0]]), abs=1e-6), pytest.approx(np.array([[2.0, 3.0]])))
+
+
+def test_logits_of_one_sign_are_clipped_too_and_zeros_have_a_range():
+    x = np.random.default_rng(0).normal(size=(50, 5)) ** 2 * 2 + 0.5
+    assert cross_entropy(x, bits=3) == pytest.approx((0, 8.676377), rel=1e-6)  # of 19.8
+    assert cross_entropy(-x, bits=3) == pytest.approx((-4.870015, 0), rel=1e-6)
+    assert choose_qparams(*cross_entropy(np.zeros((2, 3)))).scale == 1
+
+
+@pytest.mark.parametrize("codes", [{"bits": 4}, {"bits": 4, "symmetric": True}])
+@pytest.mark.parametrize("unit", [2.0**-4, 2.0**-10])
+def test_the_unit_of_the_values_does_not_matter_to_entropy(codes, unit):
+    x = np.append(np.random.default_rng(0).normal(size=2000), [-12.0, 16.0])  # -0.75 … 1 in sixteenths
+    wanted = entropy(x, bins=128, **codes)
+    assert wanted[1] < 12
+    assert entropy(x * unit, bins=128, **codes) == (wanted[0] * unit, wanted[1] * unit)
+    for sides, levels in ((x, 7 if "symmetric" in codes else 8), (np.abs(x), 7 if "symmetric" in codes else 15)):
+        for signed in (sides, -sides):
+            with pytest.raises(ValueError, match=f"bins=2 must be a whole number of at least {levels},"):
+                entropy(signed * unit, bins=2, **codes)
+
+
+def test_zeros_have_no_range_to_lose():
+    assert entropy(np.zeros(3)) == entropy(np.zeros(3), symmetric=True) == (0, 0)
+    assert kl_divergence(np.zeros(4, int), 3, 2) == np.inf  # nothing is there at all
+
+
+def test_logits_may_lie_further_apart_than_the_largest_number():
+    lo, hi = cross_entropy([[1.7e308, -1.7e308, 1e308, 0.0]], bits=2)
+    assert (lo / 1.1e308, hi / 1.1e308) == pytest.approx((-2 / 3, 4 / 3))  # codes tell the two largest apart

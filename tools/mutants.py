@@ -1,8 +1,9 @@
 """Which changes to the maths go unnoticed by its tests: `make mutants`.
 
-Each module of MODULES is changed in one small place after the other (see mutations.py), and its own tests and doctests
-are run on what comes of it. A mutant that fails no test is a hole in the tests, unless the change changes nothing: such
-ones are named in mutants.toml, each with its reason. Exits with 1 if there are others.
+Each module of MODULES is changed in one small place after the other (see mutations.py), and its doctests and its tests
+(tests/test_<module>.py and those of TESTS) are run on what comes of it. A mutant that fails no test is a hole in the
+tests, unless the change changes nothing: such ones are named in mutants.toml, each with its reason. Exits with 1 if
+there are others.
 
     MODULE="affine errors" python tools/mutants.py     these only
     AT_MOST=40 python tools/mutants.py                 of each module a sample, always the same
@@ -10,14 +11,16 @@ ones are named in mutants.toml, each with its reason. Exits with 1 if there are 
 Nothing is written into the package. pytest collects a module's tests once, and runs all of them to see how long each
 takes and which lines it reaches. For a mutant the process forks; the child puts the changed code into the module that
 the tests have imported, and runs those tests that reach the changed lines, the quick ones first, until one fails. A
-child that takes far longer than the tests did counts as failed. `.mutants/` holds what is known already: a run may be
-interrupted, and the next one goes on; when tests or code have changed, the test that failed last time is tried first.
+child that takes far longer for a test than it took counts as failed. `.mutants/` holds what is known already: a run
+may be interrupted, and the next one goes on; when tests or code have changed, the test that failed last time is tried
+first.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import random
@@ -36,10 +39,16 @@ from tqdm import tqdm
 from mutations import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("affine", "errors", "granularity", "integer", "packing", "codebooks", "formats", "ranges")
+_OFFERED = ("affine", "errors", "granularity", "integer", "packing", "codebooks", "formats", "ranges")
+_SEARCH = ("gains", "range_search", "row_search", "fine_bins", "sorted_rows")
+MODULES = (*_OFFERED, *_SEARCH)
+TESTS = {  # beside tests/test_<module>.py, if there is one
+    **dict.fromkeys(_OFFERED, ("extremes", "clear_errors")),
+    **dict.fromkeys(_SEARCH, ("range_search",)),
+}
 KNOWN = ROOT / ".mutants"
 EXPLAINED = ROOT / "tools/mutants.toml"
-PATIENCE = 10  # seconds of processor time more than three times what the tests took
+PATIENCE = 10  # seconds of processor time more than three times what the test took
 
 
 def main() -> int:
@@ -48,7 +57,7 @@ def main() -> int:
     rows, holes, stale = [], [], []
     for module in os.environ.get("MODULE", "").split() or MODULES:
         judge = Judge(module, int(os.environ.get("AT_MOST", 0)))
-        tests = [f"qlearn/{module}.py", f"tests/test_{module}.py"]
+        tests = [str(judge.path), *(str(path) for path in judge.tests)]
         options = ["-s", "-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:nbval"]
         if pytest.main([*tests, *options], plugins=[judge]) != 0 or judge.broken:
             raise SystemExit(f"{module}: the tests fail without any change: {judge.broken or 'see above'}")
@@ -78,6 +87,8 @@ class Judge:
 
     def __init__(self, module: str, at_most: int) -> None:
         self.module, self.path = f"qlearn.{module}", ROOT / f"qlearn/{module}.py"
+        names = dict.fromkeys((module, *TESTS.get(module, ())))
+        self.tests = [path for name in names if (path := ROOT / f"tests/test_{name}.py").exists()]
         everything = list(mutants(self.path.read_text(encoding="utf-8")))
         self.total = len(everything)
         self.chosen = sorted(everything, key=lambda mutant: mutant.line)
@@ -137,21 +148,21 @@ class Judge:
         """The test that fails on this mutant."""
         names = [name for name in self.items if self.lines[name] & set(mutant.lines)]
         if mutant.at_import:
-            names = list(self.items)
+            names = [name for name in self.items if self.lines[name]]
         names.sort(key=lambda name: (name != before, self.seconds[name]))
         import resource  # not on Windows, where nothing forks either
 
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            limit = int(3 * sum(self.seconds[name] for name in names)) + PATIENCE
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-            signal.alarm(20 * limit)  # for a child that waits for ever
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             try:
                 put_into(importlib.import_module(self.module), mutant.source)
                 for name in names:
+                    patience = int(3 * self.seconds[name]) + PATIENCE
+                    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + patience, -1))
+                    signal.alarm(20 * patience)  # for a child that waits for ever
                     self.items[name].config.hook.pytest_runtest_protocol(item=self.items[name], nextitem=None)
                     if self.broken:
                         break
@@ -170,7 +181,7 @@ class Judge:
         files = [
             *(ROOT / "qlearn").glob("*.py"),
             *(ROOT / "tests").glob("[cs]*.py"),
-            ROOT / f"tests/test_{self.path.name}",
+            *self.tests,
         ]
         return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
@@ -183,7 +194,9 @@ def put_into(module: types.ModuleType, source: str) -> None:
     for name, old in before.items():
         new = space[name]
         if isinstance(old, types.FunctionType) and old.__module__ == module.__name__:
-            old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
+            inner, other = inspect.unwrap(old), inspect.unwrap(new)  # under decorators such as `quietly`
+            for part in ("__code__", "__defaults__", "__kwdefaults__"):
+                setattr(inner, part, getattr(other, part))
         elif isinstance(old, type) and old.__module__ == module.__name__:
             for part in set(vars(old)) - set(vars(new)):
                 delattr(old, part)
