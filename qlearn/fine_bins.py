@@ -31,7 +31,7 @@ class FineBins:
     Args:
         x: (n,) finite float32, NumPy.
         smallest: no threshold nearer to 0 is ever asked for. Values below share one bin.
-    Cost: O(n), and 16 bytes for each of 16,384 bins an octave between `smallest` and the largest value.
+    Cost: O(n), and 32 bytes for each of 16,384 bins an octave between `smallest` and the largest value.
 
     >>> bins = FineBins(np.float32([0.75, -0.5, 0.25, 9.0]), smallest=0.25)
     >>> bins.gains(np.array([1.0, 0.75]))
@@ -107,6 +107,8 @@ def search_long(x: Any, search: Search) -> tuple[float, float]:
     lo, hi = float(x.min()), float(x.max())
     mean = sum(float(np.abs(x[part]).sum(dtype=np.float64)) for part in slabs(x)) / len(x)
     bins = FineBins(x, smallest=0.49 * float(search.scales(lo, hi, mean).min()))
+    if bins.squares == 0:
+        return 0.0, 0.0  # nothing but zeros
     tried = _rivals(bins, search.tried(bins, lo, hi, mean), search)
     if not search.symmetric:
         scale, near = np.repeat(tried.scale, 3, axis=-1), search.neighbours(tried.zero_point.T).reshape(1, -1)
@@ -114,15 +116,14 @@ def search_long(x: Any, search: Search) -> tuple[float, float]:
     errors = _judged(x, tried, search)
     best = tried.scale[0, search.first_of_scales(bins, errors)[0]]
     same_scale = tried.scale[0] == best
-    i = search.first_of_zero_points(bins, errors[:, same_scale], best)[0]
+    i = search.first_of_zero_points(bins, errors[:, same_scale])[0]
     return float(best), float(tried.zero_point[0, same_scale][i])
 
 
 def _rivals(bins: FineBins, tried: Tried, search: Search) -> Tried:
     """Those that can have the smallest error, or one that counts as equal, for all that the bins know."""
     front = np.argsort(tried.sse[0])[:MOST_JUDGED]
-    most = bins.most(tried.scale[:, front], tried.zero_point[:, front], *search.limits).min()
-    most = most * (1 + ALIKE) + search.last_bit(tried.scale[0].max())
+    most = bins.most(tried.scale[:, front], tried.zero_point[:, front], *search.limits).min() * (1 + ALIKE)
     rivals = np.flatnonzero(tried.sse[0] <= most)
     return Tried(*(values[:, rivals] for values in (tried.scale, tried.zero_point, tried.sse)))
 

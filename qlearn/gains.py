@@ -19,6 +19,7 @@ import numpy as np
 from qlearn.arrays import quietly
 
 AT_ONCE = 1 << 20  # thresholds asked for together
+EQUAL = 1e-9  # gain and loss, in steps a value, that differ by no more are equal
 
 
 class View(Protocol):
@@ -84,7 +85,8 @@ def best_zero_points(view: View, scale: Any, quant_max: int) -> Any:
         SSE(m + 1) − SSE(m) = 2 s (G(s (m + ½)) − G⁺(s (m + quant_max + ½)))       G⁺(t) = Σ max(0, x − t)
 
     The loss grows with m and the gain shrinks, so the error falls, and from some place on it rises: halving finds
-    that place, and with it the best of all zero points.
+    that place, and with it the best of all zero points. Where several are equally good, because more ticks are there
+    than the values need, it is the smallest.
 
     Args:
         scale: NumPy array (…).
@@ -94,7 +96,7 @@ def best_zero_points(view: View, scale: Any, quant_max: int) -> Any:
 
     >>> from qlearn.sorted_view import SortedView
     >>> best_zero_points(SortedView([-1.0, 0.0, 1.0, 2.0]), np.array([1.0, 0.5]), 3)
-    array([1., 1.])
+    array([1., 0.])
     """
     s = np.asarray(scale, np.float64)
     low, high = np.full(s.shape, -float(quant_max)), np.zeros(s.shape)
@@ -103,6 +105,6 @@ def best_zero_points(view: View, scale: Any, quant_max: int) -> Any:
         bottom, top = s * (m + 0.5), s * (m + quant_max + 0.5)
         below, under = np.moveaxis(view.gains(np.stack([bottom, top], -1)), -1, 0)
         above = view.total - view.count * top + under  # G⁺ = Σ (x − t) + G
-        better = above > below
+        better = above - below > -EQUAL * view.count * s
         low, high = np.where(better & (low < high), m + 1, low), np.where(better, high, m)
     return -low + 0.0  # no −0.0

@@ -19,14 +19,14 @@ from qlearn.arrays import Array, as_floats, like
 from qlearn.gains import View, best_zero_points
 
 CANDIDATES = 100
-BELOW = 20  # candidates more, down to ranges half as wide as the narrowest of the grid
+BELOW = ABOVE = 20  # scales more, down to half the smallest of the grid, and up to twice the largest
 AROUND = 2  # steps to both sides of the best scale of the grid, which are then cut into parts,
 PARTS = {0: 32, 1 << 16: 96}  # more of them from so many values on: there the error says more about the scale
 HALVES = 4  # and then the two steps of that finer grid beside its best scale, again and again,
 FINE = 0.0025  # until scales are at most this far apart, relative to each other
+BESIDE = 1.02  # to look around the best scale means at least this factor, however dense the grid is
 TIE = 1e-6  # errors of two scales that differ by less, relative to the smaller one, count as equal;
-ALIKE = 1e-5  # those of neighbouring zero points by less than this: data that are alike on both sides are common;
-LAST_BIT = 4e-7  # or by less than this in units of s² · quant_max: what the last bits of a clipped value can change
+ALIKE = 1e-5  # those of neighbouring zero points by less than this: data that are alike on both sides are common
 NEAR = 1e-3  # a zero point this little below a code counts as that code
 EXACT = 1e-12  # and so do errors below this share of Σ x², to which float32 rounds the values themselves
 
@@ -92,17 +92,23 @@ class Search:
 
         Args:
             lo, hi, mean: smallest and largest value and mean of |x|, (rows,) or numbers.
-        Cost: 2ᵇ gains for each of candidates + 117 scales, or candidates + 58; a few more with far outliers.
+        Cost: 2ᵇ gains for each of candidates + 137 scales, or candidates + 78; a few more with far outliers.
         """
         parts = [self._judged(view, self.scales(lo, hi, mean))]
         finer = PARTS[max(least for least in PARTS if least <= view.count)]
-        steps, apart = AROUND, np.inf
-        while apart > FINE:
-            scale, best = parts[-1].scale, parts[-1].sse.argmin(-1)[:, None]
-            places = (np.clip(best + side * steps, 0, scale.shape[-1] - 1) for side in (-1, 1))
-            low, high = (np.take_along_axis(scale, place, -1)[:, 0] for place in places)
-            parts.append(self._judged(view, np.geomspace(low, high, finer + 1, axis=-1)))
-            steps, finer, apart = 1, HALVES, np.log(high / low).max() / finer
+        steps, beside, done = AROUND, BESIDE, np.array([[False]])
+        while not done.all():
+            scale, i = parts[-1].scale, parts[-1].sse.argmin(-1)[:, None]
+            best, last = np.take_along_axis(scale, i, -1), scale.shape[-1] - 1
+            low = np.minimum(np.take_along_axis(scale, np.maximum(i - steps, 0), -1), best / beside)
+            high = np.maximum(np.take_along_axis(scale, np.minimum(i + steps, last), -1), best * beside)
+            low, high = (
+                np.where(done, best, low),
+                np.where(done, best, high),
+            )  # a row is not searched for another's sake
+            parts.append(self._judged(view, np.geomspace(low[:, 0], high[:, 0], finer + 1, axis=-1)))
+            done = np.log(high / low) <= FINE * finer
+            steps, beside, finer = 1, 1.0, HALVES
         scale, zero_point, errors = (
             np.concatenate([getattr(part, name) for part in parts], -1) for name in ("scale", "zero_point", "sse")
         )
@@ -110,13 +116,14 @@ class Search:
         return Tried(*(np.take_along_axis(values, order, -1) for values in (scale, zero_point, errors)))
 
     def scales(self, lo: Any, hi: Any, mean: Any) -> Any:
-        """The first scales: those of the ranges of `clip_grid`, and of some narrower ones, (rows, tried)."""
+        """The first scales: those of the ranges of `clip_grid`, and of some narrower and wider ones, (rows, tried)."""
         lo, hi, mean = (np.atleast_1d(np.asarray(number, np.float64)) for number in (lo, hi, mean))
         narrow = mean[:, None] * np.geomspace(0.5, 1, BELOW, endpoint=False)
         low, high = clip_grid(lo, hi, mean, self.candidates)
         low = np.concatenate([np.maximum(lo[:, None], -narrow), low], -1)
         high = np.concatenate([np.minimum(hi[:, None], narrow), high], -1)
-        return self.scale_of(low, high)
+        scale = self.scale_of(low, high)
+        return np.concatenate([scale, scale[:, -1:] * np.geomspace(1, 2, ABOVE + 1)[1:]], -1)
 
     def scale_of(self, lo: Any, hi: Any) -> Any:
         """The scale of each range, widened to hold 0, as in `choose_qparams`."""
@@ -132,13 +139,13 @@ class Search:
         decide to which one it is rounded.
 
         >>> Search(bits=2).quantizers_of(np.array([-3.0]), np.array([3.0]))
-        (array([2., 2.]), array([2., 1.]))
+        (array([2., 2.]), array([1., 2.]))
         """
         scale = self.scale_of(lo, hi)
         if self.symmetric:
             return scale, np.zeros_like(scale)
         below = np.floor(-np.minimum(lo, 0) / scale + NEAR)
-        both = np.clip(np.stack([below + 1, below], -1), 0, self.limits[1])
+        both = np.clip(np.stack([below, below + 1], -1), 0, self.limits[1])
         return np.repeat(scale, 2), both.reshape(-1)
 
     def settled(self, lo: float, hi: float) -> tuple[float, float]:
@@ -156,31 +163,28 @@ class Search:
         """The scale and zero point, (rows,), with the smallest error among those tried.
 
         Of scales whose errors are equal up to `TIE` the smallest is taken. Of neighbouring zero points whose errors
-        are equal up to `ALIKE`, the largest. So a last bit in the data decides nothing.
+        are equal up to `ALIKE`, the smallest. So a last bit in the data decides nothing.
         """
         i = self.first_of_scales(view, tried.sse)[:, None]
         scale, zero_point = np.take_along_axis(tried.scale, i, -1), np.take_along_axis(tried.zero_point, i, -1)
         if not self.symmetric:
             near = self.neighbours(zero_point)
             errors = view.sse(np.broadcast_to(scale, near.shape), near, *self.limits)
-            zero_point = np.take_along_axis(near, self.first_of_zero_points(view, errors, scale)[:, None], -1)
-        return scale[:, 0], zero_point[:, 0]
+            zero_point = np.take_along_axis(near, self.first_of_zero_points(view, errors)[:, None], -1)
+        something = np.reshape(view.squares, -1) > 0  # of nothing but zeros the range is 0 … 0
+        return np.where(something, scale[:, 0], 0.0), np.where(something, zero_point[:, 0], 0.0)
 
     def first_of_scales(self, view: View, errors: Any) -> Any:
         """The place of the first error in each row that counts as equal to the smallest one."""
         return _first(errors, TIE, EXACT * np.reshape(view.squares, (-1, 1)))
 
-    def first_of_zero_points(self, view: View, errors: Any, scale: Any) -> Any:
-        """The same for zero points beside each other, of one scale (rows, 1)."""
-        return _first(errors, ALIKE, EXACT * np.reshape(view.squares, (-1, 1)) + self.last_bit(scale))
-
-    def last_bit(self, scale: Any) -> Any:
-        """What the last bits of a value beyond the ticks can change in the error."""
-        return LAST_BIT * scale**2 * self.limits[1]
+    def first_of_zero_points(self, view: View, errors: Any) -> Any:
+        """The same for zero points beside each other, of one scale."""
+        return _first(errors, ALIKE, EXACT * np.reshape(view.squares, (-1, 1)))
 
     def neighbours(self, zero_point: Any) -> Any:
-        """The zero points beside each one, and itself, larger ones first: (rows, 3) of (rows, 1)."""
-        return np.clip(zero_point + np.array([1.0, 0.0, -1.0]), 0, self.limits[1])
+        """The zero points beside each one, and itself, in order: (rows, 3) of (rows, 1)."""
+        return np.clip(zero_point + np.array([-1.0, 0.0, 1.0]), 0, self.limits[1])
 
     def range_of(self, scale: Any, zero_point: Any, dtype: Any, exponent: Any = 0) -> tuple[Any, Any]:
         """The range whose ends are the first and the last tick, times 2^exponent and rounded to a type: lo, hi.

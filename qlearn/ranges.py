@@ -86,20 +86,22 @@ def mse(
         (scale, zero_point) = argmin Σ (x − fake_quantize(x, scale, zero_point))²
         lo = scale · (quant_min − zero_point),  hi = scale · (quant_max − zero_point)
 
-    Scales are those of `clip_grid`, some narrower ones, and a finer grid around the best. For asymmetric codes each
-    scale is judged with the best of all zero points: lo and hi need not be alike. Exact: all values are judged. The
+    Scales are those of `clip_grid`, some smaller and larger ones, and a finer grid around the best. For asymmetric
+    codes each scale is judged with the best of all zero points: lo and hi need not be alike. All values are judged. The
     range ends at the first and the last tick, so that `choose_qparams` makes of it the scale and zero point that
     were found, the scale up to the rounding of lo and hi to x's type.
 
-    Of errors that are equal, up to 1e-6 of them, the smaller scale is taken, and the larger zero point: scaling the
-    data by 1.0000001, or another order of them, changes nothing that is seen. Short symmetric rows get the best range
-    there is, on the grid or off it: the codes change only where |x| / scale crosses j − ½, so all scales between two
-    such breakpoints share their codes, and the best scale for given codes q is Σ|x|q / Σq².
+    Of scales with equal errors, up to 1e-6 of them, the smaller is taken, and of zero points with equal errors, up to
+    1e-5, the smaller: scaling the data by 1.0000001, or another order of them, changes nothing that is seen.
+
+    Short symmetric rows get the best range there is, on the grid or off it: the codes change only where |x| / scale
+    crosses j − ½, so all scales between two such breakpoints share their codes, and the best scale for given codes q
+    is Σ|x|q / Σq².
 
     Args:
         x: (..., n); each row of n values gets its own range.
         bits, symmetric, narrow_range: the codes to be used.
-        candidates: how many scales to try first; some 60 to 120 more follow around the best.
+        candidates: how many scales to try first; some 80 to 140 more follow beside them and around the best.
     Returns:
         lo, hi: (...), of x's type.
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 from qlearn.arrays import SLAB
 from qlearn.fine_bins import search_long
 from qlearn.range_search import EXACT, TIE, Search
-from qlearn.sorted_rows import SortedRows
+from qlearn.sorted_rows import LOOKED_UP_FROM, SortedRows
 from qlearn.sorted_view import SortedView
 
 LONG = 1 << 16  # values: from there on a row is searched alone
@@ -28,7 +28,7 @@ def by_searching(rows: Any, search: Search) -> tuple[Any, Any]:
     if dtype == np.float64:  # their squares could overflow, or vanish: a power of two brings them near 1
         exponent = np.frexp(np.abs(rows).max(-1))[1]
         rows = np.ldexp(rows, -exponent[:, None])
-    if n < LONG:
+    if n < max(LONG, LOOKED_UP_FROM * 2**search.bits):
         step = max(1, SLAB // n)
         found = [_of_rows(rows[i : i + step], search) for i in range(0, len(rows), step)]
     elif dtype == np.float32 and search.bits <= MOST_BINNED_BITS:
@@ -36,7 +36,7 @@ def by_searching(rows: Any, search: Search) -> tuple[Any, Any]:
     else:
         found = [_of_row(row, search) for row in rows]
     scale, zero_point = (np.concatenate(parts, axis=None) for parts in zip(*found, strict=True))
-    return search.range_of(np.where(rows.any(-1), scale, 0), zero_point, dtype, exponent)
+    return search.range_of(scale, zero_point, dtype, exponent)
 
 
 def _of_rows(rows: Any, search: Search) -> tuple[Any, Any]:
@@ -47,7 +47,7 @@ def _of_rows(rows: Any, search: Search) -> tuple[Any, Any]:
 
 def _of_row(row: Any, search: Search) -> tuple[Any, Any]:
     view = SortedView(row)
-    tried = search.tried(view, float(view.values[0]), float(view.values[-1]), float(np.abs(row).mean()))
+    tried = search.tried(view, float(view.values[0]), float(view.values[-1]), float(np.abs(row).mean(dtype=np.float64)))
     return search.best(view, tried)
 
 

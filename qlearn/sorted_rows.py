@@ -11,6 +11,7 @@ import numpy as np
 
 from qlearn.gains import AT_ONCE, sse
 
+FEW = 32  # values in a row: up to there adding up all gains is quicker than looking up a place
 LOOKED_UP_FROM = 16  # times 2ᵇ values in a row: from there on looking up ties is quicker than quantizing all values
 
 
@@ -44,6 +45,14 @@ class SortedRows:
         """G(t) = Σ max(0, t − x) = k t − sums[k] of thresholds (r, …), with k = #{x < t} in the same row."""
         r = len(self.values)
         flat = t.reshape(r, -1)
+        if self.count <= FEW:
+            gained = np.empty(flat.shape)
+            step = max(1, AT_ONCE // self.values.size)
+            for start in range(0, flat.shape[1], step):
+                some = slice(start, start + step)
+                of_each = flat[:, some, None] - self.values[:, None, :]
+                gained[:, some] = np.maximum(of_each, 0, out=of_each).sum(-1)
+            return gained.reshape(t.shape)
         wanted = np.clip((flat - self.first) / self.span, -0.5, 1.5) + self.places
         k = np.searchsorted(self.list, wanted) - self.count * np.arange(r)[:, None]
         return (k * flat - np.take_along_axis(self.sums, k, -1)).reshape(t.shape)

@@ -287,7 +287,9 @@ def direct_layer(explorer):
 def test_a_layers_numbers(layer, granularity, method, bits, symmetric, spread):
     layer.set(granularity=granularity, method=method, bits=bits, symmetric=symmetric, spread=spread, group_size=20)
     w, q = direct_layer(layer)
-    np.testing.assert_array_equal(layer.result["qparams"].scale, q.scale)
+    # The explorer widens the range of a row's blocks, and does not search the widened row again: where both are
+    # rounded to float32, a searched scale may end in another last bit (2⁻²³ of it).
+    np.testing.assert_allclose(layer.result["qparams"].scale, q.scale, rtol=2**-22 if method == "mse" else 0)
     np.testing.assert_array_equal(layer.result["qparams"].zero_point, q.zero_point)
     same_report(layer.numbers, w, q)
     w_hat = qlearn.fake_quantize(w, q)

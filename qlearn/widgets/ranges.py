@@ -279,7 +279,7 @@ class RangesExplorer(Explorer):
     def _setup_errors(self, axes: Axes) -> list[Artist]:
         self._right = axes
         axes.set_title("MSE against the width")
-        axes.set_xlabel("half the width of the range: (hi − lo) / 2")
+        axes.set_xlabel("half the width that the ticks span")
         axes.grid()
         styles: dict[str, tuple[str, dict[str, Any]]] = {
             "rounding": ("rounding", {"color": ORANGE, "linestyle": "--"}),
