@@ -56,7 +56,7 @@ def test_no_zero_point_is_better(quant_max, shift):
 
 
 def test_zero_points_of_equal_errors():
-    # Ticks from −1 or from 0 on: of two places that lose as much as they gain the lower one, m = −1, is kept.
-    assert best_zero_points(SortedView([-1.0, 0.0, 0.0, 1.0]), np.array([1.0]), 1).tolist() == [1.0]
+    # Ticks from −1 or from 0 on: of two places that lose as much as they gain the upper one is used, m = 0.
+    assert best_zero_points(SortedView([-1.0, 0.0, 0.0, 1.0]), np.array([1.0]), 1).tolist() == [0.0]
     none = best_zero_points(SortedView([1.0, 2.0, 3.0]), np.array([1.0]), 3)
     assert none.tolist() == [0.0] and not np.signbit(none).any()
