@@ -362,3 +362,10 @@ def test_levels_of_huge_and_tiny_values_of_one_sign(unit):
     wanted = np.sort(np.array([1.5, 5.5]) * unit)
     for found in (optimal(x, 2), kmeans(x, 2, start=np.sort(np.array([2.0, 5.0]) * unit))):
         assert found / unit == pytest.approx(wanted / unit, rel=1e-12)
+
+
+def test_one_huge_value_on_either_side_sets_the_unit():
+    x = np.array([-2.2e300, -2e300, -1e300, 0.0, 1.0])
+    for sign in (1, -1):
+        found = optimal(sign * x, 3) / 1e300
+        assert found == pytest.approx(np.sort(sign * np.array([-2.1, -1.0, 0.0])), abs=1e-12)
