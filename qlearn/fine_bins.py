@@ -19,6 +19,7 @@ from qlearn.range_search import ALIKE, Search, Tried
 from qlearn.sorted_view import SortedView
 
 DROPPED = 10  # of the 23 fraction bits of a float32
+LARGEST = 0x7F7FFFFF  # the bits of the largest float32; above come infinity and NaN
 MOST_JUDGED = 16  # quantizers that are judged by quantizing; for more of them sorting is quicker
 
 
@@ -67,7 +68,7 @@ class FineBins:
         return place
 
     def _cut(self, t: Any) -> tuple[Any, Any, Any]:
-        """Of the bins below each threshold: the gain. Of the bin that it cuts: number, and the sum of high − x."""
+        """The gain of the bins below each threshold; the bin that it cuts, and how many values that one holds."""
         bins = self._bin(t.astype(np.float32))
         return self.counts_below[bins] * t - self.sums_below[bins], bins, self.counts[bins]
 
@@ -75,10 +76,11 @@ class FineBins:
         """The most that G(t) = Σ max(0, t − x) can be."""
         below, bins, c = self._cut(t)
         place = bins - self.highest
-        near, far = (((np.abs(place) + more + self.lowest) << DROPPED).view(np.float32) for more in (0, 1))
+        ends = (np.minimum((np.abs(place) + more + self.lowest) << DROPPED, LARGEST) for more in (0, 1))
+        near, far = (end.astype(np.int32).view(np.float32).astype(np.float64) for end in ends)
         low, high = np.where(place > 0, near, -far), np.where(place < 0, -near, far)
-        inside = (c * high.astype(np.float64) - self.sums[bins]) * (t - low) / (high - low)
-        return below + np.where(c > 0, inside, 0)
+        width = np.where(c > 0, high - low, 1)  # the empty bins at both ends may have none
+        return below + np.where(c > 0, (c * high - self.sums[bins]) * (t - low) / width, 0)
 
     def least(self, t: Any) -> Any:
         """The least that G(t) can be."""

@@ -23,7 +23,6 @@ from qlearn.gains import sse
 from qlearn.ranges import between, place_of
 
 PATTERNS = 1 << 16  # of 16 bits
-MOST_BINS = 2 * 0x7F80  # for each sign, the patterns from 0 to that of the largest finite bfloat16
 PIECE = 1 << 15  # values counted at once: with all that is made of them they stay in the cache
 COUNTED_FROM = 1 << 16  # values: for fewer, sorting them is quicker than going through all patterns
 

@@ -27,8 +27,8 @@ FINE = 0.0025  # until scales are at most this far apart, relative to each other
 BESIDE = 1.02  # to look around the best scale means at least this factor, however dense the grid is
 TIE = 1e-6  # errors of two scales that differ by less, relative to the smaller one, count as equal;
 ALIKE = 1e-5  # those of neighbouring zero points by less than this: data that are alike on both sides are common
-NEAR = 1e-3  # a zero point this little below a code counts as that code
 EXACT = 1e-12  # and so do errors below this share of Σ x², to which float32 rounds the values themselves
+NEAR = 1e-3  # a zero point this little below a code counts as that code
 
 
 def clip_grid(lo: Any, hi: Any, mean: Any, candidates: int = CANDIDATES) -> tuple[Array, Array]:
@@ -102,10 +102,8 @@ class Search:
             best, last = np.take_along_axis(scale, i, -1), scale.shape[-1] - 1
             low = np.minimum(np.take_along_axis(scale, np.maximum(i - steps, 0), -1), best / beside)
             high = np.maximum(np.take_along_axis(scale, np.minimum(i + steps, last), -1), best * beside)
-            low, high = (
-                np.where(done, best, low),
-                np.where(done, best, high),
-            )  # a row is not searched for another's sake
+            # A row that is done stays as it is: what is found for it must not depend on the rows beside it.
+            low, high = np.where(done, best, low), np.where(done, best, high)
             parts.append(self._judged(view, np.geomspace(low[:, 0], high[:, 0], finer + 1, axis=-1)))
             done = np.log(high / low) <= FINE * finer
             steps, beside, finer = 1, 1.0, HALVES

@@ -282,6 +282,19 @@ def test_the_largest_numbers_have_a_range():
             assert -top <= lo <= 0 <= hi <= top and lo < hi
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_long_row_up_to_the_largest_float32_has_the_range_of_the_same_row_in_other_units(symmetric):
+    top = np.finfo(np.float32).max
+    x = np.random.default_rng(0).uniform(-1, 1, 2 * row_search.LONG).astype(np.float32)
+    x[:2] = 1, -1
+    for bits in (2, 8):
+        codes = {"bits": bits, "symmetric": symmetric}
+        wanted = np.clip(np.array(find_range(x, "mse", **codes), np.float64), -1, 1)  # no end lies beyond the type's
+        with np.errstate(all="raise"):
+            found = find_range(x * top, "mse", **codes)
+        assert np.array(found, np.float64) / float(top) == pytest.approx(wanted, rel=2e-3)  # other float32, other bins
+
+
 def test_a_single_number_has_a_range():
     assert find_range(5.0, "mse") == find_range([5.0], "mse")
     lo, hi = find_range(torch.tensor(5.0), "mse")
