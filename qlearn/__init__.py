@@ -14,7 +14,7 @@ from typing import Any
 from qlearn import block_scales, codebooks, errors, formats, integer, observers, packing, rounding
 from qlearn.affine import QParams, choose_qparams, dequantize, fake_quantize, quantize
 from qlearn.config import QuantConfig
-from qlearn.granularity import PerAxis, PerGroup, PerTensor
+from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from qlearn.ranges import find_qparams, find_range
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __all__ = [
     "PerAxis",
     "PerGroup",
     "PerTensor",
+    "PerToken",
     "QParams",
     "QuantConfig",
     "block_scales",

@@ -94,20 +94,46 @@ class PerGroup:
         return (*shape[:-1], n // self.group_size)
 
 
-Granularity = PerTensor | PerAxis | PerGroup
+@dataclass(frozen=True)
+class PerToken:
+    """One scale for all values along the last axis: for each token of a text, or each row of a batch.
+
+        x: (N, T, C)  →  scale: (N, T, 1)
+
+    >>> PerToken().scale_shape((4, 6)), PerToken().scale_shape((2, 4, 6))
+    ((4, 1), (2, 4, 1))
+    """
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the scales for x of this shape.
+
+        Raises:
+            ValueError: x is a single number.
+        """
+        if not shape:
+            raise ValueError("PerToken(): x is a single number and has no last axis.")
+        return (*shape[:-1], 1)
+
+
+Granularity = PerTensor | PerAxis | PerGroup | PerToken
+KINDS = {PerTensor: "PerTensor()", PerAxis: "PerAxis(0)", PerGroup: "PerGroup(32)", PerToken: "PerToken()"}
 
 
 def check_granularity(granularity: object) -> None:
-    """Raise `TypeError` unless it is one of the three.
+    """Raise `TypeError` unless it is one of the four.
 
     >>> check_granularity(PerTensor)
     Traceback (most recent call last):
     TypeError: granularity=PerTensor is a class: PerTensor(), with brackets, is a granularity.
     """
-    if isinstance(granularity, (PerTensor, PerAxis, PerGroup)):
+    if isinstance(granularity, tuple(KINDS)):
         return
-    if isinstance(granularity, type) and issubclass(granularity, (PerTensor, PerAxis, PerGroup)):
-        arguments = {PerTensor: "", PerAxis: "0", PerGroup: "32"}[granularity]
-        name = granularity.__name__
-        raise TypeError(f"granularity={name} is a class: {name}({arguments}), with brackets, is a granularity.")
-    raise TypeError(f"granularity={granularity!r} must be PerTensor(), PerAxis(axis) or PerGroup(group_size).")
+    if isinstance(granularity, type):
+        for kind, example in KINDS.items():
+            if issubclass(granularity, kind):
+                raise TypeError(
+                    f"granularity={granularity.__name__} is a class: {example}, with brackets, is a granularity."
+                )
+    raise TypeError(
+        f"granularity={granularity!r} must be PerTensor(), PerAxis(axis), PerGroup(group_size) or PerToken()."
+    )

@@ -7,6 +7,7 @@ All numbers are whole. The one real factor, the multiplier, is turned into integ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,32 @@ from array_api_compat import array_namespace
 from qlearn.arrays import Array, as_array, as_codes, as_floats, dtype_name, like, quietly, to_numpy
 
 INT32_MAX = 2**31 - 1
+EXACT_IN_FLOAT32 = 2**24  # all whole numbers up to there
 
 
-def matmul(a: Any, b: Any, *, a_zero_point: Any = 0, b_zero_point: Any = 0, bias: Any = None) -> Array:
+def matmul(
+    a: Any,
+    b: Any,
+    *,
+    a_zero_point: Any = 0,
+    b_zero_point: Any = 0,
+    bias: Any = None,
+    largest_sum: int | None = None,
+) -> Array:
     """Multiply two matrices of codes, exactly.
 
         acc = Σₖ (aₖ − z_a) · (bₖ − z_b) + bias
             = Σ aₖ bₖ − z_a Σ bₖ − z_b Σ aₖ + K z_a z_b + bias      the four terms that hardware computes
 
-    Computed in float64, where every partial sum is an integer below 2⁵³ and therefore exact: processors are
-    quicker at that than at integer products.
+    Processors are quicker at products of floats than at those of integers, so the integers travel as floats, in
+    pieces of K so short that every partial sum is a whole number that float32 holds, below 2²⁴.
 
     Args:
         a, b: integer codes, (…, M, K) and (…, K, N).
         a_zero_point: a whole number, or an array that broadcasts against a: (M, 1) for one a row.
         b_zero_point: a whole number, or an array that broadcasts against b: (1, N) for one a column.
         bias: integers on the accumulator's grid, (N,), or None.
+        largest_sum: what |acc| can be at most, bias included, if that is known; None to look for it in the codes.
 
     Returns:
         int32, (…, M, N).
@@ -58,12 +69,49 @@ def matmul(a: Any, b: Any, *, a_zero_point: Any = 0, b_zero_point: Any = 0, bias
         _check_shape(
             "bias", bias, "the last axis of b", tuple(b.shape[-1:]), "(N,)", "Divide it by scale_a · scale_b and round."
         )
+    if largest_sum is None:
+        largest_sum = _largest_sum(a, a_zero_point, b, b_zero_point, bias)
     xp = array_namespace(a, b)
-    left = xp.astype(a, xp.float64) - _number(a_zero_point, a)
-    right = xp.astype(b, xp.float64) - _number(b_zero_point, b)
-    _check_sums(left, right, bias)
-    acc = xp.astype(left @ right, xp.int32)
+    acc = sum_of_products(
+        xp.matmul, (a, b), (_number(a_zero_point, a), _number(b_zero_point, b)), (-1, -2), largest_sum
+    )
     return acc if bias is None else acc + xp.astype(like(bias, acc), xp.int32)
+
+
+def sum_of_products(
+    multiply: Callable[[Array, Array], Array],
+    codes: tuple[Array, Array],
+    zero_points: tuple[Any, Any],
+    axes: tuple[int, int],
+    largest: int,
+) -> Array:
+    """What `multiply` makes of two arrays of codes, their zero points taken off, exactly: `matmul`, or a convolution.
+
+    Args:
+        multiply: a linear map of both, which adds up products along an axis of each.
+        codes, zero_points: two of each.
+        axes: the two axes.
+        largest: as many products as a sum has, times the largest magnitude that one of them can have.
+
+    Returns:
+        int32.
+
+    >>> sum_of_products(np.matmul, (np.array([[0, 3]]), np.array([[1], [3]])), (1, 0), (-1, -2), 9)
+    array([[5]], dtype=int32)
+    """
+    xp = array_namespace(*codes)
+    n = codes[0].shape[axes[0]]
+    step = n if largest < EXACT_IN_FLOAT32 else n * (EXACT_IN_FLOAT32 - 1) // largest
+    dtype = xp.float32 if step else xp.float64  # of codes this wide not even one product of each kind fits into float32
+    acc = None
+    for start in range(0, n, step or n):
+        parts = []
+        for values, zero_point, axis in zip(codes, zero_points, axes, strict=True):
+            part, zero = (_cut(array, axis, start, step or n) for array in (values, zero_point))
+            parts.append(xp.astype(part, dtype) - zero)
+        sums = xp.astype(multiply(*parts), xp.int32)
+        acc = sums if acc is None else acc + sums
+    return acc
 
 
 @quietly
@@ -171,18 +219,40 @@ def _check_shape(name: str, number: Any, other: str, shape: tuple[int, ...], wan
         raise ValueError(f"{name} has shape {own}, {other} has shape {shape}: wanted is {wanted}.")
 
 
-def _check_sums(left: Array, right: Array, bias: Any) -> None:
-    depth = int(left.shape[-1])
-    largest = [int(abs(codes).max()) for codes in (left, right)]
+def _largest_sum(a: Array, a_zero_point: Any, b: Array, b_zero_point: Any, bias: Any) -> int:
+    """What a sum of products can reach with codes as large as these.
+
+    Raises:
+        ValueError: more than int32 holds.
+    """
+    depth = int(a.shape[-1])
+    product = _reach(a, a_zero_point) * _reach(b, b_zero_point)
     of_bias = 0 if bias is None else int(np.abs(np.asarray(to_numpy(as_array(bias)), dtype=np.float64)).max())
-    product = largest[0] * largest[1]
     bound = depth * product + of_bias
     if bound > INT32_MAX:
         raise ValueError(
             f"sums of K={depth} products can reach {bound}, beyond int32's {INT32_MAX}: "
             f"with codes this large K must be at most {max(INT32_MAX - of_bias, 0) // max(product, 1)}."
         )
+    return bound
+
+
+def _reach(codes: Array, zero_point: Any) -> int:
+    """The largest |code − zero_point|."""
+    if isinstance(zero_point, (int, np.integer)):
+        return max(int(codes.max()) - int(zero_point), int(zero_point) - int(codes.min()))
+    xp = array_namespace(codes)
+    return int(abs(xp.astype(codes, xp.float64) - _number(zero_point, codes)).max())
 
 
 def _number(zero_point: Any, codes: Array) -> Any:
     return int(zero_point) if isinstance(zero_point, (int, np.integer)) else like(zero_point, codes, None)
+
+
+def _cut(array: Any, axis: int, start: int, step: int) -> Any:
+    """A piece of an array along an axis, counted from the end; what has one entry for all of it stays."""
+    if isinstance(array, int) or array.ndim < -axis or array.shape[axis] == 1 or step >= array.shape[axis]:
+        return array
+    places = [slice(None)] * array.ndim
+    places[axis] = slice(start, start + step)
+    return array[tuple(places)]

@@ -22,7 +22,7 @@ from qlearn.nn.language_model import (
     to_text,
     to_tokens,
 )
-from qlearn.nn.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from qlearn.nn.layers import DynamicLayer, QuantizedLayer, StaticLayer, WeightOnlyLayer
 from qlearn.nn.mixed_precision import allocate_bits, descent, layer_bytes, overrides_for, sensitivity
 from qlearn.nn.models import cnn, load_trained, mlp
 from qlearn.nn.ptq import calibrate, convert, prepare
@@ -34,12 +34,13 @@ from qlearn.nn.summary import summary
 from qlearn.nn.training import accuracy, to_inputs, train
 
 __all__ = [
+    "DynamicLayer",
     "FakeQuantize",
     "LanguageModel",
     "LearnedFakeQuantize",
-    "QuantizedConv2d",
     "QuantizedLayer",
-    "QuantizedLinear",
+    "StaticLayer",
+    "WeightOnlyLayer",
     "accuracy",
     "allocate_bits",
     "awq",

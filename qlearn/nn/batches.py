@@ -1,40 +1,186 @@
-"""What a network is shown: one tensor of examples, or batches as a DataLoader yields them."""
+"""What a network is shown, and how: batches as people have them, one pass over them, and what comes out.
+
+    for output in outputs(model, batches): …
+
+Whatever in this package runs data through a network does it with `outputs`: in eval mode, without gradients, with a
+progress bar, and with the caller's `forward` where a batch is not what the network takes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 BATCH_SIZE = 256  # into which a tensor of examples is cut
 
+Forward: TypeAlias = Callable[[nn.Module, Any], Any]
+Batches: TypeAlias = Iterable[Any] | Tensor
 
-def inputs_of(batches: Iterable[Any] | Tensor) -> Iterator[Tensor]:
-    """The inputs of each batch: (inputs, labels) pairs lose their labels, one tensor of examples is cut up.
+HOW = "say how the network takes it: forward=lambda model, batch: model(…)"
+
+
+def outputs(
+    model: nn.Module, batches: Batches, *, forward: Forward | None = None, desc: str = "", progress: bool = False
+) -> Iterator[Any]:
+    """Call the model on each batch, in eval mode and without gradients, and hand over what comes out.
+
+    Args:
+        model: any network. Every module gets its own mode back.
+        batches: an iterable of batches, or one tensor of examples, which is cut into pieces of 256. A batch is what
+            `call` takes.
+        forward: how the network is called on a batch, for all that `call` does not understand.
+        desc, progress: what the bar says, and whether there is one.
 
     Raises:
-        ValueError: there is no batch at all.  TypeError: NumPy arrays, which networks do not take.
+        ValueError, TypeError: no batches, or batches that say nothing clear; see `call`.
 
-    >>> import torch
-    >>> [len(x) for x in inputs_of(torch.zeros(300, 2))], [len(x) for x in inputs_of([(torch.zeros(3, 2), [7, 2, 1])])]
-    ([256, 44], [3])
+    >>> [len(y) for y in outputs(nn.Identity(), torch.zeros(300, 2))]
+    [256, 44]
+    >>> [len(y) for y in outputs(nn.Identity(), [(torch.zeros(3, 2), [7, 2, 1])])]  # images and labels
+    [3]
     """
-    if isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches):
-        inputs, labels = batches
-        if labels.ndim < inputs.ndim:
-            raise TypeError("batches is one pair (inputs, labels): hand over inputs alone, or [(inputs, labels)].")
+    with torch.no_grad(), evaluating(model):
+        for batch in tqdm(listed(batches), desc=desc, unit="batch", leave=False, disable=not progress):
+            yield call(model, batch, forward)
+
+
+def listed(batches: Batches) -> Iterable[Any]:
+    """The batches one after the other; a tensor of examples is cut up. A loader keeps its length, for the bar.
+
+    Raises:
+        ValueError: there is no batch at all.  TypeError: one batch was given where a list of them belongs.
+    """
+    if isinstance(batches, Tensor):
+        return batches.split(BATCH_SIZE) if len(batches) else _some(())
+    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches is a {type(batches).__name__}: wanted is a list of batches, [batch] for one.")
+    if isinstance(batches, tuple) and len(batches) > 1 and all(isinstance(part, Tensor) for part in batches):
+        raise TypeError(
+            "batches is a tuple of tensors, which may be one batch or several: hand over the inputs alone, "
+            "[(inputs, labels)] for one batch, or a list of tensors for one batch each."
+        )
+    return batches if isinstance(batches, Sequence) and len(batches) else _some(batches)
+
+
+def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
+    """What the model gives for one batch.
+
+    Without `forward` a batch may be a tensor, a dictionary of the model's arguments, a list of tensors of a model that
+    takes lists, or a pair (inputs, labels), whose labels are left out. Whatever could mean something else is refused.
+
+    Raises:
+        ValueError, TypeError: it does not say which parts the network takes; NumPy arrays.
+
+    >>> call(nn.Identity(), {"input": torch.ones(1)})
+    tensor([1.])
+    """
+    if forward is not None:
+        return forward(model, batch)
+    if isinstance(batch, Mapping):
+        takes = _arguments(model)
+        if unknown := [name for name in batch if takes is not None and name not in takes]:
+            raise ValueError(f"a batch has {unknown[0]!r}, and the network takes {', '.join(takes or ())}: {HOW}.")
+        return model(**batch)
+    return model(_input_of(model, batch))
+
+
+def one_tensor(output: Any) -> Tensor:
+    """The logits in a network's output: a tensor, or what a dictionary, an object or a tuple holds of them.
+
+    Raises:
+        TypeError: none can be found.
+
+    >>> one_tensor({"logits": torch.ones(1), "loss": None})
+    tensor([1.])
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if named is None and isinstance(output, (tuple, list)) and output:
+        named = output[0]
+    if isinstance(named, Tensor):
+        return named
+    holds = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    raise TypeError(
+        f"the network puts out a {type(output).__name__}{holds}, and no logits: hand over those that count, "
+        "forward=lambda model, batch: model(batch)[…]."
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode in here; afterwards every module has its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's numbers are; a model without any is content with the processor."""
+    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def _input_of(model: nn.Module, batch: Any) -> Any:
+    """The one thing that a network takes of a batch."""
+    if isinstance(batch, np.ndarray):
+        raise TypeError("batches hold NumPy arrays, but networks take tensors: nn.to_inputs makes them.")
+    if isinstance(batch, Tensor):
+        return batch
+    if not isinstance(batch, (tuple, list)) or not batch:
+        raise TypeError(
+            f"a batch is a {type(batch).__name__}: wanted are tensors of inputs, dictionaries of arguments, or "
+            f"(inputs, labels) pairs. For all else {HOW}."
+        )
+    first, *others = batch
+    if len(batch) == 1:
+        return _input_of(model, first)
+    if len(takes := _arguments(model) or ("input",)) > 1:
+        raise ValueError(
+            f"a batch has {len(batch)} parts, and the network takes up to {len(takes)} inputs ({', '.join(takes)}), "
+            f"so that the second may be an input or labels: {HOW}."
+        )
+    if len(batch) > 2 or (isinstance(first, Tensor) and not _are_labels(others[0], first)):
+        raise ValueError(f"a batch has {len(batch)} parts that all look like inputs: {HOW}.")
+    if isinstance(first, (list, Tensor)):
+        return first
+    return _input_of(model, first)
+
+
+def _are_labels(part: Any, inputs: Tensor) -> bool:
+    """Whether the second part of a batch can only be what the inputs are to become."""
+    if not isinstance(part, Tensor):
+        return True
+    if part.ndim == inputs.ndim and inputs.ndim > 2:
+        return False
+    return part.ndim < inputs.ndim or not part.is_floating_point() or part.shape[1:] != inputs.shape[1:]
+
+
+def _arguments(model: nn.Module) -> tuple[str, ...] | None:
+    """The names of what a network's forward takes; None if it takes anything."""
+    names = []
+    for parameter in inspect.signature(model.forward).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD or parameter.kind is parameter.VAR_POSITIONAL:
+            return None
+        names.append(parameter.name)
+    return tuple(names)
+
+
+def _some(batches: Iterable[Any]) -> Iterator[Any]:
+    """The same batches, of which there is one at least."""
     empty = True
-    for batch in batches.split(BATCH_SIZE) if isinstance(batches, Tensor) else batches:
-        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if isinstance(inputs, np.ndarray):
-            raise TypeError("batches hold NumPy arrays, but networks take tensors: nn.to_inputs makes them.")
-        if not isinstance(inputs, Tensor):
-            raise TypeError(
-                f"a batch is a {type(batch).__name__}: wanted are tensors of inputs, or (inputs, labels) pairs of them."
-            )
+    for batch in batches:
         empty = False
-        yield inputs
+        yield batch
     if empty:
         raise ValueError("there is no batch: the loader is empty.")

@@ -7,16 +7,15 @@ negative, as after a ReLU, they do not cancel. What is left of them on average i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qlearn.nn.batches import inputs_of
-from qlearn.nn.layers import Conv2dMap, QuantizedLayer, StaticLayer
-from qlearn.nn.training import evaluating
+from qlearn.nn.batches import evaluating, listed
+from qlearn.nn.layers import QuantizedLayer, StaticLayer
 
 
 def corrected_bias(bias: Any, float_mean: Any, quantized_mean: Any) -> Any:
@@ -74,12 +73,11 @@ def correct_bias(quantized: nn.Module, model: nn.Module, batches: Iterable[Any] 
     if not layers:
         raise ValueError("this network has no quantized layers: nn.convert makes them.")
     floats = {name: _float_layer(model, name, layer) for name, layer in layers.items()}
-    inputs = list(inputs_of(batches))
+    inputs = list(listed(batches))
     wanted = _channel_means(model, floats, inputs)
     for name in wanted:  # in the order in which the float network calls them
         layer = layers[name]
-        with _without_relu(layer):
-            found = _channel_means(corrected, {name: layer}, inputs)[name]
+        found = _channel_means(corrected, {name: layer}, inputs)[name]
         try:
             _set_bias(layer, wanted[name], found)
         except ValueError as error:
@@ -105,7 +103,9 @@ def _channel_means(model: nn.Module, layers: dict[str, nn.Module], inputs: list[
     counts: dict[str, int] = {}
 
     def add(name: str, layer: nn.Module, y: Tensor) -> None:
-        axis = -3 if isinstance(layer, (nn.Conv2d, Conv2dMap)) else -1
+        axis = (
+            -3 if isinstance(layer, nn.Conv2d) or getattr(getattr(layer, "map", None), "kind", "") == "Conv2d" else -1
+        )
         rows = y.detach().movedim(axis, -1).flatten(0, -2).double()
         sums[name] = sums.get(name, 0) + rows.sum(0)
         counts[name] = counts.get(name, 0) + len(rows)
@@ -124,27 +124,16 @@ def _channel_means(model: nn.Module, layers: dict[str, nn.Module], inputs: list[
     return means
 
 
-@contextmanager
-def _without_relu(layer: QuantizedLayer) -> Iterator[None]:
-    """The layer leaves out the ReLU that is fused into it."""
-    relu = layer.relu
-    layer.relu = False
-    try:
-        yield
-    finally:
-        layer.relu = relu
-
-
 def _set_bias(layer: QuantizedLayer, wanted: Tensor, found: Tensor) -> None:
     """Correct the bias, which is real or counted in steps of the accumulator."""
     if not isinstance(layer, StaticLayer):
         bias = wanted.new_zeros(len(wanted)) if layer.bias is None else layer.bias.double()
-        layer.bias = corrected_bias(bias, wanted, found).to(torch.float32)
+        layer.bias = nn.Parameter(corrected_bias(bias, wanted, found).to(torch.float32), requires_grad=False)
         return
     steps = layer.output_scale.reshape(-1).expand(len(wanted))
-    codes = wanted.new_zeros(len(wanted)) if layer.bias is None else layer.bias.double()
+    codes = wanted.new_zeros(len(wanted)) if layer.bias_codes is None else layer.bias_codes.double()
     codes = torch.round(corrected_bias(codes, wanted / steps, found / steps))
     bound = layer.largest_sum + float(codes.abs().max())
     if bound >= 2**31:
         raise ValueError(f"the corrected bias would be {bound:.3g} steps of the accumulator, which has 32 bits.")
-    layer.bias = codes.to(torch.int32)
+    layer.bias_codes = codes.to(torch.int32)

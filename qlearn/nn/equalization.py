@@ -17,7 +17,8 @@ import torch
 from array_api_compat import array_namespace
 from torch import Tensor, nn
 
-from qlearn.nn.chains import chains, set_parameter, used_once
+from qlearn.nn.flow import chains
+from qlearn.nn.network import set_parameter, used_once
 
 # f(s · x) = s · f(x) for s > 0, channel by channel. ReLU6 and batch norm are not of this kind.
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout2d)

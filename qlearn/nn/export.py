@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from qlearn.datasets import write_whole
+from qlearn.nn.batches import evaluating
 from qlearn.nn.layers import DynamicLayer, QuantizedLayer, StaticLayer
+from qlearn.nn.linear_maps import is_linear_map
 from qlearn.nn.prepared import PreparedLayer
-from qlearn.nn.training import evaluating
 from qlearn.packing import pack
 
 OPSET = 21  # the first with 4-bit codes and with groups
@@ -79,7 +80,7 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], input_shape: Seq
 
 def _steps(model: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
     """What a Sequential does, one after the other; Sequentials inside it are opened up."""
-    if not isinstance(model, nn.Sequential):
+    if type(model) is not nn.Sequential:
         return [(name or "model", model)]
     prefix = f"{name}." if name else ""
     return [step for child, module in model._modules.items() if module for step in _steps(module, prefix + child)]
@@ -111,11 +112,8 @@ class _Graph:
             ValueError: a module that has no place here.
         """
         kind = type(module)
-        if (
-            isinstance(module, QuantizedLayer)
-            or kind is nn.Linear
-            or (kind is nn.Conv2d and module.padding_mode == "zeros")
-        ):
+        of_kind = module.map.kind if isinstance(module, QuantizedLayer) else kind.__name__
+        if (isinstance(module, QuantizedLayer) or is_linear_map(module)) and of_kind in ("Linear", "Conv2d"):
             self._add_layer(name, module)
         elif kind is nn.BatchNorm2d and module.running_mean is not None:
             ones = torch.ones_like(module.running_mean)
@@ -167,18 +165,16 @@ class _Graph:
             self._round_trip(name, layer)
         weight = self._weight(name, layer) if is_quantized else self._constant(f"{name}.weight", layer.weight)
         inputs = [weight]
-        if isinstance(layer, StaticLayer) and layer.bias is not None:
-            scale = layer.output_scale.reshape(-1).expand(len(layer.bias))
-            codes = self._constant(f"{name}.bias", layer.bias)
-            inputs.append(self._dequantize(f"{name}.bias", codes, scale, torch.zeros_like(layer.bias), axis=0))
+        if isinstance(layer, StaticLayer) and layer.bias_codes is not None:
+            scale = layer.output_scale.reshape(-1).expand(len(layer.bias_codes))
+            codes = self._constant(f"{name}.bias", layer.bias_codes)
+            inputs.append(self._dequantize(f"{name}.bias", codes, scale, torch.zeros_like(layer.bias_codes), axis=0))
         elif layer.bias is not None:
             inputs.append(self._constant(f"{name}.bias", layer.bias))
-        if layer.weight.ndim == 4:
+        if len(layer.weight.shape) == 4:
             self._step("Conv", name, *inputs, **_geometry(layer))
         else:
             self._step("Gemm", name, *inputs, transB=1)
-        if is_quantized and layer.relu:
-            self._step("Relu", f"{name}.relu")
 
     def _round_trip(self, name: str, layer: StaticLayer) -> None:
         """The input becomes codes, and numbers again."""
@@ -202,19 +198,19 @@ class _Graph:
         else:
             onnx_type, width = (types.INT8 if signed else types.UINT8), 8
         scale, zero_point = layer.weight_scale, layer.weight_zero_point.expand(layer.weight_scale.shape)
-        matrix = layer.weight.flatten(1)
+        matrix = layer.weight_codes.flatten(1)
         per_group = scale.ndim > 0 and scale.numel() != len(matrix)
         blocks = {}
         if per_group:
             blocks = {"axis": 1, "block_size": matrix.shape[1] // scale.shape[1]}
         elif scale.ndim:
             blocks, scale, zero_point = {"axis": 0}, scale.reshape(-1), zero_point.reshape(-1)
-        codes = self._packed(f"{name}.weight", matrix if per_group else layer.weight, onnx_type, width)
+        codes = self._packed(f"{name}.weight", matrix if per_group else layer.weight_codes, onnx_type, width)
         zeros = self._packed(f"{name}.weight_zero_point", zero_point, onnx_type, width)
         scales = self._constant(f"{name}.weight_scale", scale)
         weight = self._node("DequantizeLinear", f"{name}.weight_numbers", codes, scales, zeros, **blocks)
-        if per_group and layer.weight.ndim != 2:
-            shape = self._constant(f"{name}.weight_shape", torch.tensor(layer.weight.shape))
+        if per_group and layer.weight_codes.ndim != 2:
+            shape = self._constant(f"{name}.weight_shape", torch.tensor(layer.weight_codes.shape))
             weight = self._node("Reshape", f"{name}.weight_kernels", weight, shape)
         return weight
 
@@ -248,8 +244,8 @@ class _Graph:
 
 def _geometry(layer: Any) -> dict[str, Any]:
     """Stride, padding, dilation and groups of a convolution, in ONNX's words."""
-    options = layer.geometry if isinstance(layer, QuantizedLayer) else vars(layer)
-    dilations, kernel = _pair(options["dilation"]), tuple(layer.weight.shape[2:])
+    options = vars(layer)
+    dilations, kernel = _pair(options["dilation"]), _pair(options["kernel_size"])
     reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
     before = {"valid": [0, 0], "same": [r // 2 for r in reach]}
     after = {"valid": [0, 0], "same": [r - r // 2 for r in reach]}  # what is odd comes to the right and the bottom

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qlearn.nn.chains import chains, set_parameter, used_once
+from qlearn.nn.flow import chains
+from qlearn.nn.network import set_parameter, used_once
 
 NORM_BEHIND = {nn.Linear: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d}
 

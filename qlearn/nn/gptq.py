@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm.auto import tqdm
 
 from qlearn import rounding
 from qlearn.affine import QParams, dequantize, quantize
 from qlearn.arrays import as_array
-from qlearn.nn.batches import inputs_of
-from qlearn.nn.prepared import PreparedLayer, Supported, as_blocks, prepared_layers, quantizable
+from qlearn.nn.batches import evaluating, listed
+from qlearn.nn.linear_maps import LinearMap, Supported, as_blocks
+from qlearn.nn.network import linear_maps
+from qlearn.nn.prepared import PreparedLayer, prepared_layers
 from qlearn.nn.ptq import ObservedLayer
-from qlearn.nn.training import evaluating
 
 
 def gptq(
@@ -74,7 +74,7 @@ def gptq(
     layers = prepared_layers(rounded)
     if not layers or any(type(layer) is not ObservedLayer for layer in layers):
         raise ValueError("nn.gptq rounds a network from nn.prepare: call nn.prepare(model, …) first.")
-    inputs = list(inputs_of(batches))
+    inputs = list(listed(batches))
     with torch.no_grad(), evaluating(rounded):
         order = _in_order_of_calls(rounded, layers, inputs)
         for layer in tqdm(order, desc="Rounding", unit="layer", leave=False, disable=not progress):
@@ -112,11 +112,11 @@ def hessians(model: nn.Module, batches: Iterable[Any] | Tensor) -> dict[str, Ten
     tensor([[ 5., -1.],
             [-1.,  1.]], dtype=torch.float64)
     """
-    names = {model.get_submodule(name): name for name in quantizable(model)}
+    names: Any = {layer: name for name, layer in linear_maps(model).items()}
     if not names:
         raise ValueError(f"{type(model).__name__} has no Linear or Conv2d layer.")
     with torch.no_grad(), evaluating(model), _listening(list(names)) as products:
-        for x in inputs_of(batches):
+        for x in listed(batches):
             model(x)
     return {names[layer]: found.mean for layer, found in products.items()}
 
@@ -138,31 +138,10 @@ class _Products:
 
     def add(self, x: Tensor) -> None:
         """Take one batch of inputs."""
-        columns = columns_of(self.layer, x).double()
+        columns = LinearMap.of(self.layer).columns(x).double()
         products = columns @ columns.mT
         self.sum = products if self.sum is None else self.sum + products
         self.count += columns.shape[-1]
-
-
-def columns_of(layer: Supported, x: Tensor) -> Tensor:
-    """What each row of the layer's weights is multiplied with: (groups, I, n), one column for each input.
-
-    >>> columns_of(nn.Conv2d(1, 1, (1, 2)), torch.tensor([[[[1.0, 2.0, 3.0]]]]))
-    tensor([[[1., 2.],
-             [2., 3.]]])
-    """
-    if isinstance(layer, nn.Linear):
-        return x.reshape(1, -1, layer.in_features).mT
-    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    if layer.padding == "same":  # what is odd goes to the bottom and to the right
-        (above, below), (left, right) = ((r // 2, r - r // 2) for r in reach)
-    else:
-        above, left = (0, 0) if layer.padding == "valid" else layer.padding
-        below, right = above, left
-    x = functional.pad(x if x.ndim == 4 else x[None], (left, right, above, below))
-    patches = functional.unfold(x, layer.kernel_size, layer.dilation, stride=layer.stride)  # (N, groups · I, places)
-    patches = patches.unflatten(1, (layer.groups, -1))
-    return patches.permute(1, 2, 0, 3).flatten(2)
 
 
 @contextmanager
@@ -211,10 +190,12 @@ def _round(layer: PreparedLayer, hessian: Tensor, **options: Any) -> None:
     codes = []
     for group, h in enumerate(of_each_group):
         rows = slice(group * size, (group + 1) * size)
-        codes.append(rounding.gptq(as_blocks(weight[rows], layer.weights), h, _of_rows(qparams, rows), **options))
+        codes.append(
+            rounding.gptq(as_blocks(weight[rows], layer.weights.granularity), h, _of_rows(qparams, rows), **options)
+        )
     found = torch.cat(codes)
     weight.copy_(dequantize(found, qparams).reshape(weight.shape))
-    if not torch.equal(quantize(as_blocks(weight, layer.weights), qparams), found):
+    if not torch.equal(quantize(as_blocks(weight, layer.weights.granularity), qparams), found):
         raise ValueError(
             f"{str(weight.dtype).removeprefix('torch.')} is too coarse for a grid of {layer.weights.bits} bits: "
             "model.float() is not."

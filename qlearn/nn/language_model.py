@@ -17,7 +17,7 @@ from torch.nn import functional
 from qlearn import datasets
 from qlearn.affine import fake_quantize
 from qlearn.config import QuantConfig
-from qlearn.nn.training import evaluating
+from qlearn.nn.batches import evaluating
 
 ALPHABET = "\n !\"$&'()*,-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"
 CONTEXT = 128  # characters that the model sees at once

@@ -2,90 +2,108 @@
 
 Between two layers values are real numbers. What happens inside depends on what is known about the input:
 
-    Quantized…     its range was found by calibration: codes are multiplied and summed up in integers
-    Dynamic…       its range is found anew for every batch; then integers, as above
-    WeightOnly…    it stays real: the codes of the weights are turned back into numbers first
+    StaticLayer       its range was found by calibration: codes are multiplied and summed up in integers
+    DynamicLayer      its range is found anew for every batch; then integers, as above
+    WeightOnlyLayer   it stays real: the codes of the weights are turned back into numbers first
+
+To everyone else they are what they replace: `.weight` and `.bias` are real numbers, `in_features`, `stride` and the
+like are there, and so are the hooks that were registered on the float layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from qlearn import integer
 from qlearn.affine import QParams, dequantize, quant_limits, quantize
 from qlearn.arrays import saturate
 from qlearn.config import QuantConfig
-from qlearn.granularity import PerTensor
+from qlearn.granularity import PerTensor, PerToken
+from qlearn.nn.linear_maps import LinearMap, Supported
 from qlearn.packing import pack, unpack
 from qlearn.ranges import find_range
 
 BIAS_ROOM = 2.0**30  # bias codes stay below this, so that bias and products together fit into int32
+TILE = 1 << 22  # weights that are turned into floats at once: 16 MB
 
 
 class QuantizedLayer(nn.Module):
     """A linear map whose weights are codes. Its subclasses say what is done with the input.
 
-    In `state_dict()` the weights are packed at their bit width, so a saved file is as small as it claims to be.
+    In `state_dict()` the codes are packed at their bit width, so a saved file is as small as it claims to be.
     Scales stay float32, whatever `.half()` or `.double()` make of the rest of a network.
 
     Args:
-        weight: real weights, output channels first.
-        weight_qparams: scale and zero point as scalars, one for each output channel (O, 1, …), or one for each
-            group along the rows of (O, I·kh·kw), shape (O, groups).
-        relu: whether a ReLU follows and is done here.
-        geometry: for convolutions: stride, padding, dilation and groups.
+        layer: the float layer that it replaces: Linear, Conv1d, Conv2d or ConvTranspose2d.
+        weight_qparams: of the weights, output channels first: scale and zero point as scalars, one for each output
+            channel (O, 1, …), or one for each group along the rows of (O, I·kh·kw), shape (O, groups).
 
     Attributes:
-        weight: the codes, in the shape of the real weights.
+        weight_codes: the codes, one row for each output channel.
+        weight: what they stand for, as the float layer has it; made anew whenever it is read.
         bias: (O,), or None.
+        name: where the layer is in its network.
 
-    >>> issubclass(QuantizedLinear, QuantizedLayer), issubclass(WeightOnlyConv2d, QuantizedLayer)
-    (True, True)
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer.weight.data = torch.tensor([[1.1, -0.6]])
+    >>> quantized = WeightOnlyLayer(layer, QParams(0.5, 0, -7, 7))
+    >>> quantized.weight_codes, quantized.weight, quantized.in_features
+    (tensor([[ 2, -1]], dtype=torch.int8), tensor([[ 1.0000, -0.5000]]), 2)
     """
 
-    weight: Tensor
+    prefix = "Quantized"  # of the name that `print(model)` shows
+    weight_codes: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor
-    bias: Tensor | None
 
-    def __init__(
-        self, weight: Tensor, weight_qparams: QParams, *, relu: bool, geometry: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, layer: Supported, weight_qparams: QParams) -> None:
         super().__init__()
-        self.relu = relu
-        self.geometry = geometry or {}
+        self.map = LinearMap.of(layer)
+        self.name, self.called = "", False
+        for attribute in type(layer).__constants__:
+            setattr(self, attribute, getattr(layer, attribute))
         self.bits = weight_qparams.bits
         self.weight_limits = weight_qparams.quant_min, weight_qparams.quant_max
-        scale = torch.as_tensor(weight_qparams.scale, dtype=torch.float32)
         zero_point = torch.as_tensor(weight_qparams.zero_point, dtype=torch.int32)
         if weight_qparams.quant_min < 0:
             zero_point = zero_point.new_zeros(())  # symmetric: one zero says it for all channels
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("weight_zero_point", zero_point)
-        self.register_buffer("weight", quantize(self._in_blocks(weight.detach()), self.weight_qparams).view_as(weight))
-        self.register_state_dict_post_hook(_pack_weight)
-        self.register_load_state_dict_pre_hook(_unpack_weight)
+        rows = self.map.rows(layer.weight.detach())
+        # A parameter, if one that is not trained: people ask a network's parameters where it is and of what type.
+        scale = torch.as_tensor(weight_qparams.scale, dtype=torch.float32)
+        self.weight_scale = nn.Parameter(scale.to(rows.device), requires_grad=False)
+        self.register_buffer("weight_zero_point", zero_point.to(rows.device))
+        self.register_buffer("weight_codes", quantize(self._in_blocks(rows), self.weight_qparams).view_as(rows))
+        self.register_buffer("_real", rows.new_empty(0), persistent=False)  # knows the type of real numbers here
+        self.register_state_dict_post_hook(_pack_codes)
+        self.register_load_state_dict_pre_hook(_unpack_codes)
 
     @property
     def weight_qparams(self) -> QParams:
         """The quantizer of the weights."""
         zero_point = self.weight_zero_point
-        return QParams(self.weight_scale, int(zero_point) if zero_point.ndim == 0 else zero_point, *self.weight_limits)
+        zero_point = int(zero_point) if zero_point.ndim == 0 else zero_point
+        return QParams(self.weight_scale.detach(), zero_point, *self.weight_limits)
 
     def dequantized_weight(self) -> Tensor:
-        """The weights that this layer really uses, as real numbers."""
-        return dequantize(self._in_blocks(self.weight), self.weight_qparams).view_as(self.weight)
+        """The weights that this layer really uses, as real numbers in float32."""
+        return self.map.weight(self._real_rows(slice(None)))
+
+    @property
+    def weight(self) -> Tensor:
+        """`dequantized_weight`, in the network's type."""
+        return saturate(self.dequantized_weight(), self._real.dtype)
 
     @property
     def weights_text(self) -> str:
         """How the weights are stored: "4 bits per channel"."""
         granularity = "per tensor"
         if self.weight_scale.ndim:
-            size = self.weight.numel() // self.weight_scale.numel()
-            granularity = "per channel" if size == self.weight[0].numel() else f"per group of {size}"
+            size = self.weight_codes.numel() // self.weight_scale.numel()
+            granularity = "per channel" if size == self.weight_codes[0].numel() else f"per group of {size}"
         return f"{self.bits} bits {granularity}"
 
     @property
@@ -100,8 +118,7 @@ class QuantizedLayer(nn.Module):
             "weights": self.weights_text,
             "codes": list(self.weight_limits),
             "inputs": self.inputs_text,
-            "relu": self.relu,
-            **self.geometry,
+            **self.map.options,
         }
 
     def check(self) -> None:
@@ -111,39 +128,78 @@ class QuantizedLayer(nn.Module):
             ValueError: they are not; says which.
         """
         _ = self.weight_qparams
-        low, high = self.weight_limits
-        if self.weight.min() < low or self.weight.max() > high:
-            raise ValueError(f"codes from {int(self.weight.min())} to {int(self.weight.max())}, not {low} … {high}.")
+        (low, high), codes = self.weight_limits, self.weight_codes
+        if codes.min() < low or codes.max() > high:
+            raise ValueError(f"codes from {int(codes.min())} to {int(codes.max())}, not {low} … {high}.")
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of the layer."""
-        outputs, *inputs = self.weight.shape
-        return (
-            f"{' × '.join(map(str, inputs))} → {outputs}, weights {self.weights_text}, "
-            f"input {self.inputs_text}{', relu' if self.relu else ''}"
-        )
+        outputs, *inputs = self.weight_codes.shape
+        return f"{' × '.join(map(str, inputs))} → {outputs}, weights {self.weights_text}, input {self.inputs_text}"
 
-    def _in_blocks(self, weight: Tensor) -> Tensor:
-        """The weights in a shape that the scales divide: groups run along rows of (O, I·kh·kw)."""
-        return weight.flatten(1) if 0 < self.weight_scale.ndim < weight.ndim else weight
+    def forward(self, input: Tensor) -> Tensor:
+        """Real input → real output.
+
+        Raises:
+            TypeError: whole numbers.  ValueError: NaN, infinity or another shape; both name the layer.
+        """
+        if not torch.compiler.is_compiling():
+            self.called = True
+        if not input.is_floating_point():
+            raise TypeError(f"layer {self.name!r}: its input has dtype {input.dtype}: it must hold floats.")
+        if input.numel() == 0:
+            return self.map(input, saturate(self.weight, input.dtype))
+        try:
+            return self.compute(input)
+        except ValueError as error:
+            raise ValueError(f"layer {self.name!r}: {error}") from error
+
+    def compute(self, x: Tensor) -> Tensor:
+        """The output for an input that holds something."""
+        raise NotImplementedError
+
+    def _get_name(self) -> str:
+        return self.prefix + self.map.kind
+
+    def _in_blocks(self, rows: Tensor) -> Tensor:
+        """Rows of weights in a shape that the scales divide: groups run along rows of (O, I·kh·kw)."""
+        return rows.flatten(1) if 0 < self.weight_scale.ndim < rows.ndim else rows
+
+    def _of_rows(self, parameter: Tensor, rows: slice) -> Tensor:
+        """The part of a scale or zero point that belongs to some rows."""
+        return parameter[rows] if parameter.ndim else parameter
 
     def _channels(self, scale: Tensor) -> Tensor:
         """A scale for the tensor or for each channel, as one number for each channel: (O,)."""
-        return scale.reshape(-1).expand(len(self.weight))
+        return scale.reshape(-1).expand(self.map.outputs)
 
-    def _product(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
+    def _tiles(self) -> Iterator[slice]:
+        """The rows, in pieces that are turned into floats at once. Only of a Linear they can be taken apart."""
+        outputs = self.map.outputs
+        step = max(1, TILE // self.weight_codes[0].numel()) if self.map.kind == "Linear" else outputs
+        return (slice(start, start + step) for start in range(0, outputs, step))
 
-    def _per_output(self, values: Tensor) -> Tensor:
-        """One number for each output channel, in the shape that broadcasts against the output."""
-        raise NotImplementedError
+    def _real_rows(self, rows: slice) -> Tensor:
+        """Some rows of weights as real numbers, in float32."""
+        codes = self.weight_codes[rows]
+        scale, zero_point = (self._of_rows(p, rows) for p in (self.weight_scale.detach(), self.weight_zero_point))
+        blocks = self._in_blocks(codes)
+        if torch.compiler.is_compiling():  # where numbers are not known, nothing can be checked
+            view = blocks.unflatten(-1, (scale.shape[-1], -1)) if scale.ndim == 2 else blocks
+            one_each = [p[..., None] if p.ndim == 2 and scale.ndim == 2 else p for p in (scale, zero_point)]
+            return ((view - one_each[1]) * one_each[0]).reshape(codes.shape)
+        qparams = QParams(scale, zero_point if zero_point.ndim else int(zero_point), *self.weight_limits)
+        return dequantize(blocks, qparams).view_as(codes)
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        scales = {name: scale for name, scale in self.named_buffers(recurse=False) if name.endswith("scale")}
+        scales = {name: tensor.data for name, tensor in self.state_dict(keep_vars=True).items() if name in _SCALES}
         super()._apply(fn, recurse)
         for name, scale in scales.items():
-            setattr(self, name, scale.to(getattr(self, name).device))
+            getattr(self, name).data = scale.to(getattr(self, name).device)
         return self
+
+
+_SCALES = ("weight_scale", "input_scale")
 
 
 class IntegerLayer(QuantizedLayer):
@@ -159,7 +215,7 @@ class IntegerLayer(QuantizedLayer):
     @property
     def largest_sum(self) -> int:
         """No sum of products can be larger: depth · reach of the input's codes · reach of the weights'."""
-        return self.weight[0].numel() * _reach(self.input_limits) * _reach(self.weight_limits)
+        return self.weight_codes[0].numel() * _reach(self.input_limits) * _reach(self.weight_limits)
 
     @property
     def input_bits(self) -> int:
@@ -171,26 +227,45 @@ class IntegerLayer(QuantizedLayer):
         """As of every layer, and the input's codes."""
         return {**super().configuration, "input codes": list(self.input_limits)}
 
-    def multiply(self, codes: Tensor, zero_point: Tensor | int) -> Tensor:
-        """The products of the input's codes and the weights', summed up in int32.
-
-        PyTorch has no fast integer product on the processor, so the integers travel as floats of a type in which
-        every partial sum is exact: float32 holds all integers up to 2²⁴, float64 up to 2⁵³.
-        """
-        exact = torch.float32 if self.largest_sum < 2**24 else torch.float64
-        x = codes.to(exact) - zero_point
-        w = self.weight.to(exact) - self.weight_zero_point
+    def multiply(self, codes: Tensor, zero_point: Tensor) -> Tensor:
+        """The products of the input's codes and the weights', summed up in int32."""
         # NNPACK transforms 3 × 3 convolutions, and autocast uses shorter floats: both would round.
-        with torch.backends.nnpack.flags(enabled=False), torch.autocast(x.device.type, enabled=False):
-            product = self._product(x, w)
-        return product.round_().to(torch.int32)
+        with torch.backends.nnpack.flags(enabled=False), torch.autocast(codes.device.type, enabled=False):
+            if self.map.kind != "Linear":
+                return self._convolve(codes, zero_point)
+            matrix = codes if codes.ndim > 1 else codes[None]
+            sums = [self._times(matrix, zero_point, rows) for rows in self._tiles()]
+        return (sums[0] if len(sums) == 1 else torch.cat(sums, -1)).reshape(*codes.shape[:-1], -1)
+
+    def _times(self, codes: Tensor, zero_point: Tensor, rows: slice) -> Tensor:
+        """Lesson 04's product, with some rows of the weights."""
+        zeros = self._of_rows(self.weight_zero_point, rows)
+        return integer.matmul(
+            codes,
+            self.weight_codes[rows].T,
+            a_zero_point=zero_point,
+            b_zero_point=zeros.reshape(1, -1) if zeros.ndim else zeros,
+            largest_sum=self.largest_sum,
+        )
+
+    def _convolve(self, codes: Tensor, zero_point: Tensor) -> Tensor:
+        """The same sums for windows of the input: the channels are the axis that is cut into pieces."""
+        weight, zeros = self.map.weight(self.weight_codes), self.weight_zero_point
+        if zeros.ndim:
+            zeros = self.map.weight(zeros.expand_as(self.weight_codes))
+        channels = self.map.output_axis, (0 if self.map.transposed else 1) - weight.ndim
+        largest = self.largest_sum
+        if self.map.groups > 1 and largest >= integer.EXACT_IN_FLOAT32:  # groups cannot be cut: float64 in one piece
+            codes, weight = codes.double() - zero_point, weight.double() - zeros
+            return self.map(codes, weight).round().to(torch.int32)
+        return integer.sum_of_products(self.map, (codes, weight), (zero_point, zeros), channels, largest)
 
     def _check_accumulator(self, largest_bias: int = 0) -> None:
         bound = self.largest_sum + largest_bias
-        if bound >= 2**31:
+        if bound > integer.INT32_MAX:
             raise ValueError(
-                f"sums of {self.weight[0].numel()} products can reach {bound}, which does not fit into an int32 "
-                f"accumulator (limit {2**31 - 1}). Use fewer bits for this layer, or leave it in float."
+                f"sums of {self.weight_codes[0].numel()} products can reach {bound}, which does not fit into an int32 "
+                f"accumulator (limit {integer.INT32_MAX}). Use fewer bits for this layer, or leave it in float."
             )
 
 
@@ -198,36 +273,54 @@ class StaticLayer(IntegerLayer):
     """An integer layer whose input has one scale and zero point, known beforehand.
 
         acc = Σ (code_x − zero_point_x) · (code_w − zero_point_w) + code_b        integers, 32 bits
-        acc ← max(acc, 0)                                                         if ReLU is fused
         y   = scale_x · scale_w · acc
 
     The bias is an integer too, on the grid of the accumulator: code_b = rint(b / (scale_x · scale_w)).
 
     Args:
-        weight, bias: real, (O, …) and (O,); bias may be None.
+        layer: the float layer.
         weight_qparams: per tensor or per output channel.
         input_qparams: one scale and zero point for the whole input.
-        relu, geometry: as for `QuantizedLayer`.
+
+    Attributes:
+        bias_codes: (O,) int32, or None; `bias` is what they stand for.
 
     Raises:
         ValueError: sums that might not fit into 32 bits.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data, layer.bias.data = torch.tensor([[1.0, -0.5]]), torch.tensor([2.0])
+    >>> static = StaticLayer(layer, QParams(0.5, 0, -7, 7), QParams(0.25, 0, 0, 15))
+    >>> codes = torch.tensor([[4, 8]])
+    >>> static.accumulate(codes), static(0.25 * codes)  # 4 · 2 − 8 · 1 + 16 steps of 0.125
+    (tensor([[16]], dtype=torch.int32), tensor([[2.]]))
     """
 
     input_scale: Tensor
     input_zero_point: Tensor
+    bias_codes: Tensor | None
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, weight_qparams: QParams, input_qparams: QParams, **options: Any
-    ) -> None:
+    def __init__(self, layer: Supported, weight_qparams: QParams, input_qparams: QParams) -> None:
+        bias = None if layer.bias is None else layer.bias.detach()
         if bias is not None:
-            weight_qparams = with_room_for_bias(weight_qparams, weight.detach(), bias.detach(), input_qparams)
-        super().__init__(weight, weight_qparams, **options)
+            rows = LinearMap.of(layer).rows(layer.weight.detach())
+            weight_qparams = with_room_for_bias(weight_qparams, rows, bias, input_qparams)
+        super().__init__(layer, weight_qparams)
+        device = self.weight_codes.device
         self.input_limits = input_qparams.quant_min, input_qparams.quant_max
-        self.register_buffer("input_scale", torch.as_tensor(input_qparams.scale, dtype=torch.float32))
-        self.register_buffer("input_zero_point", torch.as_tensor(input_qparams.zero_point, dtype=torch.int32))
-        steps = None if bias is None else torch.round(bias.detach().double() / self._channels(self.output_scale))
-        self.register_buffer("bias", None if steps is None else steps.to(torch.int32))
+        self.register_buffer("input_scale", torch.as_tensor(input_qparams.scale, dtype=torch.float32, device=device))
+        zero_point = torch.as_tensor(input_qparams.zero_point, dtype=torch.int32, device=device)
+        self.register_buffer("input_zero_point", zero_point)
+        steps = None if bias is None else torch.round(bias.double() / self._channels(self.output_scale))
+        self.register_buffer("bias_codes", None if steps is None else steps.to(torch.int32))
         self._check_accumulator(0 if steps is None else int(steps.abs().max()))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What the bias's codes stand for, in the network's type."""
+        if self.bias_codes is None:
+            return None
+        return saturate(self.bias_codes * self._channels(self.output_scale), self._real.dtype)
 
     @property
     def input_qparams(self) -> QParams:
@@ -237,25 +330,28 @@ class StaticLayer(IntegerLayer):
     @property
     def output_scale(self) -> Tensor:
         """What one step of the accumulator is worth: scale_x · scale_w, in float64, in weight_scale's shape."""
-        return self.input_scale.double() * self.weight_scale.double()
+        return self.input_scale.double() * self.weight_scale.detach().double()
 
     @property
     def inputs_text(self) -> str:
         """The bits of the input's codes."""
         return f"{self.input_bits} bits"
 
-    def accumulate(self, codes: Tensor) -> Tensor:
-        """Integer codes of the input → int32 accumulators, bias included, ReLU not yet done."""
-        acc = self.multiply(codes, self.input_zero_point)
-        return acc if self.bias is None else acc + self._per_output(self.bias)
+    def codes_of(self, x: Tensor) -> Tensor:
+        """The input's codes."""
+        if torch.compiler.is_compiling():
+            return _codes_unchecked(x, self.input_scale, self.input_zero_point, self.input_limits)
+        return quantize(x, self.input_qparams)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Real input → real output; in between everything is an integer."""
-        acc = self.accumulate(_codes(input, self.input_qparams))
-        if self.relu:
-            acc = acc.clamp(min=0)
+    def accumulate(self, codes: Tensor) -> Tensor:
+        """Integer codes of the input → int32 accumulators, bias included."""
+        acc = self.multiply(codes, self.input_zero_point)
+        return acc if self.bias_codes is None else acc + self.map.per_output(self.bias_codes)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """In between everything is an integer."""
         scale = saturate(self._channels(self.output_scale), torch.float32)
-        return saturate(acc * self._per_output(scale), input.dtype)
+        return saturate(self.accumulate(self.codes_of(x)) * self.map.per_output(scale), x.dtype)
 
     def check(self) -> None:
         """As of every layer, and the input's scale and zero point."""
@@ -267,168 +363,97 @@ class DynamicLayer(IntegerLayer):
     """An integer layer that looks at each batch to find the range of its input: no calibration.
 
         scale_x, zero_point_x  from the smallest and the largest value of this batch, or of each of its rows
-        y = scale_x · scale_w · Σ (code_x − zero_point_x) · (code_w − zero_point_w) + b,  then ReLU if it is fused
+        y = scale_x · scale_w · Σ (code_x − zero_point_x) · (code_w − zero_point_w) + b
 
     The bias is a float: the grid of the accumulator is another one for every batch. Per tensor an output depends on
-    what else is in its batch; per row, `PerAxis(0)`, it does not.
+    what else is in its batch; per example, `PerAxis(0)`, or per token it does not.
 
     Args:
-        weight, bias, weight_qparams, relu, geometry: as for `StaticLayer`.
+        layer, weight_qparams: as for `StaticLayer`.
         inputs: bits, scheme and granularity of the input.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer.weight.data = torch.tensor([[1.0, -0.5]])
+    >>> dynamic = DynamicLayer(layer, QParams(0.5, 0, -7, 7), QuantConfig(bits=2))
+    >>> dynamic(torch.tensor([[0.0, 3.0]])), dynamic(torch.tensor([[30.0, 0.0]]))
+    (tensor([[-1.5000]]), tensor([[30.]]))
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, weight_qparams: QParams, inputs: QuantConfig, **options: Any
-    ) -> None:
-        super().__init__(weight, weight_qparams, **options)
+    prefix = "Dynamic"
+
+    def __init__(self, layer: Supported, weight_qparams: QParams, inputs: QuantConfig) -> None:
+        super().__init__(layer, weight_qparams)
         self.inputs = inputs
         self.input_limits = quant_limits(inputs.bits, symmetric=inputs.symmetric, narrow_range=inputs.narrow_range)
-        self.register_buffer("bias", None if bias is None else bias.detach().float())
+        self.bias = _fixed(layer.bias)
         self._check_accumulator()
 
     @property
     def inputs_text(self) -> str:
         """The bits of the input's codes, and how many values share a range."""
-        return f"{self.input_bits} bits dynamic{'' if self.inputs.granularity == PerTensor() else ' per row'}"
+        granularity = self.inputs.granularity
+        each = "" if granularity == PerTensor() else " per token" if granularity == PerToken() else " per row"
+        return f"{self.input_bits} bits dynamic{each}"
 
-    def find_input_qparams(self, x: Tensor) -> QParams:
+    def qparams_of(self, x: Tensor) -> QParams:
         """The quantizer for this batch.
 
         Raises:
-            ValueError: rows are asked for, and there are none: x is one example without an axis for the batch.
+            ValueError: examples are asked for, and there are none: x is one without an axis for the batch.
         """
-        if self.inputs.granularity != PerTensor() and x.ndim < self.weight.ndim:
+        granularity = self.inputs.granularity
+        if granularity not in (PerTensor(), PerToken()) and x.ndim < len(self.map.shape):
             raise ValueError(f"an input of shape {tuple(x.shape)} has no axis for the batch: x[None] has one.")
-        return self.inputs.choose_qparams(*find_range(x, granularity=self.inputs.granularity))
+        return self.inputs.choose_qparams(*find_range(x, granularity=granularity))
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Real input → real output; the product in between is one of integers."""
-        if input.numel() == 0:
-            return self._product(input, saturate(self.dequantized_weight(), input.dtype))
-        qparams = self.find_input_qparams(input)
-        acc = self.multiply(quantize(input, qparams), qparams.zero_point)
-        scale = qparams.scale.double() * self._per_output(self._channels(self.weight_scale).double())
+    def compute(self, x: Tensor) -> Tensor:
+        """The product in between is one of integers."""
+        qparams = self.qparams_of(x)
+        zero_point = torch.as_tensor(qparams.zero_point, device=x.device)
+        acc = self.multiply(quantize(x, qparams), zero_point)
+        scale = qparams.scale.double() * self.map.per_output(self._channels(self.weight_scale.detach()).double())
         y = acc * saturate(scale, torch.float32)
-        if self.bias is not None:
-            y = y + self._per_output(self.bias)
-        return saturate(y.clamp(min=0) if self.relu else y, input.dtype)
+        return saturate(y if self.bias is None else y + self.map.per_output(self.bias), x.dtype)
 
 
 class WeightOnlyLayer(QuantizedLayer):
     """A layer that only stores its weights as codes and computes on real numbers: small, but not quicker.
 
-        y = Σ x · scale_w · (code_w − zero_point_w) + b,  then ReLU if it is fused
+        y = Σ x · scale_w · (code_w − zero_point_w) + b
 
     Args:
-        weight, bias, relu, geometry: as for `StaticLayer`.
+        layer: the float layer.
         weight_qparams: per tensor, per output channel, or per group along the rows of (O, I·kh·kw).
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer.weight.data = torch.tensor([[1.1, -0.6]])
+    >>> WeightOnlyLayer(layer, QParams(0.5, 0, -7, 7))(torch.tensor([[1.0, 10.0]]))
+    tensor([[-4.]])
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, weight_qparams: QParams, **options: Any) -> None:
-        super().__init__(weight, weight_qparams, **options)
-        self.register_buffer("bias", None if bias is None else bias.detach().float())
+    prefix = "WeightOnly"
+
+    def __init__(self, layer: Supported, weight_qparams: QParams) -> None:
+        super().__init__(layer, weight_qparams)
+        self.bias = _fixed(layer.bias)
 
     @property
     def inputs_text(self) -> str:
         """The input is not touched."""
         return "float"
 
-    def forward(self, input: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         """The float layer, on the weights that the codes stand for."""
-        bias = None if self.bias is None else saturate(self.bias, input.dtype)
-        y = self._product(input, saturate(self.dequantized_weight(), input.dtype), bias)
-        return y.clamp(min=0) if self.relu else y
-
-
-class LinearMap(QuantizedLayer):
-    """x: (…, I), weight: (O, I)  →  y: (…, O)"""
-
-    def _product(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        return functional.linear(x, w, b)
-
-    def _per_output(self, values: Tensor) -> Tensor:
-        return values
-
-
-class Conv2dMap(QuantizedLayer):
-    """x: (N, I, H, W), weight: (O, I / groups, kh, kw)  →  y: (N, O, H′, W′)
-
-    Padding is exact: the border is filled with zero_point, the code of 0.0.
-    """
-
-    def _product(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        return functional.conv2d(x, w, b, **self.geometry)
-
-    def _per_output(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, 1, 1)
-
-
-class QuantizedLinear(LinearMap, StaticLayer):
-    """`nn.Linear` on integer codes.  x: (…, I), weight: (O, I)  →  y: (…, O)
-
-    >>> weights, inputs = QParams(0.5, 0, -7, 7), QParams(0.25, 0, 0, 15)
-    >>> layer = QuantizedLinear(torch.tensor([[1.0, -0.5]]), torch.tensor([2.0]), weights, inputs, relu=False)
-    >>> codes = torch.tensor([[4, 8]])
-    >>> layer.accumulate(codes), layer(0.25 * codes)  # 4 · 2 − 8 · 1 + 16 steps of 0.125
-    (tensor([[16]], dtype=torch.int32), tensor([[2.]]))
-    """
-
-
-class QuantizedConv2d(Conv2dMap, StaticLayer):
-    """`nn.Conv2d` on integer codes.  x: (N, I, H, W), weight: (O, I / groups, kh, kw)  →  y: (N, O, H′, W′)
-
-    Padding is exact: the border is filled with zero_point, the code of 0.0.
-
-    >>> weights, inputs = QParams(1.0, 0, -7, 7), QParams(1.0, 3, 0, 15)
-    >>> geometry = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1}
-    >>> layer = QuantizedConv2d(torch.ones(1, 1, 3, 3), None, weights, inputs, relu=False, geometry=geometry)
-    >>> layer(torch.ones(1, 1, 2, 2))
-    tensor([[[[4., 4.],
-              [4., 4.]]]])
-    """
-
-
-class DynamicLinear(LinearMap, DynamicLayer):
-    """`nn.Linear` on integer codes; the range of its input is found for every batch.
-
-    >>> layer = DynamicLinear(torch.tensor([[1.0, -0.5]]), None, QParams(0.5, 0, -7, 7), QuantConfig(2), relu=False)
-    >>> layer(torch.tensor([[0.0, 3.0]])), layer(torch.tensor([[30.0, 0.0]]))
-    (tensor([[-1.5000]]), tensor([[30.]]))
-    """
-
-
-class DynamicConv2d(Conv2dMap, DynamicLayer):
-    """`nn.Conv2d` on integer codes; the range of its input is found for every batch.
-
-    >>> geometry = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    >>> weight = torch.ones(1, 1, 2, 2)
-    >>> layer = DynamicConv2d(weight, None, QParams(1.0, 0, -7, 7), QuantConfig(2), relu=False, geometry=geometry)
-    >>> layer(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]))
-    tensor([[[[6.]]]])
-    """
-
-
-class WeightOnlyLinear(LinearMap, WeightOnlyLayer):
-    """`nn.Linear` with stored codes and a product in float.
-
-    >>> layer = WeightOnlyLinear(torch.tensor([[1.1, -0.6]]), None, QParams(0.5, 0, -7, 7), relu=False)
-    >>> layer(torch.tensor([[1.0, 10.0]]))
-    tensor([[-4.]])
-    """
-
-
-class WeightOnlyConv2d(Conv2dMap, WeightOnlyLayer):
-    """`nn.Conv2d` with stored codes and a product in float.
-
-    >>> geometry = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    >>> weight = torch.full((1, 1, 2, 2), 0.6)
-    >>> WeightOnlyConv2d(weight, None, QParams(0.5, 0, -7, 7), relu=False, geometry=geometry)(torch.ones(1, 1, 2, 2))
-    tensor([[[[2.]]]])
-    """
+        bias = None if self.bias is None else saturate(self.bias, x.dtype)
+        parts = []
+        for rows in self._tiles():
+            weight = saturate(self.map.weight(self._real_rows(rows)), x.dtype)
+            parts.append(self.map(x, weight, None if bias is None else bias[rows]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, self.map.output_axis)
 
 
 def quantized(
-    layer: nn.Linear | nn.Conv2d, weight_qparams: QParams, inputs: QParams | QuantConfig | None, *, relu: bool
+    layer: Supported, weight_qparams: QParams, inputs: QParams | QuantConfig | None, name: str = ""
 ) -> QuantizedLayer:
     """The quantized layer that does what this float layer does.
 
@@ -436,32 +461,20 @@ def quantized(
         layer: the float layer.
         weight_qparams: the quantizer of its weights.
         inputs: the quantizer of its input; a configuration, by which it is found for each batch; None for "in float".
-        relu: whether a ReLU follows and is done here.
+        name: where it is in its network, for error messages.
     """
-    options: dict[str, Any] = {"relu": relu}
-    is_linear = isinstance(layer, nn.Linear)
-    if isinstance(layer, nn.Conv2d):
-        options["geometry"] = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-    parts = (layer.weight, layer.bias, weight_qparams)
+    made: QuantizedLayer
     if inputs is None:
-        return (WeightOnlyLinear if is_linear else WeightOnlyConv2d)(*parts, **options)
-    if isinstance(inputs, QuantConfig):
-        return (DynamicLinear if is_linear else DynamicConv2d)(*parts, inputs, **options)
-    return (QuantizedLinear if is_linear else QuantizedConv2d)(*parts, inputs, **options)
+        made = WeightOnlyLayer(layer, weight_qparams)
+    elif isinstance(inputs, QuantConfig):
+        made = DynamicLayer(layer, weight_qparams, inputs)
+    else:
+        made = StaticLayer(layer, weight_qparams, inputs)
+    made.name = name
+    return made
 
 
-def _codes(x: Tensor, qparams: QParams) -> Tensor:
-    """`quantize`, which a batch of nothing passes too."""
-    return quantize(x, qparams) if x.numel() else torch.empty_like(x, dtype=getattr(torch, qparams.code_dtype))
-
-
-def _reach(limits: tuple[int, int]) -> int:
-    """How far a code can be from its zero point, which is 0 where there are codes below 0."""
-    low, high = limits
-    return high - low if low == 0 else max(-low, high)
-
-
-def with_room_for_bias(qparams: QParams, weight: Tensor, bias: Tensor, input_qparams: QParams) -> QParams:
+def with_room_for_bias(qparams: QParams, rows: Tensor, bias: Tensor, input_qparams: QParams) -> QParams:
     """The weights' quantizer with its scales as stored, in float32, and wide enough for the bias.
 
     In a channel with very weak weights the bias would not fit into int32: its scale is widened.
@@ -471,7 +484,7 @@ def with_room_for_bias(qparams: QParams, weight: Tensor, bias: Tensor, input_qpa
     scale = torch.as_tensor(qparams.scale, dtype=torch.float32)
     shape = scale.shape
     finest = saturate(bias.abs().double() / (float(input_qparams.scale) * BIAS_ROOM), scale.dtype)
-    silent = (weight.flatten(1) == 0).all(1)
+    silent = (rows.flatten(1) == 0).all(1)
     if scale.ndim == 0:
         finest, silent = finest.max(), silent.all()
     finest, silent = finest.reshape(shape), silent.reshape(shape)
@@ -479,13 +492,30 @@ def with_room_for_bias(qparams: QParams, weight: Tensor, bias: Tensor, input_qpa
     return QParams(scale, qparams.zero_point, qparams.quant_min, qparams.quant_max)
 
 
-def _pack_weight(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    assert isinstance(layer, QuantizedLayer)
-    state[prefix + "weight"] = pack(state[prefix + "weight"], layer.bits)
+def _fixed(bias: Tensor | None) -> nn.Parameter | None:
+    """A bias in float32 that is not trained."""
+    return None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
 
 
-def _unpack_weight(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _codes_unchecked(x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:
+    """`quantize`, while a graph is being recorded and numbers are not known."""
+    return (torch.round(x / scale) + zero_point).clamp(*limits).to(torch.uint8 if limits[0] == 0 else torch.int8)
+
+
+def _reach(limits: tuple[int, int]) -> int:
+    """How far a code can be from its zero point, which is 0 where there are codes below 0."""
+    low, high = limits
+    return high - low if low == 0 else max(-low, high)
+
+
+def _pack_codes(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     assert isinstance(layer, QuantizedLayer)
-    key = prefix + "weight"
+    state[prefix + "weight_codes"] = pack(state[prefix + "weight_codes"], layer.bits)
+
+
+def _unpack_codes(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(layer, QuantizedLayer)
+    key = prefix + "weight_codes"
     if key in state:
-        state[key] = unpack(state[key], layer.bits, tuple(layer.weight.shape), signed=layer.weight_limits[0] < 0)
+        shape, signed = tuple(layer.weight_codes.shape), layer.weight_limits[0] < 0
+        state[key] = unpack(state[key], layer.bits, shape, signed=signed)

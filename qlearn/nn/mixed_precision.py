@@ -9,20 +9,21 @@ arithmetic, and knows no network.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from qlearn.config import QuantConfig
-from qlearn.nn.batches import inputs_of
+from qlearn.nn.batches import Batches, Forward, listed, one_tensor, outputs
 from qlearn.nn.layers import quantized
-from qlearn.nn.prepared import prepared_layers, quantizable
+from qlearn.nn.network import linear_maps
+from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.ptq import ACTIVATIONS, WEIGHTS, convert, prepare
 from qlearn.nn.summary import summary
-from qlearn.nn.training import evaluating
 
 BITS = (8, 4, 3, 2)
 
@@ -31,10 +32,12 @@ Table: TypeAlias = Mapping[str, Mapping[int, float]]
 
 def sensitivity(
     model: nn.Module,
-    batches: Iterable[Any] | Tensor,
+    batches: Batches,
     *,
     bits: Sequence[int] = BITS,
     weights: QuantConfig = WEIGHTS,
+    forward: Forward | None = None,
+    progress: bool = False,
 ) -> dict[str, dict[int, float]]:
     """How much a classifier's answers change when the weights of one layer alone are quantized.
 
@@ -48,6 +51,8 @@ def sensitivity(
         batches: as for `calibrate`: data that the network was not trained on and will not be tested on.
         bits: what to try for each layer, 2 … 8.
         weights: scheme, granularity and range method; its own bits do not matter.
+        forward: as for `calibrate`; it may also pick the logits out of what the network gives.
+        progress: show a bar.
 
     Returns:
         Layer name → bits → divergence, in nats.
@@ -64,15 +69,16 @@ def sensitivity(
     >>> {bits: round(error, 5) for bits, error in found["0"].items()}
     {8: 0.0, 2: 0.01751}
     """
-    inputs = list(inputs_of(batches))
-    layers = quantizable(model)
-    target = _log_softmax(model, inputs)
+    seen = list(listed(batches))
+    layers = list(linear_maps(model))
+    target = _log_softmax(model, seen, forward)
     table: dict[str, dict[int, float]] = {name: {} for name in layers}
-    for name in layers or [""]:  # without any, prepare says what is wrong
+    bar = tqdm(layers or [""], desc="Sensitivity", unit="layer", leave=False, disable=not progress)
+    for name in bar:  # without any, prepare says what is wrong
         others: dict[str, None] = {other: None for other in layers if other != name}
         for b in bits:
             changed = convert(prepare(model, replace(weights, bits=b), None, overrides=others))
-            logs = _log_softmax(changed, inputs)
+            logs = _log_softmax(changed, seen, forward)
             table[name][b] = float((target.exp() * (target - logs)).sum(-1).mean())
     return table
 
@@ -108,7 +114,7 @@ def layer_bytes(
         for layer in prepared_layers(prepare(model, replace(weights, bits=b, method="min_max"), activations)):
             static = activations is not None and activations.method != "dynamic"
             inputs = activations.choose_qparams(0.0, 1.0) if activations and static else activations
-            stored = quantized(layer.layer, layer.find_weight_qparams(), inputs, relu=layer.relu)
+            stored = quantized(layer.layer, layer.find_weight_qparams(), inputs)
             table.setdefault(layer.name, {})[b] = summary(stored).bytes
     return table
 
@@ -233,10 +239,9 @@ def _check(sensitivity: Table, sizes: Table) -> None:
                     raise ValueError(f"layer {name!r}: {table} at {b} bits is {value}, not a finite number.")
 
 
-def _log_softmax(model: nn.Module, inputs: Iterable[Tensor]) -> Tensor:
+def _log_softmax(model: nn.Module, batches: Batches, forward: Forward | None) -> Tensor:
     """The logarithms of what the network takes each class's probability for, in float64."""
-    with torch.no_grad(), evaluating(model):
-        logits = torch.cat([model(x) for x in inputs])
+    logits = torch.cat([one_tensor(output).flatten(0, -2) for output in outputs(model, batches, forward=forward)])
     if not bool(logits.isfinite().all()):
         raise ValueError("the network's outputs are not finite: its sensitivity cannot be measured.")
     return logits.double().log_softmax(-1)

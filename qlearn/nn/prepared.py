@@ -1,31 +1,39 @@
 """What post-training quantization and quantization-aware training share: finding layers, and putting others in place.
 
-    prepare    every Linear and Conv2d  →  a PreparedLayer around it
-    convert    every PreparedLayer      →  what it has become: a layer that stores integer codes
+    prepare    every Linear, Conv1d, Conv2d, ConvTranspose2d  →  a PreparedLayer around it
+    convert    every PreparedLayer                            →  what it has become: a layer that stores integer codes
 
-Everything else in a network stays as it is.
+Everything else in a network stays as it is, and is named where it is much.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace as changed
+from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from qlearn.affine import QParams
 from qlearn.config import QuantConfig
-from qlearn.granularity import PerAxis, PerGroup, PerTensor
+from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
+from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks
+from qlearn.nn.network import in_float_text, left_in_float, linear_maps, plain_lists, refuse_computed_weights
 from qlearn.ranges import METHODS
 
-Supported: TypeAlias = nn.Linear | nn.Conv2d
-Overrides: TypeAlias = Mapping[str, Mapping[str, QuantConfig | None] | None]
+Overrides: TypeAlias = Mapping[str | type, Mapping[str, QuantConfig | None] | None]
 LayerMaker: TypeAlias = Callable[[str, Supported, QuantConfig, QuantConfig | None], "PreparedLayer"]
+Configs: TypeAlias = tuple[QuantConfig, QuantConfig | None]
 
-# PyTorch's own quick path through these reads `.weight` of their children and never calls them.
-READ_THEIR_CHILDREN = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+MUCH = 0.05  # of the parameters: where more stays in float than this, `prepare` says so
+HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+)
 
 
 class PreparedLayer(nn.Module):
@@ -33,9 +41,8 @@ class PreparedLayer(nn.Module):
 
     Attributes:
         name: where the layer is in the model.
-        layer: the float layer itself.
+        layer: the float layer itself. Hooks that were registered on it are on this one now.
         weights, activations: how its weights and its input are to be quantized; activations None: not at all.
-        relu: whether this layer also does the ReLU that follows it.
         weight_qparams: a quantizer for the weights that was found already, else None.
     """
 
@@ -45,8 +52,9 @@ class PreparedLayer(nn.Module):
         self.layer = layer
         self.weights = weights
         self.activations = activations
-        self.relu = False
         self.weight_qparams: QParams | None = None
+        self.called = False
+        carry_hooks(layer, self)
 
     def __getattr__(self, name: str) -> Any:
         """The float layer's own numbers, such as `in_features`, for a parent that looks at them."""
@@ -64,15 +72,18 @@ class PreparedLayer(nn.Module):
         return self.layer.bias
 
     @property
+    def rows(self) -> Tensor:
+        """The float layer's weights as the granularity sees them: a row for each output channel."""
+        return as_blocks(LinearMap.of(self.layer).rows(self.layer.weight), self.weights.granularity)
+
+    @property
     def ready(self) -> bool:
         """Whether it has seen the data that it needs to be converted."""
         return True
 
     def find_weight_qparams(self) -> QParams:
         """`weight_qparams` if there is one, else what the configuration finds in the weights as they are now."""
-        if self.weight_qparams is not None:
-            return self.weight_qparams
-        return self.weights.find_qparams(as_blocks(self.layer.weight, self.weights))
+        return self.weights.find_qparams(self.rows) if self.weight_qparams is None else self.weight_qparams
 
     def converted(self) -> nn.Module:
         """The integer layer that takes this one's place."""
@@ -86,58 +97,43 @@ def prepare_layers(
     activations: QuantConfig | None,
     overrides: Overrides | None,
 ) -> nn.Module:
-    """A copy of the model in which `make` has replaced every layer that can be quantized, ReLU fused.
+    """A copy of the model in which `make` has replaced every layer that can be quantized.
 
     Raises:
         ValueError: a model that is prepared already or has no such layer; configurations that its layers cannot
-            have, and names in `overrides` that are no such layer.
+            have, weights that a hook computes, and names in `overrides` that are no such layer.
     """
     if prepared_layers(model):
         raise ValueError("this model is prepared already: call nn.prepare once, on the trained network.")
     if meta := next((name for name, p in model.named_parameters() if p.is_meta), None):
         raise ValueError(f"{meta} is on the meta device, where it has a shape and no numbers: load the weights first.")
     prepared = copy.deepcopy(model)
-    names = quantizable(prepared)
-    if not names:
-        raise ValueError(f"{type(model).__name__} has no Linear or Conv2d layer that could be quantized.")
-    for name in overrides or {}:
-        if name not in names:
-            raise ValueError(f"overrides names {name!r}, which is no layer to quantize; those are {', '.join(names)}.")
+    layers = linear_maps(prepared)
+    _refuse_parametrized(prepared)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no {NAMES} that could be quantized.")
+    configs = _configs(layers, weights, activations, overrides or {})
+    refuse_computed_weights({name: layers[name] for name in configs})
+    configs = _with_groups_that_fit(layers, configs)
 
     made: dict[nn.Module, nn.Module] = {}
-    for name in names:
-        override = (overrides or {}).get(name, {})
-        if override is None:
-            continue
-        if not isinstance(override, Mapping):
-            raise TypeError(
-                f"overrides[{name!r}]={override!r} must be {{'weights': …, 'activations': …}}, or None for float."
-            )
-        if unknown := sorted(set(override) - {"weights", "activations"}):
-            raise ValueError(f"overrides[{name!r}] has {unknown[0]!r}: it may have 'weights' and 'activations'.")
-        configs: dict[str, Any] = {"weights": weights, "activations": activations, **override}
-        layer = prepared.get_submodule(name)
-        assert isinstance(layer, Supported)
+    for name, (of_weights, of_inputs) in configs.items():
+        layer: Any = layers[name]
         try:
-            made[layer] = make(name, layer, *_checked(layer, **configs))
+            _check(layer, of_weights, of_inputs)
+            made[layer] = make(name, layer, of_weights, of_inputs)
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer {name!r}: {error}") from error
     prepared = replace(prepared, made)
-    fuse_relu(prepared)
+    _say_what_stays(prepared)
+    if not isinstance(prepared, PreparedLayer):
+        prepared.register_forward_hook(notice_uncalled)
     return prepared
 
 
 def prepared_layers(model: nn.Module) -> list[PreparedLayer]:
     """The prepared layers of a model, each once."""
     return [module for module in model.modules() if isinstance(module, PreparedLayer)]
-
-
-def quantizable(model: nn.Module) -> list[str]:
-    """The names of all layers that can be quantized."""
-    read = {
-        child for module in model.modules() if isinstance(module, READ_THEIR_CHILDREN) for child in module.children()
-    }
-    return [name for name, module in model.named_modules() if module not in read and _is_supported(module)]
 
 
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -151,38 +147,114 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     return model
 
 
-def fuse_relu(model: nn.Module) -> None:
-    """Let each prepared layer do the ReLU that follows it in a Sequential, where it is used only once.
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Let the hooks of a module fire on the one that takes its place."""
+    for kind in HOOKS:
+        getattr(new, kind).update(getattr(old, kind))
+        getattr(old, kind).clear()
 
-    An `nn.Identity` between the two does not matter: folding leaves one in the place of a batch norm.
-    """
-    uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    for sequence in list(model.modules()):
-        if not isinstance(sequence, nn.Sequential):
+
+def notice_uncalled(model: nn.Module, *_: Any) -> None:
+    """A hook on a whole network: after its first pass, say which layers nobody has called."""
+    if vars(model).get("noticed") or torch.compiler.is_compiling():
+        return
+    model.noticed = True
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "called")}
+    if uncalled := [name for name, module in layers.items() if not module.called]:
+        warnings.warn(
+            f"{', '.join(uncalled)}: not called in the first pass. Where the network reads the weights of a layer "
+            f"itself, only they are quantized, not the layer's input; overrides={{{uncalled[0]!r}: None}} leaves it "
+            "in float.",
+            stacklevel=3,
+        )
+
+
+def _configs(
+    layers: Mapping[str, nn.Module], weights: QuantConfig, activations: QuantConfig | None, overrides: Overrides
+) -> dict[str, Configs]:
+    """What each layer that is not to stay in float gets: a name counts more than a pattern, and that than a type."""
+    for key, override in overrides.items():
+        if not any(_means(key, name, layer) for name, layer in layers.items()):
+            shown = repr(key) if isinstance(key, str) else getattr(key, "__name__", repr(key))
+            raise ValueError(f"overrides names {shown}, which is no layer to quantize; those are {', '.join(layers)}.")
+        if override is None:
             continue
-        for i, layer in enumerate(sequence):
-            if not isinstance(layer, PreparedLayer) or uses[layer] != 1:
-                continue
-            behind = next((k for k in range(i + 1, len(sequence)) if type(sequence[k]) is not nn.Identity), i)
-            if type(sequence[behind]) is nn.ReLU:
-                layer.relu = True
-                sequence[behind] = nn.Identity()
+        if not isinstance(override, Mapping):
+            raise TypeError(
+                f"overrides[{key!r}]={override!r} must be {{'weights': …, 'activations': …}}, or None for float."
+            )
+        if unknown := sorted(set(override) - {"weights", "activations"}):
+            raise ValueError(f"overrides[{key!r}] has {unknown[0]!r}: it may have 'weights' and 'activations'.")
+    found: dict[str, Configs] = {}
+    for name, layer in layers.items():
+        keys = sorted((key for key in overrides if _means(key, name, layer)), key=lambda key: _precision(key, name))
+        chosen = [overrides[key] for key in keys]
+        if chosen and chosen[-1] is None:
+            continue
+        merged: dict[str, Any] = {"weights": weights, "activations": activations}
+        for override in chosen:
+            merged.update(override or {})
+        found[name] = merged["weights"], merged["activations"]
+    return found
 
 
-def as_blocks(weight: Tensor, config: QuantConfig) -> Tensor:
-    """Weights as the granularity sees them: groups run along the rows of (O, I·kh·kw)."""
-    return weight.flatten(1) if isinstance(config.granularity, PerGroup) else weight
+def _means(key: str | type, name: str, layer: nn.Module) -> bool:
+    """Whether a key of `overrides` means this layer: its name, a pattern such as "encoder.*", or its type."""
+    return type(layer) is key if isinstance(key, type) else key == name or fnmatchcase(name, str(key))
 
 
-def _is_supported(module: nn.Module) -> bool:
-    # The exact types: a subclass may compute something else, or be read by its parent without being called.
-    return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros")
+def _precision(key: str | type, name: str) -> tuple[bool, bool, int]:
+    return key == name, isinstance(key, str), len(key) if isinstance(key, str) else 0
 
 
-def _checked(
-    layer: Supported, weights: QuantConfig, activations: QuantConfig | None
-) -> tuple[QuantConfig, QuantConfig | None]:
-    """Both configurations, if layers that store codes can have them."""
+def _with_groups_that_fit(layers: Mapping[str, Any], configs: dict[str, Configs]) -> dict[str, Configs]:
+    """Rows that the group size does not divide get one scale each, if others can have groups."""
+    sizes = {}
+    for name, (weights, _) in configs.items():
+        if isinstance(weights, QuantConfig) and isinstance(weights.granularity, PerGroup):
+            row = LinearMap.of(layers[name]).rows(layers[name].weight)[0].numel()
+            sizes[name] = row, weights.granularity.group_size
+    others = [name for name, (row, group) in sizes.items() if row % group]
+    if not others or len(others) == len(sizes):
+        return configs
+    warnings.warn(
+        f"groups of {sizes[others[0]][1]} do not divide the rows of "
+        + ", ".join(f"{name} ({sizes[name][0]})" for name in others)
+        + ": these get one scale for each row.",
+        stacklevel=5,
+    )
+    per_row = {name: (changed(configs[name][0], granularity=PerAxis(0)), configs[name][1]) for name in others}
+    return {**configs, **per_row}
+
+
+def _refuse_parametrized(model: nn.Module) -> None:
+    """`torch.nn.utils.parametrize` makes another type of a layer, which would be left in float without a word."""
+    refuse_computed_weights(
+        {name: module for name, module in model.named_modules() if isinstance(module, Supported) and _computes(module)}
+    )
+
+
+def _computes(module: nn.Module) -> bool:
+    return nn.utils.parametrize.is_parametrized(module)
+
+
+def _say_what_stays(prepared: nn.Module) -> None:
+    """A warning where much stays in float that nobody asked for, and where PyTorch does not see a module."""
+    total = sum(parameter.numel() for parameter in prepared.parameters())
+    left = [part for part in left_in_float(prepared, set(prepared_layers(prepared))) if "overrides" not in part.reason]
+    if sum(part.parameters for part in left) > MUCH * total:
+        reasons = dict.fromkeys(f"{part.kind}: {part.reason}" for part in left)
+        warnings.warn(f"{in_float_text(left, total)}\n    {'; '.join(reasons)}.", stacklevel=4)
+    for name, count in plain_lists(prepared):
+        warnings.warn(
+            f"{name} holds {count} modules that PyTorch does not know of, and that stay in float: use nn.ModuleList or "
+            "nn.ModuleDict.",
+            stacklevel=4,
+        )
+
+
+def _check(layer: Supported, weights: QuantConfig, activations: QuantConfig | None) -> None:
+    """Raise unless layers that store codes can have both configurations."""
     for role, config in (("weights", weights), ("activations", activations)):
         if config is None and role == "activations":
             continue
@@ -192,19 +264,20 @@ def _checked(
             raise ValueError(f"{role} of {config.bits} bits; these layers take 2 to 8.")
     if weights.method not in METHODS:
         raise ValueError(f"weights do not come in batches: the method {weights.method!r} is for activations.")
-    if isinstance(weights.granularity, PerAxis) and weights.granularity != PerAxis(0):
-        raise ValueError(f"weights take PerTensor(), PerAxis(0) or PerGroup(…), not {weights.granularity}.")
-    if isinstance(weights.granularity, PerGroup) and activations is not None:
+    granularity = weights.granularity
+    if granularity == PerToken() or (isinstance(granularity, PerAxis) and granularity != PerAxis(0)):
+        raise ValueError(f"weights take PerTensor(), PerAxis(0) or PerGroup(…), not {granularity}.")
+    if isinstance(granularity, PerGroup) and activations is not None:
         raise ValueError(
-            f"weights take PerTensor() or PerAxis(0), not {weights.granularity}: all products of one sum of integers "
+            f"weights take PerTensor() or PerAxis(0), not {granularity}: all products of one sum of integers "
             "need the same scale. Groups work with activations=None."
         )
-    weights.granularity.scale_shape(tuple(as_blocks(layer.weight, weights).shape))
+    rows = LinearMap.of(layer).rows(layer.weight)
+    granularity.scale_shape(tuple(as_blocks(rows, granularity).shape))
     if activations is not None and activations.granularity != PerTensor():
-        per_row = activations.method == "dynamic" and activations.granularity == PerAxis(0)
-        if not per_row:
+        wanted = (PerAxis(0), PerToken()) if isinstance(layer, nn.Linear) else (PerAxis(0),)
+        if activations.method != "dynamic" or activations.granularity not in wanted:
             raise ValueError(
-                f"activations take PerTensor(), or PerAxis(0) with method='dynamic', not {activations.granularity} "
-                f"with method={activations.method!r}."
+                "activations take PerTensor(), or with method='dynamic' PerAxis(0), a range for each example, or "
+                f"PerToken() in a Linear, not {activations.granularity} with method={activations.method!r}."
             )
-    return weights, activations

@@ -9,20 +9,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from qlearn.affine import QParams
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
-from qlearn.nn.batches import inputs_of
+from qlearn.nn.batches import Batches, Forward, outputs
+from qlearn.nn.collect import collect, unreached
 from qlearn.nn.layers import QuantizedLayer, quantized
-from qlearn.nn.prepared import Overrides, PreparedLayer, Supported, prepare_layers, prepared_layers, replace
-from qlearn.nn.training import evaluating
+from qlearn.nn.linear_maps import Supported
+from qlearn.nn.prepared import Overrides, PreparedLayer, carry_hooks, prepare_layers, prepared_layers, replace
 from qlearn.observers import Observer, make_observer
 
 WEIGHTS = QuantConfig(symmetric=True, granularity=PerAxis(0))
@@ -32,7 +30,8 @@ ACTIVATIONS = QuantConfig()
 class ObservedLayer(PreparedLayer):
     """A float layer, and an observer that remembers what it needs to know about the input.
 
-    There is no observer where the input stays in float, or where its range is found for every batch.
+    There is no observer where the input stays in float, or where its range is found for every batch. It looks at the
+    input only inside `calibrate`: an accuracy test must not teach it.
     """
 
     def __init__(self, name: str, layer: Supported, weights: QuantConfig, activations: QuantConfig | None) -> None:
@@ -40,7 +39,7 @@ class ObservedLayer(PreparedLayer):
         self.observer: Observer | None = None
         if activations is not None and activations.method != "dynamic":
             self.observer = make_observer(activations)
-        self.observing = False  # on only inside `calibrate`: an accuracy test must not teach the observers
+        self.calibrating = False
 
     @property
     def ready(self) -> bool:
@@ -48,26 +47,20 @@ class ObservedLayer(PreparedLayer):
         return self.observer is None or self.observer.seen
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the float layer does, and the ReLU if it is fused."""
-        if self.observing and self.observer is not None and input.numel():
-            try:
-                self.observer.observe(input)
-            except ValueError as error:
-                raise ValueError(f"layer {self.name!r}: its input cannot be observed: {error}") from error
-        y = self.layer(input)
-        return y.relu() if self.relu else y
+        """What the float layer does."""
+        self.called = True
+        return self.layer(input)
 
     def converted(self) -> QuantizedLayer:
         """The layer on codes, with what the observer has found."""
         inputs: QParams | QuantConfig | None = self.activations
         if self.observer is not None:
             inputs = self.observer.qparams()
-        return quantized(self.layer, self.find_weight_qparams(), inputs, relu=self.relu)
+        return quantized(self.layer, self.find_weight_qparams(), inputs, self.name)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of the layer."""
-        what = "input float" if self.activations is None else "input dynamic"
-        return f"{self.observer or what}{', relu' if self.relu else ''}"
+        return str(self.observer or ("input float" if self.activations is None else "input dynamic"))
 
 
 def prepare(
@@ -76,42 +69,48 @@ def prepare(
     activations: QuantConfig | None = ACTIVATIONS,
     overrides: Overrides | None = None,
 ) -> nn.Module:
-    """Copy a trained network and put an observer in front of every `Linear` and `Conv2d`.
+    """Copy a trained network and put an observer in front of every `Linear`, `Conv1d`, `Conv2d` and `ConvTranspose2d`.
 
-    A ReLU that directly follows such a layer inside an `nn.Sequential` is fused into it. Every other module is left
-    as it is and stays in float; `summary` names those that have parameters. So do subclasses of these layers and the
-    layers of `nn.TransformerEncoderLayer`, whose weights PyTorch reads without calling them.
+    Every other module is left as it is and stays in float; `summary` names those that have parameters, and a warning
+    does where they are much. So do subclasses of these layers and the layers of `nn.TransformerEncoderLayer`, whose
+    weights PyTorch reads without calling them.
 
     Args:
         model: a trained network, of any float type. It is not changed.
         weights: for weights: 2 … 8 bits, per tensor or per output channel, `PerAxis(0)`; range by any method of
-            `find_range`. Where activations stay in float also `PerGroup`, along the rows of (O, I·kh·kw).
+            `find_range`. Where activations stay in float also `PerGroup`, along the rows of (O, I·kh·kw); rows that
+            the group size does not divide get one scale each, and are named.
         activations: for layer inputs: 2 … 8 bits, per tensor; range by any observer of `qlearn.observers`, which
-            needs `calibrate`. With method "dynamic" the range is found for every batch, or with `PerAxis(0)` for each
-            of its rows. None leaves activations in float: only weights are quantized.
-        overrides: layer name → {"weights": …, "activations": …} (either may be left out), or None for "leave in float".
+            needs `calibrate`. With method "dynamic" the range is found for every batch, with `PerAxis(0)` for each of
+            its examples, with `PerToken()` for each token. None leaves activations in float: only weights are
+            quantized.
+        overrides: which layers → {"weights": …, "activations": …} (either may be left out), or None for "leave in
+            float". Which: a layer's name, a pattern ("encoder.*.dense") or a type (nn.Conv2d); names count most.
 
     Returns:
         The observed copy, in evaluation mode.
 
     Raises:
         ValueError: bits, granularity or method that these layers cannot have, a name in `overrides` that is no
-            such layer, a model without any, or one that is prepared already.
+            such layer, a model without any, or one that is prepared already; weights that a hook computes before each
+            call (prune, weight_norm, spectral_norm, parametrize).
 
     >>> from torch import nn
     >>> prepare(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
     Sequential(
       (0): ObservedLayer(
-        MinMaxObserver(nothing seen yet), relu
+        MinMaxObserver(nothing seen yet)
         (layer): Linear(in_features=4, out_features=3, bias=True)
       )
-      (1): Identity()
+      (1): ReLU()
     )
     """
     return prepare_layers(model, ObservedLayer, weights, activations, overrides).eval()
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, progress: bool = True) -> nn.Module:
+def calibrate(
+    model: nn.Module, batches: Batches, *, forward: Forward | None = None, progress: bool = True
+) -> nn.Module:
     """Run typical inputs through a prepared network, so that its observers see the ranges of all layer inputs.
 
     Use images that the network was not trained on and will not be tested on. A few hundred are enough.
@@ -120,14 +119,17 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, progress: bo
 
     Args:
         model: from `prepare`. Its observers are changed, its weights are not.
-        batches: inputs (N, …), or (inputs, labels) pairs, as a DataLoader yields them; or one tensor of examples.
+        batches: tensors of inputs (N, …), (inputs, labels) pairs as a DataLoader yields them, or dictionaries of
+            arguments; or one tensor of examples.
+        forward: how the network is called on a batch that is something else: lambda model, batch: model(*batch).
         progress: show a bar.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: no batches, a model that is not prepared, NaN or infinity in an activation (names the layer).
+        ValueError: no batches, a model that is not prepared, NaN or infinity in an activation (names the layer), a
+            batch that may mean several things.
         TypeError: NumPy arrays, which networks do not take.
 
     >>> import torch
@@ -137,24 +139,35 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, progress: bo
     """
     if not prepared_layers(model):
         raise ValueError("this model has no observers: call nn.prepare(model) first.")
-    layers = [layer for layer in prepared_layers(model) if isinstance(layer, ObservedLayer) and layer.observer]
-    if not layers:
+    layers = {layer.name: layer for layer in prepared_layers(model) if isinstance(layer, ObservedLayer)}
+    observed = {name: layer for name, layer in layers.items() if layer.observer is not None}
+    if not observed:
         return model
-    before = [copy.deepcopy(layer.observer) for layer in layers]
+    before = {name: copy.deepcopy(layer.observer) for name, layer in observed.items()}
     try:
-        for layer in layers:
-            layer.observing = True
-        with torch.no_grad(), evaluating(model):
-            for x in tqdm(inputs_of(batches), desc="Calibrating", unit="batch", leave=False, disable=not progress):
-                model(x)
+        for layer in layers.values():
+            layer.calibrating = True
+        with collect(observed, _Observing):
+            for _ in outputs(model, batches, forward=forward, desc="Calibrating", progress=progress):
+                pass
     except BaseException:
-        for layer, observer in zip(layers, before, strict=True):
-            layer.observer = observer
+        for name, layer in observed.items():
+            layer.observer = before[name]
         raise
     finally:
-        for layer in layers:
-            layer.observing = False
+        for layer in layers.values():
+            layer.calibrating = False
     return model
+
+
+class _Observing:
+    """A layer's own observer as the statistic that is collected."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.observer: Any = layer.observer
+
+    def add(self, values: Tensor) -> None:
+        self.observer.observe(values)
 
 
 def convert(model: nn.Module) -> nn.Module:
@@ -174,24 +187,25 @@ def convert(model: nn.Module) -> nn.Module:
     >>> float_model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
     >>> convert(calibrate(prepare(float_model), torch.rand(100, 4), progress=False))
     Sequential(
-      (0): QuantizedLinear(4 → 3, weights 8 bits per channel, input 8 bits, relu)
-      (1): Identity()
+      (0): QuantizedLinear(4 → 3, weights 8 bits per channel, input 8 bits)
+      (1): ReLU()
     )
     """
     converted = copy.deepcopy(model).eval()
     layers = prepared_layers(converted)
     if not layers:
         raise ValueError("this model has no observers: call nn.prepare(model) and nn.calibrate(model, …) first.")
-    if blind := [layer.name for layer in layers if not layer.ready]:
-        raise RuntimeError(
-            f"no data has reached {', '.join(blind)}: call nn.calibrate(model, batches) before convert. A layer that "
-            f"the network never calls can be left in float: overrides={{{blind[0]!r}: None}}."
-        )
+    ready = {layer.name: layer for layer in layers if layer.ready}
+    if blind := unreached((layer.name for layer in layers), ready):
+        raise RuntimeError(f"call nn.calibrate(model, batches) before convert: {blind}")
+    vars(converted).pop("noticed", None)
     return replace(converted, {layer: _converted(layer) for layer in layers})
 
 
 def _converted(layer: PreparedLayer) -> nn.Module:
     try:
-        return layer.converted()
+        made = layer.converted()
     except ValueError as error:
         raise ValueError(f"layer {layer.name!r}: {error}") from error
+    carry_hooks(layer, made)
+    return made

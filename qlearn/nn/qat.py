@@ -19,7 +19,8 @@ from qlearn.arrays import saturate
 from qlearn.config import QuantConfig
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.layers import QuantizedLayer, quantized, with_room_for_bias
-from qlearn.nn.prepared import Overrides, Supported, as_blocks, prepare_layers
+from qlearn.nn.linear_maps import LinearMap, Supported
+from qlearn.nn.prepared import Overrides, prepare_layers
 from qlearn.nn.ptq import WEIGHTS, ObservedLayer
 
 ACTIVATIONS = QuantConfig(method="moving_average")
@@ -29,7 +30,7 @@ class FakeQuantizedLayer(ObservedLayer):
     """A float layer that computes with rounded numbers, and whose weights learn from what comes out.
 
         ŵ, x̂ = w, x fake-quantized        b̂ = b, rounded to the accumulator's grid scale_x · scale_w
-        y = layer(x̂) with ŵ and b̂ in the place of w and b, then ReLU if it is fused
+        y = layer(x̂) with ŵ and b̂ in the place of w and b
 
     While `calibrate` runs it computes in float, as every observed layer does.
 
@@ -59,10 +60,15 @@ class FakeQuantizedLayer(ObservedLayer):
 
     def find_weight_qparams(self) -> QParams:
         """The quantizer of the weights as they are now."""
-        return self.weight_fake_quantize.qparams(as_blocks(self.layer.weight.detach(), self.weights))
+        return self.weight_fake_quantize.qparams(self.rows.detach())
 
-    def find_input_qparams(self, x: Tensor) -> QParams | None:
-        """The quantizer for this input, which the observer sees first if the network is in training."""
+    @property
+    def weight(self) -> Tensor:
+        """ŵ, with its gradient: a parent that reads the weights itself computes with rounded ones, too."""
+        return self.layer.weight if self.calibrating else self._rounded_weight(self.find_weight_qparams())
+
+    def follow(self, x: Tensor) -> QParams | None:
+        """The quantizer for this input. In training the observer sees it first, and a learned scale may start here."""
         inputs, observer = self.input_fake_quantize, self.observer
         if inputs is None:
             return None
@@ -80,8 +86,9 @@ class FakeQuantizedLayer(ObservedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the integer layer will do, in numbers that have a gradient."""
-        if self.observing or input.numel() == 0:
+        if self.calibrating or input.numel() == 0:
             return super().forward(input)
+        self.called = True
         try:
             parameters, x_hat = self._rounded(input)
         except ValueError as error:
@@ -95,7 +102,7 @@ class FakeQuantizedLayer(ObservedLayer):
         y = functional_call(self.layer, parameters, x_hat)
         if y.dtype != input.dtype:
             y = saturate(y, input.dtype)
-        return y.relu() if self.relu else y
+        return y
 
     def converted(self) -> QuantizedLayer:
         """The layer on codes, with the quantizers that the fake-quantized one uses in eval mode."""
@@ -104,25 +111,30 @@ class FakeQuantizedLayer(ObservedLayer):
             inputs = self.input_fake_quantize.qparams()
         elif self.observer is not None:
             inputs = self.observer.qparams()
-        return quantized(self.layer, self.find_weight_qparams(), inputs, relu=self.relu)
+        return quantized(self.layer, self.find_weight_qparams(), inputs, self.name)
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows of the layer."""
-        return "relu" if self.relu else ""
+        """Nothing: what there is to say, the modules inside say."""
+        return ""
 
     def _rounded(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The parameters and the input that the layer computes with."""
         weight, bias = self.layer.weight, self.layer.bias
-        inputs, weights = self.find_input_qparams(x), self.find_weight_qparams()
+        inputs, weights = self.follow(x), self.find_weight_qparams()
         parameters = {}
         if bias is not None:
             if inputs is not None and self.observer is not None:
-                weights = with_room_for_bias(weights, weight.detach(), bias.detach(), inputs)
+                rows = LinearMap.of(self.layer).rows(weight.detach())
+                weights = with_room_for_bias(weights, rows, bias.detach(), inputs)
                 bias = _on_grid(bias, inputs, weights)
             parameters["bias"] = bias
-        blocks = self.weight_fake_quantize(as_blocks(weight, self.weights), weights)
-        parameters["weight"] = blocks.reshape(weight.shape)
+        parameters["weight"] = self._rounded_weight(weights)
         return parameters, x if self.input_fake_quantize is None else self.input_fake_quantize(x, inputs)
+
+    def _rounded_weight(self, qparams: QParams) -> Tensor:
+        as_rows = LinearMap.of(self.layer)
+        rounded = self.weight_fake_quantize(self.rows, qparams)
+        return as_rows.weight(rounded.reshape(as_rows.rows(self.layer.weight).shape))
 
 
 def prepare_qat(
@@ -132,7 +144,7 @@ def prepare_qat(
     overrides: Overrides | None = None,
     learned_step_size: bool = False,
 ) -> nn.Module:
-    """Copy a trained network and put fake quantization into every `Linear` and `Conv2d`, for training.
+    """Copy a trained network and put fake quantization into every layer that `prepare` knows, for training.
 
     In each forward pass weights are rounded to the quantizer found in them, and inputs to that of a range which
     follows the data in training and rests in eval mode. Gradients go straight through the rounding. Afterwards train
@@ -164,12 +176,11 @@ def prepare_qat(
     >>> model
     Sequential(
       (0): FakeQuantizedLayer(
-        relu
         (layer): Linear(in_features=4, out_features=3, bias=True)
         (weight_fake_quantize): FakeQuantize(2 bits symmetric, PerTensor(), range by min_max)
         (input_fake_quantize): FakeQuantize(8 bits asymmetric, PerTensor(), range by moving_average)
       )
-      (1): Identity()
+      (1): ReLU()
     )
     """
     make = partial(FakeQuantizedLayer, learned=learned_step_size)

@@ -15,9 +15,8 @@ import torch
 from array_api_compat import array_namespace
 from torch import Tensor, nn
 
-from qlearn.nn.batches import inputs_of
+from qlearn.nn.batches import outputs
 from qlearn.nn.rescaling import Site, sites
-from qlearn.nn.training import evaluating
 
 
 def smoothing_factors(largest_x: Any, largest_w: Any, alpha: float = 0.5) -> Any:
@@ -102,9 +101,9 @@ def largest_inputs(model: nn.Module, batches: Iterable[Any] | Tensor) -> dict[st
 
         return site.consumers[0].register_forward_pre_hook(hear)
 
-    with ExitStack() as stack, torch.no_grad(), evaluating(model):
+    with ExitStack() as stack:
         for site in sites(model):
             stack.callback(listen(site).remove)
-        for x in inputs_of(batches):
-            model(x)
+        for _ in outputs(model, batches):
+            pass
     return found

@@ -29,14 +29,14 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
     """Write a network's parameters and scales to a file, and return the file's size in bytes.
 
     The file appears under its name only when it is complete; an interrupted save leaves an older file as it was.
-    A module that is used in several places is written once.
+    What is used in several places, a module or a parameter, is written once, under its first name.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors") > 4 * (10 * 2 + 2)
     True
     """
     path = Path(path)
-    state = {name: tensor.contiguous().clone() for name, tensor in _state(model).items()}  # tied ones, too
+    state = {name: tensor.contiguous().clone() for name, tensor in _state(model).items()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder, path.name)
         save_file(state, unfinished, {HEAD: json.dumps(_configurations(model), separators=(",", ":"))})
@@ -87,14 +87,17 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def _state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The state of a model, in which a module that is used in several places has its first name only."""
-    seen, again = set(), []
+    """The state of a model, in which what is used in several places has its first name only."""
+    seen: set[torch.nn.Module] = set()
+    again = []
     for name, module in model.named_modules(remove_duplicate=False):
         if module in seen:
             again.append(f"{name}.")
         seen.add(module)
+    first = {parameter: name for name, parameter in reversed([*model.named_parameters(remove_duplicate=False)])}
+    tied = {name for name, p in model.named_parameters(remove_duplicate=False) if first[p] != name}
     state = model.state_dict()
-    return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(again))}
+    return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(again)) and name not in tied}
 
 
 def _quantized(model: torch.nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

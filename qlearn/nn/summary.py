@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.network import InFloat, in_float_text, left_in_float
 from qlearn.nn.prepared import PreparedLayer
 
 COLUMNS = ("layer", "kind", "weights", "inputs", "parameters", "scales", "from", "to", "bytes")
@@ -39,9 +40,15 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All layers of a model. `print` shows a table; `float_layers` names those that were left in float."""
+    """All layers of a model. `print` shows a table; `float_layers` names those that were left in float.
+
+    Attributes:
+        layers: one row each.
+        in_float: what has no codes, and why.
+    """
 
     layers: tuple[LayerSummary, ...]
+    in_float: tuple[InFloat, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -71,8 +78,7 @@ class Summary:
             )
             for row in table
         ]
-        if self.float_layers:
-            lines.append(f"left in float: {', '.join(self.float_layers)}")
+        lines.append(in_float_text(list(self.in_float), self.parameters))
         return "\n".join(lines)
 
 
@@ -80,40 +86,43 @@ def summary(model: nn.Module) -> Summary:
     """List the layers of a model that have parameters, with their bits, scales and bytes.
 
     A module that holds parameters of its own beside other modules is listed too, with its own. What is used in
-    several places is listed once, under its first name, and `save` writes it once.
+    several places, or shared between layers, is counted once, under its first name, and `save` writes it once.
 
     >>> print(summary(nn.Sequential(nn.Linear(784, 100), nn.ReLU())))
     layer  kind    weights  inputs  parameters    bytes
     0      Linear  float    float       78,500  314,000
     total                               78,500  314,000
-    left in float: 0
+    left in float: 100 % of the numbers: 0 (Linear)
     """
-    inside = {part for module in model.modules() if isinstance(module, PreparedLayer) for part in module.children()}
-    found = (
-        _summarize(name or "(model)", module)
-        for name, module in model.named_modules()
-        if module not in inside  # its row is that of the prepared layer around it
-    )
-    return Summary(tuple(row for row in found if row is not None))
+    quantized = {module for module in model.modules() if isinstance(module, (PreparedLayer, QuantizedLayer))}
+    inside = {part for module in quantized for part in module.children()}  # its row is that of the layer around it
+    seen: set[Tensor] = set()
+    rows = []
+    for name, module in model.named_modules():
+        if module not in inside and (row := _summarize(name or "(model)", module, seen)) is not None:
+            rows.append(row)
+        seen.update(module.parameters(recurse=False))
+    return Summary(tuple(rows), tuple(left_in_float(model, quantized)))
 
 
-def _summarize(name: str, module: nn.Module) -> LayerSummary | None:
-    """The row of a module, if it has anything of its own that is stored."""
+def _summarize(name: str, module: nn.Module, seen: set[Tensor]) -> LayerSummary | None:
+    """The row of a module, if it has anything of its own that is stored and was not counted before."""
     if isinstance(module, PreparedLayer):
         return _prepared(name, module)
-    stored = list(_stored(module))
+    shared = [key for key, parameter in module.named_parameters(recurse=False) if parameter in seen]
+    stored = list(_stored(module, shared))
     if not stored:
         return None
     if not isinstance(module, QuantizedLayer):
-        numbers = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        numbers = sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter not in seen)
         return LayerSummary(name, type(module).__name__, "float", "float", numbers, 0, None, _bytes(stored))
     scale = module.weight_scale
     return LayerSummary(
         name=name,
-        kind=type(module).__name__,
+        kind=module._get_name(),
         weights=module.weights_text,
         inputs=module.inputs_text,
-        parameters=module.weight.numel() + (0 if module.bias is None else module.bias.numel()),
+        parameters=module.weight_codes.numel() + (0 if module.bias is None else module.bias.numel()),
         scales=scale.numel(),
         scale_range=(float(scale.min()), float(scale.max())),
         bytes=_bytes(stored),
@@ -136,10 +145,10 @@ def _prepared(name: str, module: PreparedLayer) -> LayerSummary:
     )
 
 
-def _stored(module: nn.Module) -> Iterator[Tensor]:
+def _stored(module: nn.Module, without: list[str]) -> Iterator[Tensor]:
     """What a module itself has in the model's state, without its children: codes packed."""
     for key, tensor in module.state_dict().items():
-        if isinstance(tensor, Tensor) and key.partition(".")[0] not in module._modules:
+        if isinstance(tensor, Tensor) and key not in without and key.partition(".")[0] not in module._modules:
             yield tensor
 
 

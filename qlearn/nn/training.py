@@ -6,12 +6,14 @@ more time on collecting single images than these networks spend on learning from
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from qlearn.nn.batches import device_of, evaluating
 
 
 def train(
@@ -84,7 +86,7 @@ def training_steps(
     images, labels = _paired(images, labels)
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be 1 or more.")
-    device = _device(model)
+    device = device_of(model)
     order = torch.Generator().manual_seed(seed)
     total = epochs * -(-len(images) // batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
@@ -127,24 +129,12 @@ def accuracy(model: nn.Module, images: Any, labels: Any, *, batch_size: int = 50
     0.6666666666666666
     """
     images, labels = _paired(images, labels)
-    device = _device(model)
+    device = device_of(model)
     right = 0
     with torch.no_grad(), evaluating(model):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             right += int((model(to_inputs(x).to(device)).argmax(1) == y.to(device)).sum())
     return right / len(images)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model is in eval mode in here; afterwards every module has its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def to_inputs(images: Any) -> Tensor:
@@ -175,8 +165,3 @@ def _paired(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(f"{len(images)} images and {len(labels)} labels: there must be one label for each image.")
     return images, labels.long()
-
-
-def _device(model: nn.Module) -> torch.device:
-    """Where the model's numbers are; a model without any is content with the processor."""
-    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))

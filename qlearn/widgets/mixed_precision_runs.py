@@ -125,7 +125,7 @@ class BitTrials:
         layer: PreparedLayer = self._prepared[name]
         assert isinstance(layer, ObservedLayer) and layer.observer is not None
         qparams = replace(self.weights, bits=bits).find_qparams(layer.layer.weight)
-        return quantized(layer.layer, qparams, layer.observer.qparams(), relu=layer.relu)
+        return quantized(layer.layer, qparams, layer.observer.qparams(), name)
 
     @one_thread()
     def _logits(self, setting: Setting) -> Tensor:

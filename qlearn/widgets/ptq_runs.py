@@ -23,7 +23,8 @@ from qlearn.affine import QParams, fake_quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import Granularity, PerAxis, PerTensor
 from qlearn.nn.layers import quantized
-from qlearn.nn.prepared import PreparedLayer, as_blocks, prepared_layers
+from qlearn.nn.linear_maps import as_blocks
+from qlearn.nn.prepared import PreparedLayer, prepared_layers
 
 SIDE = 28
 DIGITS = 1000  # test digits that are shown to the networks
@@ -78,7 +79,7 @@ class Network:
 
     def weight(self, layer: str) -> Tensor:
         """The trained weights of a layer."""
-        return self._prepared("min_max")[layer].weight.detach()
+        return self._prepared("min_max")[layer].layer.weight.detach()
 
     def quantized_weight(self, layer: str, setting: Setting) -> Tensor:
         """The weights that it has in this setting, as numbers."""
@@ -127,27 +128,26 @@ class Network:
 
     def _find_weight_qparams(self, layer: str, bits: int, granularity: str, method: str) -> QParams:
         config = _weights(bits, granularity, method)
-        return config.find_qparams(as_blocks(self.weight(layer), config))
+        return config.find_qparams(as_blocks(self.weight(layer), config.granularity))
 
     def _make_layer(self, name: str, setting: Setting) -> Any:
         prepared = self._prepared(setting.method)[name]
         weights, inputs = self.weight_qparams(name, setting), self.input_qparams(name, setting)
         if weights is not None:
-            return quantized(prepared.layer, weights, inputs, relu=prepared.relu)
+            return quantized(prepared.layer, weights, inputs, name)
         assert inputs is not None
-        return RoundedInput(prepared.layer, inputs, relu=prepared.relu)
+        return RoundedInput(prepared.layer, inputs)
 
 
 class RoundedInput(torch.nn.Module):
     """A float layer whose input is rounded: activations in few bits, weights in float."""
 
-    def __init__(self, layer: Any, qparams: QParams, *, relu: bool) -> None:
+    def __init__(self, layer: Any, qparams: QParams) -> None:
         super().__init__()
-        self.layer, self.qparams, self.relu = layer, qparams, relu
+        self.layer, self.qparams = layer, qparams
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layer(fake_quantize(x, self.qparams))
-        return y.relu() if self.relu else y
+        return self.layer(fake_quantize(x, self.qparams))
 
 
 class PoolOfFour(torch.nn.Module):

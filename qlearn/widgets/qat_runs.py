@@ -17,7 +17,7 @@ from qlearn import datasets, nn
 from qlearn.affine import QParams, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
-from qlearn.nn.prepared import as_blocks, prepared_layers
+from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.training import training_steps
 from qlearn.widgets.ptq_runs import one_thread
 
@@ -126,10 +126,7 @@ class Run:
 
     def _codes(self) -> list[torch.Tensor]:
         """The weights' codes, layer by layer."""
-        return [
-            quantize(as_blocks(layer.weight, layer.weights), layer.find_weight_qparams())
-            for layer in prepared_layers(self.model)
-        ]
+        return [quantize(layer.rows, layer.find_weight_qparams()) for layer in prepared_layers(self.model)]
 
 
 def weights(bits: int, method: str) -> QuantConfig:

@@ -1,0 +1,136 @@
+"""What one needs to know of the inputs or outputs of layers: a statistic for each, filled while data run through.
+
+    with collect(layers, Statistic) as found:
+        for _ in outputs(model, batches): pass
+    found["conv1"]
+
+All methods that look at data use it: calibration, bias correction, GPTQ, SmoothQuant, AWQ. Each brings a statistic,
+an object with `add(values)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Statistic(Protocol):
+    """What is known of some values, and grows with each batch of them."""
+
+    def add(self, values: Tensor) -> None:
+        """Take in one batch."""
+
+
+S = TypeVar("S", bound=Statistic)
+
+
+@contextmanager
+def collect(
+    layers: Mapping[str, nn.Module], make: Callable[[nn.Module], S], *, of: str = "input"
+) -> Iterator[dict[str, S]]:
+    """In here, whatever these layers take in is added to a statistic of each.
+
+    Args:
+        layers: by name. One that stands under two names is heard once, under the first.
+        make: the statistic of a layer.
+        of: "input", or "output".
+
+    Returns:
+        name → statistic, in the order of the layers' first calls. Layers that nothing reaches are left out.
+
+    Raises:
+        ValueError: what a statistic cannot take; names the layer.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> with collect({"first": model[0]}, lambda layer: LargestOfChannels(axis=-1)) as found:
+    ...     _ = model(torch.tensor([[1.0, -3.0], [2.0, 0.0]]))
+    >>> found["first"].largest
+    tensor([2., 3.])
+    """
+    found: dict[str, S] = {}
+    names: dict[nn.Module, str] = {}
+    for name, layer in layers.items():
+        names.setdefault(layer, name)
+
+    def add(layer: nn.Module, values: Any) -> None:
+        name = names[layer]
+        if name not in found:
+            found[name] = make(layer)
+        if values.numel():
+            try:
+                found[name].add(values.detach())
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: its {of} cannot be used: {error}") from error
+
+    def hear_input(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        add(layer, arguments[0] if arguments else next(iter(keywords.values())))
+
+    def hear_output(layer: nn.Module, _: Any, y: Any) -> None:
+        add(layer, y)
+
+    if of == "input":
+        handles = [layer.register_forward_pre_hook(hear_input, with_kwargs=True) for layer in names]
+    else:
+        handles = [layer.register_forward_hook(hear_output) for layer in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def unreached(layers: Iterable[str], found: Mapping[str, Any]) -> str:
+    """What to say of layers that no data has reached, or "".
+
+    >>> unreached(["a", "b"], {"a": 1})
+    "no data has reached b. A layer that the network never calls can be left in float: overrides={'b': None}."
+    """
+    missing = [name for name in layers if name not in found]
+    if not missing:
+        return ""
+    return (
+        f"no data has reached {', '.join(missing)}. A layer that the network never calls can be left in float: "
+        f"overrides={{{missing[0]!r}: None}}."
+    )
+
+
+class LargestOfChannels:
+    """The largest magnitude of each channel: `largest` (C,)."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.largest: Tensor | None = None
+
+    def add(self, values: Tensor) -> None:
+        """Take in one batch."""
+        largest = _channels_last(values, self.axis).abs().amax(0)
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+
+
+class MeanOfChannels:
+    """The mean of each channel, in float64: `mean` (C,)."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.sum: Tensor | float = 0.0
+        self.count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Take in one batch."""
+        rows = _channels_last(values, self.axis)
+        self.sum = self.sum + rows.double().sum(0)
+        self.count += len(rows)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of all batches."""
+        assert isinstance(self.sum, Tensor)
+        return self.sum / self.count
+
+
+def _channels_last(values: Tensor, axis: int) -> Tensor:
+    return values.movedim(axis, -1).flatten(0, -2)

@@ -1,0 +1,176 @@
+"""The layers that can be quantized: sums of products of inputs and weights, whatever their shapes.
+
+    Linear            y = W x                       W: (O, I)
+    Conv1d, Conv2d    y = Σ over a window           W: (O, I / groups, kh, kw)
+    ConvTranspose2d   y = windows, laid over others W: (I, O / groups, kh, kw)
+
+Quantization sees the same in all of them: one *row* of weights for each output channel. A `LinearMap` knows where
+the rows are, and how PyTorch multiplies with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qlearn.granularity import Granularity, PerGroup
+
+Supported: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
+NAMES = "Linear, Conv1d, Conv2d or ConvTranspose2d"
+
+_PRODUCTS = {"Linear": "linear", "Conv1d": "conv1d", "Conv2d": "conv2d", "ConvTranspose2d": "conv_transpose2d"}
+_OPTIONS = {
+    "Linear": (),
+    "Conv1d": ("stride", "padding", "dilation", "groups"),
+    "Conv2d": ("stride", "padding", "dilation", "groups"),
+    "ConvTranspose2d": ("stride", "padding", "output_padding", "groups", "dilation"),
+}
+
+
+def is_linear_map(module: object) -> bool:
+    """Whether a module is one of these layers. A subclass may compute something else, so only the exact types are.
+
+    >>> is_linear_map(nn.Linear(2, 3)), is_linear_map(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
+    (True, False)
+    """
+    return type(module) in KINDS and getattr(module, "padding_mode", "zeros") == "zeros"
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """What one layer does with its weights.
+
+    Attributes:
+        kind: the layer's type: "Linear".
+        options: stride, padding and so on, as PyTorch's functions take them; {} for Linear.
+        shape: of the weights.
+
+    >>> LinearMap.of(nn.Conv2d(1, 2, 3, padding=1)).options
+    {'stride': (1, 1), 'padding': (1, 1), 'dilation': (1, 1), 'groups': 1}
+    """
+
+    kind: str
+    options: dict[str, Any]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layer: Supported) -> LinearMap:
+        """That of a layer."""
+        kind = type(layer).__name__
+        return cls(kind, {name: getattr(layer, name) for name in _OPTIONS[kind]}, tuple(layer.weight.shape))
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the input's channels come first in the weights."""
+        return self.kind == "ConvTranspose2d"
+
+    @property
+    def groups(self) -> int:
+        """Into how many parts the channels are cut, each with weights of its own."""
+        return self.options.get("groups", 1)
+
+    @property
+    def outputs(self) -> int:
+        """How many output channels there are, and rows of weights."""
+        return self.groups * self.shape[1] if self.transposed else self.shape[0]
+
+    @property
+    def output_axis(self) -> int:
+        """Where the channels are in what comes out, counted from the end."""
+        return 1 - len(self.shape) if len(self.shape) > 2 else -1
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The layer's output for the input x. For a Linear, `weight` may be some of the rows."""
+        return getattr(functional, _PRODUCTS[self.kind])(x, weight, bias, **self.options)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """The weights with the output channels first: (O, …).
+
+        >>> LinearMap.of(nn.ConvTranspose2d(2, 3, 5)).rows(torch.zeros(2, 3, 5, 5)).shape
+        torch.Size([3, 2, 5, 5])
+        """
+        if not self.transposed:
+            return weight
+        return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    def weight(self, rows: Tensor) -> Tensor:
+        """The inverse of `rows`."""
+        if not self.transposed:
+            return rows
+        return rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    def per_output(self, values: Tensor) -> Tensor:
+        """One number for each output channel, in a shape that broadcasts against the output."""
+        return values.reshape(-1, *[1] * (-1 - self.output_axis))
+
+    def columns(self, x: Tensor) -> Tensor:
+        """What each row is multiplied with, flat: (groups, I, n), one column for each sum of products.
+
+        >>> layer = nn.Conv2d(1, 1, (1, 2))
+        >>> LinearMap.of(layer).columns(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
+        tensor([[[1., 2.],
+                 [2., 3.]]])
+        """
+        if self.kind == "Linear":
+            return x.reshape(1, -1, self.shape[-1]).mT
+        x = x if x.ndim == len(self.shape) else x[None]
+        if self.kind == "Conv1d":  # an image of one line
+            x = x[:, :, None]
+        kernel = (1, *self.shape[2:])[-2:]
+        dilation, stride = (_pair(self.options[name], 1) for name in ("dilation", "stride"))
+        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if self.transposed:  # a convolution with the turned kernel, over an input with zeros between its values
+            padding, more = (_pair(self.options[name], 0) for name in ("padding", "output_padding"))
+            x, stride = _spread(x, stride), (1, 1)
+            borders = [(r - p, r - p + m) for r, p, m in zip(reach, padding, more, strict=True)]
+        else:
+            borders = _borders(self.options["padding"], reach)
+        (above, below), (left, right) = borders
+        patches = functional.unfold(functional.pad(x, (left, right, above, below)), kernel, dilation, stride=stride)
+        patches = patches.unflatten(1, (self.groups, -1))  # (N, groups, I, places)
+        if self.transposed:
+            patches = patches.unflatten(2, (-1, kernel[0] * kernel[1])).flip(3).flatten(2, 3)
+        return patches.permute(1, 2, 0, 3).flatten(2)
+
+
+def rows_of(layer: Supported, weight: Tensor | None = None) -> Tensor:
+    """The weights of a layer, or others of that shape, one row for each output channel.
+
+    >>> rows_of(nn.ConvTranspose2d(2, 3, 5)).shape
+    torch.Size([3, 2, 5, 5])
+    """
+    return LinearMap.of(layer).rows(layer.weight if weight is None else weight)
+
+
+def as_blocks(rows: Tensor, granularity: Granularity) -> Tensor:
+    """Rows of weights as the granularity sees them: groups run along the rows of (O, I·kh·kw).
+
+    >>> as_blocks(torch.zeros(3, 2, 5, 5), PerGroup(10)).shape
+    torch.Size([3, 50])
+    """
+    return rows.flatten(1) if isinstance(granularity, PerGroup) else rows
+
+
+def _pair(value: Any, of_a_line: int) -> tuple[int, int]:
+    """A number for the height and one for the width; `of_a_line` is the height's where there is a width alone."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    return (of_a_line, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _borders(padding: Any, reach: list[int]) -> list[tuple[int, int]]:
+    """The zeros (before, after) along both axes."""
+    if padding == "same":  # what is odd goes to the bottom and to the right
+        return [(r // 2, r - r // 2) for r in reach]
+    return [(p, p) for p in _pair(0 if padding == "valid" else padding, 0)]
+
+
+def _spread(x: Tensor, stride: tuple[int, int]) -> Tensor:
+    """Zeros between the values of an image, so that the next one is `stride` places further."""
+    height, width = x.shape[-2:]
+    wide = x.new_zeros(*x.shape[:2], (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1)
+    wide[..., :: stride[0], :: stride[1]] = x
+    return wide

@@ -1,0 +1,196 @@
+"""What there is in a network: layers that can be quantized, what cannot be, and numbers that are shared.
+
+Nothing here looks at what a `forward` does; `flow` does that.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from qlearn.nn.linear_maps import KINDS, NAMES, is_linear_map
+
+# PyTorch's own quick path through these reads `.weight` of their children and never calls them.
+READ_THEIR_CHILDREN = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
+REMEDIES = {
+    "_orig": "torch.nn.utils.prune.remove(layer, 'weight') (or remove_spectral_norm) makes them numbers again",
+    "_g": "torch.nn.utils.remove_weight_norm(layer) makes them numbers again",
+}
+
+
+def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that can be quantized: name → layer. One that stands at several places has its first name.
+
+    >>> list(linear_maps(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.LSTM(3, 3))))
+    ['0']
+    """
+    read = _read_by_parents(model)
+    return {name: module for name, module in model.named_modules() if module not in read and is_linear_map(module)}
+
+
+def refuse_computed_weights(layers: Mapping[str, nn.Module]) -> None:
+    """Raise where a hook computes a layer's weights before each call: what is changed here would be undone there.
+
+    Raises:
+        ValueError: names the layer and what makes its weights ordinary numbers.
+
+    >>> from torch.nn.utils import prune
+    >>> refuse_computed_weights({"fc": prune.l1_unstructured(nn.Linear(2, 2), "weight", 0.5)})
+    Traceback (most recent call last):
+    ValueError: layer 'fc' has weights that are computed before each call: torch.nn.utils.prune.remove(layer, \
+'weight') (or remove_spectral_norm) makes them numbers again.
+    """
+    for name, layer in layers.items():
+        for which in ("weight", "bias"):
+            if isinstance(getattr(type(layer), which, None), property) or not hasattr(layer, which):
+                if not parametrize.is_parametrized(layer, which):
+                    continue
+                remedy = (
+                    f"torch.nn.utils.parametrize.remove_parametrizations(layer, {which!r}) makes them numbers again"
+                )
+            elif which in layer._parameters:
+                continue
+            else:
+                remedy = next((text for end, text in REMEDIES.items() if which + end in layer._parameters), "make it a "
+                              "parameter of the layer")  # fmt: skip
+            what = "weights that are" if which == "weight" else "a bias that is"
+            raise ValueError(f"layer {name!r} has {what} computed before each call: {remedy}.")
+
+
+def sharing(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """The modules whose own parameters belong to other modules too: module → the others' names.
+
+    >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> b.weight = a.weight
+    >>> sharing(nn.Sequential(a, b))[a]
+    ['1']
+    """
+    owners: dict[Tensor, list[tuple[str, nn.Module]]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners[parameter].append((name, module))
+    found: dict[nn.Module, list[str]] = {}
+    for places in owners.values():
+        for _, module in places:
+            others = [name for name, other in places if other is not module]
+            found.setdefault(module, []).extend(name for name in others if name not in found.get(module, ()))
+    return {module: names for module, names in found.items() if names}
+
+
+def used_once(model: nn.Module) -> set[nn.Module]:
+    """The modules that stand at one place only and share no parameter: changing one of them changes nothing else.
+
+    >>> shared = nn.ReLU()
+    >>> [shared in used_once(nn.Sequential(*steps)) for steps in ([shared], [shared, shared])]
+    [True, False]
+    """
+    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    shared = sharing(model)
+    return {module for module, count in places.items() if count == 1 and module not in shared}
+
+
+def set_parameter(layer: nn.Module, name: str, value: Tensor) -> None:
+    """Give a layer a parameter of this value, in the type of its weights, trainable if they are.
+
+    Raises:
+        ValueError: the value has entries that are not finite in this type.
+    """
+    weight = layer.weight
+    value = value.to(weight.dtype)
+    if not value.isfinite().all():
+        raise ValueError(f"its {name} would have values that are not finite in {weight.dtype}.")
+    setattr(layer, name, nn.Parameter(value, requires_grad=weight.requires_grad))
+
+
+@dataclass(frozen=True)
+class InFloat:
+    """What stays in float.
+
+    Attributes:
+        name, kind: of the module.
+        parameters: how many of its own.
+        reason: why.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    reason: str
+
+
+def left_in_float(model: nn.Module, taken: set[nn.Module]) -> list[InFloat]:
+    """Every module that has parameters of its own and is not in `taken`; a shared parameter counts once.
+
+    >>> left_in_float(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), set())[1]
+    InFloat(name='1', kind='LayerNorm', parameters=6, reason='not a Linear, Conv1d, Conv2d or ConvTranspose2d')
+    """
+    read, seen, found = _read_by_parents(model), set[Tensor](), []
+    inside = {part for module in taken for part in module.modules()}
+    for module in inside:
+        seen.update(module.parameters(recurse=False))
+    for name, module in model.named_modules():
+        own = [parameter for parameter in module.parameters(recurse=False) if parameter not in seen]
+        seen.update(own)
+        if own and module not in inside:
+            count = sum(parameter.numel() for parameter in own)
+            found.append(InFloat(name or "(model)", type(module).__name__, count, _reason(module, module in read)))
+    return found
+
+
+def in_float_text(left: list[InFloat], total: int, width: int = 100) -> str:
+    """How large a share of `total` numbers stays in float, and where, on lines of at most so many characters.
+
+    >>> print(in_float_text([InFloat("norm", "LayerNorm", 6, "…")], 600))
+    left in float: 1 % of the numbers: norm (LayerNorm)
+    """
+    share = 100 * sum(part.parameters for part in left) / max(total, 1)
+    names: dict[str, list[str]] = {}
+    for part in left:
+        names.setdefault(part.kind, []).append(part.name)
+    where = [f"{', '.join(group)} ({kind})" for kind, group in names.items()]
+    rounded = f"{share:.0f}" if share in (0, 100) or 1 <= share <= 99 else f"{share:.2g}"
+    text = f"left in float: {rounded} % of the numbers{': ' if where else ''}{', '.join(where)}"
+    return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def plain_lists(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """Attributes of modules that are lists, tuples or dictionaries of modules, which PyTorch does not know of.
+
+    >>> model = nn.Sequential(nn.ReLU())
+    >>> model[0].layers = [nn.Linear(2, 2)]
+    >>> list(plain_lists(model))
+    [('0.layers', 1)]
+    """
+    known = set(model.modules())
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            parts = value.values() if isinstance(value, dict) else value
+            if attribute.startswith("_") or not isinstance(value, (list, tuple, dict)):
+                continue
+            unknown = sum(isinstance(part, nn.Module) and part not in known for part in parts)
+            if unknown:
+                yield f"{name}.{attribute}".lstrip("."), unknown
+
+
+def _read_by_parents(model: nn.Module) -> set[nn.Module]:
+    return {
+        child for module in model.modules() if isinstance(module, READ_THEIR_CHILDREN) for child in module.children()
+    }
+
+
+def _reason(module: nn.Module, read: bool) -> str:
+    if read or isinstance(module, READ_THEIR_CHILDREN):
+        return "PyTorch's attention reads its weights without calling it"
+    if is_linear_map(module):
+        return "left out by overrides"
+    if type(module) in KINDS:
+        return f"padding_mode={module.padding_mode!r}"
+    if isinstance(module, KINDS):
+        return f"a subclass of {type(module).__mro__[1].__name__}, which may compute something else"
+    return f"not a {NAMES}"
