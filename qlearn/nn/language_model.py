@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qlearn import datasets
-from qlearn.affine import fake_quantize
 from qlearn.config import QuantConfig
-from qlearn.nn.batches import evaluating
+from qlearn.granularity import PerGroup, PerToken
+from qlearn.nn.batches import device_of, evaluating
+from qlearn.nn.fake_quantize import straight_through
 
 ALPHABET = "\n !\"$&'()*,-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"
 CONTEXT = 128  # characters that the model sees at once
@@ -27,7 +28,8 @@ BATCH_SIZE = 64
 class Attention(nn.Module):
     """Each character looks at those before it and takes over what it finds: softmax(q kᵀ / √w) v, in several heads.
 
-    `cache` says how keys and values are quantized; None leaves them in float. A model that writes keeps the keys and
+    `cache` says how keys and values are quantized: per token, or in groups of each token's numbers, so that no
+    character's range looks at those that follow it. None leaves them in float. A model that writes keeps the keys and
     values of everything before, so for long texts they take more memory than the weights do.
     """
 
@@ -41,14 +43,25 @@ class Attention(nn.Module):
         self.cache: QuantConfig | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, T, width) → (N, T, width)."""
+        """(N, T, width) → (N, T, width).
+
+        Raises:
+            ValueError: a `cache` whose ranges would span several characters.
+        """
         q, k, v = self.query(x), self._stored(self.key(x)), self._stored(self.value(x))
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
         found = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.output(found.transpose(1, 2).flatten(2))
 
     def _stored(self, x: Tensor) -> Tensor:
-        return x if self.cache is None else fake_quantize(x, self.cache.find_qparams(x))
+        if self.cache is None:
+            return x
+        if not isinstance(self.cache.granularity, (PerToken, PerGroup)):
+            raise ValueError(
+                f"cache={self.cache.granularity}: one range for several characters lets each see those that follow "
+                "it. Use PerToken(), or PerGroup(…) for a range a head."
+            )
+        return straight_through(x, self.cache.find_qparams(x))
 
 
 class GatedMLP(nn.Module):
@@ -217,10 +230,11 @@ def perplexity(model: nn.Module, text: str) -> float:
     80.0
     """
     inputs, following = windows(text)
-    total = 0.0
+    total, device = 0.0, device_of(model)
     with torch.no_grad(), evaluating(model):
         for x, y in zip(inputs.split(BATCH_SIZE), following.split(BATCH_SIZE), strict=True):
-            total += functional.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
+            logits = model(x.to(device)).flatten(0, 1)
+            total += functional.cross_entropy(logits, y.to(device).flatten(), reduction="sum").item()
     return math.exp(total / following.numel())
 
 
@@ -251,11 +265,11 @@ def generate(model: nn.Module, prompt: str, *, length: int = 200, temperature: f
         raise ValueError(
             f"prompt={prompt!r}, length={length}, temperature={temperature}: none may be empty or negative."
         )
-    random = torch.Generator().manual_seed(seed)
-    tokens = to_tokens(prompt)
+    random = torch.Generator().manual_seed(seed)  # on the processor, so that a text does not depend on the device
+    tokens, device = to_tokens(prompt), device_of(model)
     with torch.no_grad(), evaluating(model):
         for _ in range(length):
-            logits = model(tokens[:, -CONTEXT:])[0, -1]
+            logits = model(tokens[:, -CONTEXT:].to(device))[0, -1].cpu()
             if temperature == 0:
                 following = logits.argmax().reshape(1)
             else:

@@ -73,9 +73,9 @@ class QuantizedLayer(nn.Module):
             zero_point = zero_point.new_zeros(())  # symmetric: one zero says it for all channels
         rows = self.map.rows(layer.weight.detach())
         # A parameter, if one that is not trained: people ask a network's parameters where it is and of what type.
-        scale = torch.as_tensor(weight_qparams.scale, dtype=torch.float32)
+        scale = torch.as_tensor(weight_qparams.scale, dtype=torch.float32).clone()
         self.weight_scale = nn.Parameter(scale.to(rows.device), requires_grad=False)
-        self.register_buffer("weight_zero_point", zero_point.to(rows.device))
+        self.register_buffer("weight_zero_point", zero_point.clone().to(rows.device))
         self.register_buffer("weight_codes", quantize(self._in_blocks(rows), self.weight_qparams).view_as(rows))
         self.register_buffer("_real", rows.new_empty(0), persistent=False)  # knows the type of real numbers here
         self.register_state_dict_post_hook(_pack_codes)
@@ -308,8 +308,9 @@ class StaticLayer(IntegerLayer):
         super().__init__(layer, weight_qparams)
         device = self.weight_codes.device
         self.input_limits = input_qparams.quant_min, input_qparams.quant_max
-        self.register_buffer("input_scale", torch.as_tensor(input_qparams.scale, dtype=torch.float32, device=device))
-        zero_point = torch.as_tensor(input_qparams.zero_point, dtype=torch.int32, device=device)
+        scale = torch.as_tensor(input_qparams.scale, dtype=torch.float32).clone()
+        self.register_buffer("input_scale", scale.to(device))
+        zero_point = torch.as_tensor(input_qparams.zero_point, dtype=torch.int32).clone().to(device)
         self.register_buffer("input_zero_point", zero_point)
         steps = None if bias is None else torch.round(bias.double() / self._channels(self.output_scale))
         self.register_buffer("bias_codes", None if steps is None else steps.to(torch.int32))

@@ -90,6 +90,7 @@ class LinearMap:
     def rows(self, weight: Tensor) -> Tensor:
         """The weights with the output channels first: (O, …).
 
+        >>> import torch
         >>> LinearMap.of(nn.ConvTranspose2d(2, 3, 5)).rows(torch.zeros(2, 3, 5, 5)).shape
         torch.Size([3, 2, 5, 5])
         """
@@ -110,6 +111,7 @@ class LinearMap:
     def columns(self, x: Tensor) -> Tensor:
         """What each row is multiplied with, flat: (groups, I, n), one column for each sum of products.
 
+        >>> import torch
         >>> layer = nn.Conv2d(1, 1, (1, 2))
         >>> LinearMap.of(layer).columns(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
         tensor([[[1., 2.],
@@ -149,6 +151,7 @@ def rows_of(layer: Supported, weight: Tensor | None = None) -> Tensor:
 def as_blocks(rows: Tensor, granularity: Granularity) -> Tensor:
     """Rows of weights as the granularity sees them: groups run along the rows of (O, I·kh·kw).
 
+    >>> import torch
     >>> as_blocks(torch.zeros(3, 2, 5, 5), PerGroup(10)).shape
     torch.Size([3, 50])
     """

@@ -5,11 +5,15 @@ Nothing here looks at what a `forward` does; `flow` does that.
 
 from __future__ import annotations
 
+import copy
 import textwrap
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -34,6 +38,67 @@ def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if module not in read and is_linear_map(module)}
 
 
+def copy_of(model: nn.Module, instead: Mapping[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """A copy of a network, in which `instead` may name modules that stand for others.
+
+    Weights are copied when somebody writes to one of the two, not before: for a large network that is half the memory.
+
+    >>> model = nn.Linear(2, 2)
+    >>> copy = copy_of(model)
+    >>> _ = copy.weight.data.zero_()
+    >>> bool((model.weight != 0).all())
+    True
+    """
+    memo: dict[int, object] = {id(old): new for old, new in (instead or {}).items()}
+    taken = {part for old in instead or {} for part in old.modules()}
+    for module in model.modules():
+        if module in taken:
+            continue
+        for parameter in module.parameters(recurse=False):
+            if type(parameter) is nn.Parameter and parameter.layout is torch.strided and not parameter.is_meta:
+                memo[id(parameter)] = nn.Parameter(_lazy_clone(parameter.detach()), parameter.requires_grad)
+        for value in vars(module).values():  # computed weights, which Python's copy refuses
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def with_plain_weights(model: nn.Module) -> nn.Module:
+    """Make ordinary numbers of all weights that a hook or a parametrization computes; in place, with a warning.
+
+    >>> from torch.nn.utils import parametrizations
+    >>> layer = parametrizations.weight_norm(nn.Linear(2, 2))
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     type(with_plain_weights(nn.Sequential(layer))[0]).__name__, len(caught)
+    ('Linear', 1)
+    """
+    names = []
+    for name, module in model.named_modules():
+        for parameter in [key for key in getattr(module, "parametrizations", {})]:
+            parametrize.remove_parametrizations(module, parameter)
+            names.append(name)
+        for which in [key for key in ("weight", "bias") if _is_computed(module, key)]:
+            with torch.no_grad():
+                for hook in list(module._forward_pre_hooks.values()):
+                    if _computes(hook, which):
+                        hook(module, ())
+                value = getattr(module, which).detach().clone()
+            for key in [key for key, hook in module._forward_pre_hooks.items() if _computes(hook, which)]:
+                del module._forward_pre_hooks[key]
+            for part in [key for key in (*module._parameters, *module._buffers) if key.startswith(f"{which}_")]:
+                delattr(module, part)
+            vars(module).pop(which, None)
+            module.register_parameter(which, nn.Parameter(value))
+            names.append(name)
+    if names:
+        warnings.warn(
+            f"{', '.join(dict.fromkeys(names))}: weights that were computed before each call (pruned, normalized) are "
+            "ordinary numbers in this copy. Training changes them as all others: zeros of pruning do not stay.",
+            stacklevel=4,
+        )
+    return model
+
+
 def refuse_computed_weights(layers: Mapping[str, nn.Module]) -> None:
     """Raise where a hook computes a layer's weights before each call: what is changed here would be undone there.
 
@@ -48,17 +113,13 @@ def refuse_computed_weights(layers: Mapping[str, nn.Module]) -> None:
     """
     for name, layer in layers.items():
         for which in ("weight", "bias"):
-            if isinstance(getattr(type(layer), which, None), property) or not hasattr(layer, which):
-                if not parametrize.is_parametrized(layer, which):
-                    continue
-                remedy = (
-                    f"torch.nn.utils.parametrize.remove_parametrizations(layer, {which!r}) makes them numbers again"
-                )
-            elif which in layer._parameters:
-                continue
+            if parametrize.is_parametrized(layer, which):
+                remedy = f"parametrize.remove_parametrizations(layer, {which!r}) makes them numbers again"
+            elif _is_computed(layer, which):
+                ends = (text for end, text in REMEDIES.items() if which + end in layer._parameters)
+                remedy = next(ends, "make it a parameter of the layer")
             else:
-                remedy = next((text for end, text in REMEDIES.items() if which + end in layer._parameters), "make it a "
-                              "parameter of the layer")  # fmt: skip
+                continue
             what = "weights that are" if which == "weight" else "a bias that is"
             raise ValueError(f"layer {name!r} has {what} computed before each call: {remedy}.")
 
@@ -176,6 +237,21 @@ def plain_lists(model: nn.Module) -> Iterator[tuple[str, int]]:
             unknown = sum(isinstance(part, nn.Module) and part not in known for part in parts)
             if unknown:
                 yield f"{name}.{attribute}".lstrip("."), unknown
+
+
+def _is_computed(module: nn.Module, which: str) -> bool:
+    """Whether a parameter of that name is a plain attribute, which a hook sets."""
+    return isinstance(vars(module).get(which), Tensor) and which not in module._parameters
+
+
+def _computes(hook: Any, which: str) -> bool:
+    return getattr(hook, "name", getattr(hook, "_tensor_name", None)) == which
+
+
+def _lazy_clone(tensor: Tensor) -> Tensor:
+    """A clone that shares its memory until one of the two is written to, where PyTorch has that."""
+    lazily = getattr(torch, "_lazy_clone", None)
+    return tensor.clone() if lazily is None else lazily(tensor)
 
 
 def _read_by_parents(model: nn.Module) -> set[nn.Module]:

@@ -8,24 +8,23 @@ Everything else in a network stays as it is, and is named where it is much.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace as changed
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from qlearn.affine import QParams
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks
-from qlearn.nn.network import in_float_text, left_in_float, linear_maps, plain_lists, refuse_computed_weights
+from qlearn.nn.network import copy_of, in_float_text, left_in_float, linear_maps, plain_lists, refuse_computed_weights
 from qlearn.ranges import METHODS
 
-Overrides: TypeAlias = Mapping[str | type, Mapping[str, QuantConfig | None] | None]
+Overrides: TypeAlias = Mapping[Any, Mapping[str, QuantConfig | None] | None]
 LayerMaker: TypeAlias = Callable[[str, Supported, QuantConfig, QuantConfig | None], "PreparedLayer"]
 Configs: TypeAlias = tuple[QuantConfig, QuantConfig | None]
 
@@ -55,6 +54,8 @@ class PreparedLayer(nn.Module):
         self.weight_qparams: QParams | None = None
         self.called = False
         carry_hooks(layer, self)
+        for kind in HOOKS:
+            getattr(layer, kind).clear()
 
     def __getattr__(self, name: str) -> Any:
         """The float layer's own numbers, such as `in_features`, for a parent that looks at them."""
@@ -107,15 +108,14 @@ def prepare_layers(
         raise ValueError("this model is prepared already: call nn.prepare once, on the trained network.")
     if meta := next((name for name, p in model.named_parameters() if p.is_meta), None):
         raise ValueError(f"{meta} is on the meta device, where it has a shape and no numbers: load the weights first.")
-    prepared = copy.deepcopy(model)
+    _refuse_parametrized(model)
+    prepared = copy_of(model)
     layers = linear_maps(prepared)
-    _refuse_parametrized(prepared)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no {NAMES} that could be quantized.")
     configs = _configs(layers, weights, activations, overrides or {})
     refuse_computed_weights({name: layers[name] for name in configs})
-    configs = _with_groups_that_fit(layers, configs)
-
+    _refuse_groups_that_do_not_fit(layers, configs)
     made: dict[nn.Module, nn.Module] = {}
     for name, (of_weights, of_inputs) in configs.items():
         layer: Any = layers[name]
@@ -151,7 +151,6 @@ def carry_hooks(old: nn.Module, new: nn.Module) -> None:
     """Let the hooks of a module fire on the one that takes its place."""
     for kind in HOOKS:
         getattr(new, kind).update(getattr(old, kind))
-        getattr(old, kind).clear()
 
 
 def notice_uncalled(model: nn.Module, *_: Any) -> None:
@@ -199,43 +198,40 @@ def _configs(
 
 
 def _means(key: str | type, name: str, layer: nn.Module) -> bool:
-    """Whether a key of `overrides` means this layer: its name, a pattern such as "encoder.*", or its type."""
-    return type(layer) is key if isinstance(key, type) else key == name or fnmatchcase(name, str(key))
+    """Whether a key of `overrides` means this layer: names, patterns such as "encoder.*", or its type."""
+    if isinstance(key, type):
+        return type(layer) is key
+    return any(fnmatchcase(name, part.strip()) for part in str(key).split(","))
 
 
 def _precision(key: str | type, name: str) -> tuple[bool, bool, int]:
-    return key == name, isinstance(key, str), len(key) if isinstance(key, str) else 0
+    names = [] if isinstance(key, type) else [part.strip() for part in key.split(",")]
+    return name in names, bool(names), len(names[0]) if names else 0
 
 
-def _with_groups_that_fit(layers: Mapping[str, Any], configs: dict[str, Configs]) -> dict[str, Configs]:
-    """Rows that the group size does not divide get one scale each, if others can have groups."""
-    sizes = {}
+def _refuse_groups_that_do_not_fit(layers: Mapping[str, Any], configs: dict[str, Configs]) -> None:
+    """All layers at once, so that nobody meets them one by one."""
+    rows = {}
     for name, (weights, _) in configs.items():
         if isinstance(weights, QuantConfig) and isinstance(weights.granularity, PerGroup):
             row = LinearMap.of(layers[name]).rows(layers[name].weight)[0].numel()
-            sizes[name] = row, weights.granularity.group_size
-    others = [name for name, (row, group) in sizes.items() if row % group]
-    if not others or len(others) == len(sizes):
-        return configs
-    warnings.warn(
-        f"groups of {sizes[others[0]][1]} do not divide the rows of "
-        + ", ".join(f"{name} ({sizes[name][0]})" for name in others)
-        + ": these get one scale for each row.",
-        stacklevel=5,
-    )
-    per_row = {name: (changed(configs[name][0], granularity=PerAxis(0)), configs[name][1]) for name in others}
-    return {**configs, **per_row}
+            if row % weights.granularity.group_size:
+                rows[name] = row
+    if len(rows) > 1:
+        size = configs[next(iter(rows))][0].granularity
+        raise ValueError(
+            f"{', '.join(rows)!r} (rows of {', '.join(map(str, dict.fromkeys(rows.values())))}) cannot have {size}: "
+            f"overrides={{{', '.join(rows)!r}: {{'weights': …}}}} gives them another granularity, None leaves them in "
+            "float."
+        )
 
 
 def _refuse_parametrized(model: nn.Module) -> None:
     """`torch.nn.utils.parametrize` makes another type of a layer, which would be left in float without a word."""
+    parametrized = {name: module for name, module in model.named_modules() if isinstance(module, Supported)}
     refuse_computed_weights(
-        {name: module for name, module in model.named_modules() if isinstance(module, Supported) and _computes(module)}
+        {name: module for name, module in parametrized.items() if parametrize.is_parametrized(module)}
     )
-
-
-def _computes(module: nn.Module) -> bool:
-    return nn.utils.parametrize.is_parametrized(module)
 
 
 def _say_what_stays(prepared: nn.Module) -> None:

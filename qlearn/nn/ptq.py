@@ -20,7 +20,8 @@ from qlearn.nn.batches import Batches, Forward, outputs
 from qlearn.nn.collect import collect, unreached
 from qlearn.nn.layers import QuantizedLayer, quantized
 from qlearn.nn.linear_maps import Supported
-from qlearn.nn.prepared import Overrides, PreparedLayer, carry_hooks, prepare_layers, prepared_layers, replace
+from qlearn.nn.network import copy_of
+from qlearn.nn.prepared import Overrides, PreparedLayer, carry_hooks, prepare_layers, prepared_layers
 from qlearn.observers import Observer, make_observer
 
 WEIGHTS = QuantConfig(symmetric=True, granularity=PerAxis(0))
@@ -78,14 +79,14 @@ def prepare(
     Args:
         model: a trained network, of any float type. It is not changed.
         weights: for weights: 2 … 8 bits, per tensor or per output channel, `PerAxis(0)`; range by any method of
-            `find_range`. Where activations stay in float also `PerGroup`, along the rows of (O, I·kh·kw); rows that
-            the group size does not divide get one scale each, and are named.
+            `find_range`. Where activations stay in float also `PerGroup`, along the rows of (O, I·kh·kw).
         activations: for layer inputs: 2 … 8 bits, per tensor; range by any observer of `qlearn.observers`, which
             needs `calibrate`. With method "dynamic" the range is found for every batch, with `PerAxis(0)` for each of
             its examples, with `PerToken()` for each token. None leaves activations in float: only weights are
             quantized.
         overrides: which layers → {"weights": …, "activations": …} (either may be left out), or None for "leave in
-            float". Which: a layer's name, a pattern ("encoder.*.dense") or a type (nn.Conv2d); names count most.
+            float". Which: names ("conv1", or "conv1, conv2"), a pattern ("encoder.*.dense") or a type (nn.Conv2d);
+            names count most.
 
     Returns:
         The observed copy, in evaluation mode.
@@ -191,15 +192,15 @@ def convert(model: nn.Module) -> nn.Module:
       (1): ReLU()
     )
     """
-    converted = copy.deepcopy(model).eval()
-    layers = prepared_layers(converted)
+    layers = prepared_layers(model)
     if not layers:
         raise ValueError("this model has no observers: call nn.prepare(model) and nn.calibrate(model, …) first.")
     ready = {layer.name: layer for layer in layers if layer.ready}
     if blind := unreached((layer.name for layer in layers), ready):
         raise RuntimeError(f"call nn.calibrate(model, batches) before convert: {blind}")
+    converted = copy_of(model, {layer: _converted(layer) for layer in layers}).eval()
     vars(converted).pop("noticed", None)
-    return replace(converted, {layer: _converted(layer) for layer in layers})
+    return converted
 
 
 def _converted(layer: PreparedLayer) -> nn.Module:

@@ -20,6 +20,7 @@ from qlearn.config import QuantConfig
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.layers import QuantizedLayer, quantized, with_room_for_bias
 from qlearn.nn.linear_maps import LinearMap, Supported
+from qlearn.nn.network import copy_of, with_plain_weights
 from qlearn.nn.prepared import Overrides, prepare_layers
 from qlearn.nn.ptq import WEIGHTS, ObservedLayer
 
@@ -157,7 +158,8 @@ def prepare_qat(
     Args:
         model: a trained network. It is not changed.
         weights, activations, overrides: as for `prepare`. The weights' range is found in each forward pass, so a
-            method that searches makes training slow; a learned step size does that once.
+            method that searches makes training slow; a learned step size does that once. Weights that a hook computes
+            (prune, weight_norm) become ordinary numbers in the copy, and a warning says so.
         learned_step_size: learn the scales too (LSQ), of weights and of inputs, from where the methods start them.
 
     Returns:
@@ -184,7 +186,7 @@ def prepare_qat(
     )
     """
     make = partial(FakeQuantizedLayer, learned=learned_step_size)
-    return prepare_layers(model, make, weights, activations, overrides).eval()
+    return prepare_layers(with_plain_weights(copy_of(model)), make, weights, activations, overrides).eval()
 
 
 def _on_grid(bias: Tensor, inputs: QParams, weights: QParams) -> Tensor:

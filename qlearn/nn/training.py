@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlearn.nn.batches import device_of, evaluating
+from qlearn.nn.batches import Forward, call, device_of, evaluating, one_tensor
 
 
 def train(
@@ -25,6 +25,7 @@ def train(
     batch_size: int = 128,
     learning_rate: float = 4e-3,
     seed: int = 0,
+    forward: Forward | None = None,
     progress: bool = True,
 ) -> list[float]:
     """Train `model` in place to name the class of each image, and leave it in eval mode.
@@ -41,13 +42,15 @@ def train(
         learning_rate: of the first step.
         seed: of the order of the images. With the same start it gives the same model, however many cores there
             are; torch's own random state is neither used nor changed.
+        forward: how the network is called on a batch of images, and which of its outputs are the logits.
         progress: show a progress bar with the time left.
 
     Returns:
         The loss of every step.
 
     Raises:
-        ValueError: images and labels of different number, or none; epochs or batch_size below 1.
+        ValueError: images and labels of different number, or none; labels of another shape than (N,), or outside the
+            classes; epochs or batch_size below 1.
 
     Source: Kingma and Ba 2015, https://arxiv.org/abs/1412.6980.
 
@@ -62,7 +65,14 @@ def train(
 
     losses: list[float] = []
     steps = training_steps(
-        model, images, labels, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+        model,
+        images,
+        labels,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        forward=forward,
     )
     an_epoch = -(-len(images) // batch_size) if batch_size > 0 else 1
     bar = tqdm(total=epochs * an_epoch, desc="Training", unit="step", disable=not progress)
@@ -77,7 +87,15 @@ def train(
 
 
 def training_steps(
-    model: nn.Module, images: Any, labels: Any, *, epochs: int, batch_size: int, learning_rate: float, seed: int
+    model: nn.Module,
+    images: Any,
+    labels: Any,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    forward: Forward | None = None,
 ) -> Generator[float]:
     """Train as `train` does, and hand over the loss after every step: for whoever draws it, or wants to stop early.
 
@@ -99,8 +117,9 @@ def training_steps(
     try:
         for _ in range(epochs):
             for batch in torch.randperm(len(images), generator=order).split(batch_size):
-                logits = model(to_inputs(images[batch]).to(device))
-                loss = nn.functional.cross_entropy(logits, labels[batch].to(device))
+                y = labels[batch]
+                logits = _logits(call(model, to_inputs(images[batch]).to(device), forward), y)
+                loss = nn.functional.cross_entropy(logits, y.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -111,7 +130,9 @@ def training_steps(
         torch.set_num_threads(threads)
 
 
-def accuracy(model: nn.Module, images: Any, labels: Any, *, batch_size: int = 500) -> float:
+def accuracy(
+    model: nn.Module, images: Any, labels: Any, *, batch_size: int = 500, forward: Forward | None = None
+) -> float:
     """The share of images whose largest logit is that of their label, from 0.0 to 1.0.
 
     The model is measured in eval mode and without gradients; every module gets its own mode back.
@@ -120,9 +141,11 @@ def accuracy(model: nn.Module, images: Any, labels: Any, *, batch_size: int = 50
         model: maps inputs (N, 1, H, W) to logits (N, C).
         images, labels: as for `train`.
         batch_size: images at once.
+        forward: how the network is called on a batch of images, and which of its outputs are the logits.
 
     Raises:
-        ValueError: images and labels of different number, or none.
+        ValueError: images and labels of different number, or none; labels of another shape than (N,), or outside the
+            classes; logits that are not (N, C) or hold NaN.
 
     >>> images, labels = torch.eye(3).reshape(3, 1, 3), [0, 1, 0]
     >>> accuracy(nn.Flatten(), images, labels)
@@ -133,7 +156,8 @@ def accuracy(model: nn.Module, images: Any, labels: Any, *, batch_size: int = 50
     right = 0
     with torch.no_grad(), evaluating(model):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            right += int((model(to_inputs(x).to(device)).argmax(1) == y.to(device)).sum())
+            logits = _logits(call(model, to_inputs(x).to(device), forward), y)
+            right += int((logits.argmax(1) == y.to(device)).sum())
     return right / len(images)
 
 
@@ -164,4 +188,26 @@ def _paired(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
     images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(f"{len(images)} images and {len(labels)} labels: there must be one label for each image.")
+    if labels.ndim != 1:
+        remedy = "labels[:, 0]" if labels.shape[1:] == (1,) else "labels.argmax(1), if they are one-hot,"
+        raise ValueError(f"labels have shape {tuple(labels.shape)}: wanted is one number for each image, {remedy} is.")
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels have dtype {labels.dtype}: wanted are whole numbers, one class for each image.")
     return images, labels.long()
+
+
+def _logits(output: Any, labels: Tensor) -> Tensor:
+    """What a network puts out, if it is one finite logit for each image and class."""
+    logits = one_tensor(output)
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise ValueError(
+            f"for {len(labels)} images the network puts out shape {tuple(logits.shape)}: wanted are logits, (N, C)."
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}, and the network knows the classes 0 to "
+            f"{logits.shape[1] - 1}."
+        )
+    if not torch.is_grad_enabled() and bool(logits.isnan().any()):
+        raise ValueError("the network puts out NaN: it has no accuracy.")
+    return logits
