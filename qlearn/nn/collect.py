@@ -86,15 +86,17 @@ def collect(
 def unreached(layers: Iterable[str], found: Mapping[str, Any]) -> str:
     """What to say of layers that no data has reached, or "".
 
-    >>> unreached(["a", "b"], {"a": 1})
-    "no data has reached b. A layer that the network never calls can be left in float: overrides={'b': None}."
+    >>> print(unreached(["a", "b", "c"], {"a": 1}))
+    no data has reached b, c. Layers that the network never calls, as it reads their weights itself, can be left in \
+float, overrides={'b, c': None}, or quantized but for their inputs: overrides={'b, c': {'activations': None}}.
     """
     missing = [name for name in layers if name not in found]
     if not missing:
         return ""
     return (
-        f"no data has reached {', '.join(missing)}. A layer that the network never calls can be left in float: "
-        f"overrides={{{missing[0]!r}: None}}."
+        f"no data has reached {', '.join(missing)}. Layers that the network never calls, as it reads their weights "
+        f"itself, can be left in float, overrides={{{', '.join(missing)!r}: None}}, or quantized but for their inputs: "
+        f"overrides={{{', '.join(missing)!r}: {{'activations': None}}}}."
     )
 
 

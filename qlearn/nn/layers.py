@@ -64,7 +64,7 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.map = LinearMap.of(layer)
         self.name, self.called = "", False
-        for attribute in type(layer).__constants__:
+        for attribute in getattr(type(layer), "__constants__", ()):
             setattr(self, attribute, getattr(layer, attribute))
         self.bits = weight_qparams.bits
         self.weight_limits = weight_qparams.quant_min, weight_qparams.quant_max
@@ -148,7 +148,7 @@ class QuantizedLayer(nn.Module):
         if not input.is_floating_point():
             raise TypeError(f"layer {self.name!r}: its input has dtype {input.dtype}: it must hold floats.")
         if input.numel() == 0:
-            return self.map(input, saturate(self.weight, input.dtype))
+            return self.map(input, saturate(self._multiplied(slice(None)), input.dtype))
         try:
             return self.compute(input)
         except ValueError as error:
@@ -176,7 +176,7 @@ class QuantizedLayer(nn.Module):
     def _tiles(self) -> Iterator[slice]:
         """The rows, in pieces that are turned into floats at once. Only of a Linear they can be taken apart."""
         outputs = self.map.outputs
-        step = max(1, TILE // self.weight_codes[0].numel()) if self.map.kind == "Linear" else outputs
+        step = max(1, TILE // self.weight_codes[0].numel()) if self.map.is_matrix else outputs
         return (slice(start, start + step) for start in range(0, outputs, step))
 
     def _real_rows(self, rows: slice) -> Tensor:
@@ -190,6 +190,11 @@ class QuantizedLayer(nn.Module):
             return ((view - one_each[1]) * one_each[0]).reshape(codes.shape)
         qparams = QParams(scale, zero_point if zero_point.ndim else int(zero_point), *self.weight_limits)
         return dequantize(blocks, qparams).view_as(codes)
+
+    def _multiplied(self, rows: slice) -> Tensor:
+        """Some rows as the map takes them."""
+        real = self._real_rows(rows)
+        return real if self.map.is_matrix else self.map.weight(real)
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         scales = {name: tensor.data for name, tensor in self.state_dict(keep_vars=True).items() if name in _SCALES}
@@ -231,7 +236,7 @@ class IntegerLayer(QuantizedLayer):
         """The products of the input's codes and the weights', summed up in int32."""
         # NNPACK transforms 3 × 3 convolutions, and autocast uses shorter floats: both would round.
         with torch.backends.nnpack.flags(enabled=False), torch.autocast(codes.device.type, enabled=False):
-            if self.map.kind != "Linear":
+            if not self.map.is_matrix:
                 return self._convolve(codes, zero_point)
             matrix = codes if codes.ndim > 1 else codes[None]
             sums = [self._times(matrix, zero_point, rows) for rows in self._tiles()]
@@ -448,7 +453,7 @@ class WeightOnlyLayer(QuantizedLayer):
         bias = None if self.bias is None else saturate(self.bias, x.dtype)
         parts = []
         for rows in self._tiles():
-            weight = saturate(self.map.weight(self._real_rows(rows)), x.dtype)
+            weight = saturate(self._multiplied(rows), x.dtype)
             parts.append(self.map(x, weight, None if bias is None else bias[rows]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.map.output_axis)
 

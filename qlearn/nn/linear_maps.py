@@ -3,6 +3,7 @@
     Linear            y = W x                       W: (O, I)
     Conv1d, Conv2d    y = Σ over a window           W: (O, I / groups, kh, kw)
     ConvTranspose2d   y = windows, laid over others W: (I, O / groups, kh, kw)
+    Conv1D            y = Wᵀ x                      W: (I, O), the Linear of GPT-2 in the transformers library
 
 Quantization sees the same in all of them: one *row* of weights for each output channel. A `LinearMap` knows where
 the rows are, and how PyTorch multiplies with them.
@@ -22,9 +23,13 @@ Supported: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 NAMES = "Linear, Conv1d, Conv2d or ConvTranspose2d"
 
-_PRODUCTS = {"Linear": "linear", "Conv1d": "conv1d", "Conv2d": "conv2d", "ConvTranspose2d": "conv_transpose2d"}
+_PRODUCTS = {
+    **dict.fromkeys(("Linear", "Conv1D"), "linear"),
+    **{"Conv1d": "conv1d", "Conv2d": "conv2d", "ConvTranspose2d": "conv_transpose2d"},
+}
 _OPTIONS = {
     "Linear": (),
+    "Conv1D": (),
     "Conv1d": ("stride", "padding", "dilation", "groups"),
     "Conv2d": ("stride", "padding", "dilation", "groups"),
     "ConvTranspose2d": ("stride", "padding", "output_padding", "groups", "dilation"),
@@ -37,6 +42,8 @@ def is_linear_map(module: object) -> bool:
     >>> is_linear_map(nn.Linear(2, 3)), is_linear_map(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
     (True, False)
     """
+    if f"{type(module).__module__}.{type(module).__name__}" == "transformers.pytorch_utils.Conv1D":
+        return True
     return type(module) in KINDS and getattr(module, "padding_mode", "zeros") == "zeros"
 
 
@@ -69,6 +76,11 @@ class LinearMap:
         return self.kind == "ConvTranspose2d"
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether rows are multiplied with the last axis of the input."""
+        return len(self.shape) == 2
+
+    @property
     def groups(self) -> int:
         """Into how many parts the channels are cut, each with weights of its own."""
         return self.options.get("groups", 1)
@@ -76,7 +88,7 @@ class LinearMap:
     @property
     def outputs(self) -> int:
         """How many output channels there are, and rows of weights."""
-        return self.groups * self.shape[1] if self.transposed else self.shape[0]
+        return self.shape[1] * self.groups if self.transposed or self.kind == "Conv1D" else self.shape[0]
 
     @property
     def output_axis(self) -> int:
@@ -84,7 +96,7 @@ class LinearMap:
         return 1 - len(self.shape) if len(self.shape) > 2 else -1
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The layer's output for the input x. For a Linear, `weight` may be some of the rows."""
+        """The layer's output for the input x. If the weights are a matrix, they are given as rows, or some of them."""
         return getattr(functional, _PRODUCTS[self.kind])(x, weight, bias, **self.options)
 
     def rows(self, weight: Tensor) -> Tensor:
@@ -95,13 +107,13 @@ class LinearMap:
         torch.Size([3, 2, 5, 5])
         """
         if not self.transposed:
-            return weight
+            return weight.T if self.kind == "Conv1D" else weight
         return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
     def weight(self, rows: Tensor) -> Tensor:
         """The inverse of `rows`."""
         if not self.transposed:
-            return rows
+            return rows.T if self.kind == "Conv1D" else rows
         return rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
     def per_output(self, values: Tensor) -> Tensor:
@@ -117,8 +129,8 @@ class LinearMap:
         tensor([[[1., 2.],
                  [2., 3.]]])
         """
-        if self.kind == "Linear":
-            return x.reshape(1, -1, self.shape[-1]).mT
+        if self.is_matrix:
+            return x.reshape(1, -1, x.shape[-1]).mT
         x = x if x.ndim == len(self.shape) else x[None]
         if self.kind == "Conv1d":  # an image of one line
             x = x[:, :, None]
