@@ -216,6 +216,7 @@ class IntegerLayer(QuantizedLayer):
     """
 
     input_limits: tuple[int, int]
+    _known_sum: tuple[tuple[int, int], int] = ((-1, -1), 0)
 
     @property
     def largest_sum(self) -> int:
@@ -234,15 +235,16 @@ class IntegerLayer(QuantizedLayer):
 
     def multiply(self, codes: Tensor, zero_point: Tensor) -> Tensor:
         """The products of the input's codes and the weights', summed up in int32."""
+        largest = self._largest(zero_point)
         # NNPACK transforms 3 × 3 convolutions, and autocast uses shorter floats: both would round.
         with torch.backends.nnpack.flags(enabled=False), torch.autocast(codes.device.type, enabled=False):
             if not self.map.is_matrix:
-                return self._convolve(codes, zero_point)
+                return self._convolve(codes, zero_point, largest)
             matrix = codes if codes.ndim > 1 else codes[None]
-            sums = [self._times(matrix, zero_point, rows) for rows in self._tiles()]
+            sums = [self._times(matrix, zero_point, rows, largest) for rows in self._tiles()]
         return (sums[0] if len(sums) == 1 else torch.cat(sums, -1)).reshape(*codes.shape[:-1], -1)
 
-    def _times(self, codes: Tensor, zero_point: Tensor, rows: slice) -> Tensor:
+    def _times(self, codes: Tensor, zero_point: Tensor, rows: slice, largest: int) -> Tensor:
         """Lesson 04's product, with some rows of the weights."""
         zeros = self._of_rows(self.weight_zero_point, rows)
         return integer.matmul(
@@ -250,20 +252,38 @@ class IntegerLayer(QuantizedLayer):
             self.weight_codes[rows].T,
             a_zero_point=zero_point,
             b_zero_point=zeros.reshape(1, -1) if zeros.ndim else zeros,
-            largest_sum=self.largest_sum,
+            largest_sum=largest,
         )
 
-    def _convolve(self, codes: Tensor, zero_point: Tensor) -> Tensor:
+    def _convolve(self, codes: Tensor, zero_point: Tensor, largest: int) -> Tensor:
         """The same sums for windows of the input: the channels are the axis that is cut into pieces."""
         weight, zeros = self.map.weight(self.weight_codes), self.weight_zero_point
         if zeros.ndim:
             zeros = self.map.weight(zeros.expand_as(self.weight_codes))
         channels = self.map.output_axis, (0 if self.map.transposed else 1) - weight.ndim
-        largest = self.largest_sum
         if self.map.groups > 1 and largest >= integer.EXACT_IN_FLOAT32:  # groups cannot be cut: float64 in one piece
             codes, weight = codes.double() - zero_point, weight.double() - zeros
             return self.map(codes, weight).round().to(torch.int32)
         return integer.sum_of_products(self.map, (codes, weight), (zero_point, zeros), channels, largest)
+
+    def _largest(self, zero_point: Tensor) -> int:
+        """`largest_sum` with this zero point, or with the weights as they are where that is less than 2²⁴."""
+        if torch.compiler.is_compiling():
+            return self.largest_sum
+        low, high = self.input_limits
+        reach = max(int(zero_point.max()) - low, high - int(zero_point.min()))
+        within = reach * self._weight_sum()
+        depth = self.weight_codes[0].numel()
+        return within if within < integer.EXACT_IN_FLOAT32 else reach * depth * _reach(self.weight_limits)
+
+    def _weight_sum(self) -> int:
+        """The largest Σ |code_w − zero_point_w| of a row; kept until the codes change."""
+        now = self.weight_codes._version, self.weight_codes.data_ptr()
+        if self._known_sum[0] != now:
+            tiles = ((self.weight_codes[t].float(), self._of_rows(self.weight_zero_point, t)) for t in self._tiles())
+            found = max(float((codes - zero_point).abs().flatten(1).sum(1).max()) for codes, zero_point in tiles)
+            self._known_sum = now, int(found * (1 + 1e-6)) + 1  # the sum itself is rounded
+        return self._known_sum[1]
 
     def _check_accumulator(self, largest_bias: int = 0) -> None:
         bound = self.largest_sum + largest_bias
@@ -417,8 +437,8 @@ class DynamicLayer(IntegerLayer):
         qparams = self.qparams_of(x)
         zero_point = torch.as_tensor(qparams.zero_point, device=x.device)
         acc = self.multiply(quantize(x, qparams), zero_point)
-        scale = qparams.scale.double() * self.map.per_output(self._channels(self.weight_scale.detach()).double())
-        y = acc * saturate(scale, torch.float32)
+        scale = saturate(qparams.scale * self.map.per_output(self._channels(self.weight_scale.detach())), torch.float32)
+        y = acc * scale
         return saturate(y if self.bias is None else y + self.map.per_output(self.bias), x.dtype)
 
 

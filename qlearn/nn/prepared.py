@@ -271,7 +271,7 @@ def _check(layer: Supported, weights: QuantConfig, activations: QuantConfig | No
     rows = LinearMap.of(layer).rows(layer.weight)
     granularity.scale_shape(tuple(as_blocks(rows, granularity).shape))
     if activations is not None and activations.granularity != PerTensor():
-        wanted = (PerAxis(0), PerToken()) if isinstance(layer, nn.Linear) else (PerAxis(0),)
+        wanted = (PerAxis(0), PerToken()) if LinearMap.of(layer).is_matrix else (PerAxis(0),)
         if activations.method != "dynamic" or activations.granularity not in wanted:
             raise ValueError(
                 "activations take PerTensor(), or with method='dynamic' PerAxis(0), a range for each example, or "
