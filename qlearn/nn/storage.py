@@ -11,6 +11,7 @@ import copy
 import json
 import os
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     Linear(in_features=10, out_features=2, bias=True)
     """
     state, configurations = _read(path)
+    versions = getattr(model.state_dict(), "_metadata", {})  # of the modules, which some ask for
     differences = list(_other_layers(configurations, _configurations(model))) or list(
         _other_kinds(state, _state(model))
     )
@@ -66,6 +68,7 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
         raise ValueError(f"{path} does not belong to this network: {'; '.join(differences)}.")
     trial = copy.deepcopy(model)
     for network in (trial, model):  # the real one only when nothing can go wrong any more
+        state._metadata = versions  # type: ignore[attr-defined]
         network.load_state_dict(state, strict=False)
         for name, layer in _quantized(network):
             try:
@@ -79,7 +82,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, An
     """The file's tensors, and how its layers were quantized."""
     try:
         with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in list(file.keys())}
+            state = OrderedDict((name, file.get_tensor(name)) for name in list(file.keys()))
             configurations = json.loads((file.metadata() or {}).get(HEAD, "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}).") from error
