@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import qlearn.observers
+import qlearn.observers.histograms
 from qlearn import PerAxis, PerGroup, PerTensor, QuantConfig, choose_qparams, fake_quantize, find_qparams, find_range
 from qlearn.errors import mse as mse_of
 from qlearn.histogram import COUNTED_FROM, LogHistogram, _by_sorting
@@ -217,7 +217,7 @@ def test_the_percentile_is_that_of_all_values(x, percentile, random):
 
 
 def test_the_percentile_is_exact_while_its_tail_is_remembered(monkeypatch):
-    monkeypatch.setattr(qlearn.observers, "TAIL", 10)
+    monkeypatch.setattr(qlearn.observers.histograms, "TAIL", 10)
     x = np.random.default_rng(0).laplace(size=3000).astype(np.float32)
     config = QuantConfig(method="percentile", percentile=99)
     observer = PercentileObserver(config)
