@@ -20,7 +20,8 @@ from qlearn import PerAxis, PerTensor, QuantConfig, datasets, errors, fake_quant
 from qlearn.nn.prepared import prepared_layers
 from qlearn.widgets import explore_ptq, ptq_runs
 from qlearn.widgets.controls import Slider
-from qlearn.widgets.ptq_runs import Network, PoolOfFour, Setting
+from qlearn.widgets.digit_networks import PoolOfFour
+from qlearn.widgets.ptq_runs import Network, Setting
 
 GRANULARITIES = {"tensor": PerTensor(), "channel": PerAxis(0)}
 SETTINGS = [

@@ -23,7 +23,8 @@ from qlearn.nn.layers import QuantizedLayer, StaticLayer, quantized
 from qlearn.nn.prepared import PreparedLayer, prepared_layers
 from qlearn.nn.prepared import replace as exchange
 from qlearn.nn.ptq import ObservedLayer
-from qlearn.widgets.ptq_runs import IN_CACHE, PoolOfFour, largest_activation, one_thread, pools_four
+from qlearn.nn.threads import one_thread
+from qlearn.widgets.digit_networks import IN_CACHE, PoolOfFour, largest_activation, pools_four
 
 BITS = range(2, 9)
 DIGITS = 1000  # of the validation images, on which settings are judged

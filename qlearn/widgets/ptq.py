@@ -144,7 +144,7 @@ class PTQExplorer(Explorer):
     ) -> dict[str, Any]:
         """All numbers and arrays of the picture."""
         setting = self._runs.Setting(weight_bits, activation_bits, granularity, method)
-        with self._runs.one_thread():
+        with self._runs.Network.at_work():
             return self._compute(setting, layer, network)
 
     def _compute(self, setting: Any, layer: int, network: str) -> dict[str, Any]:

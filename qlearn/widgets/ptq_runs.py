@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,10 +23,10 @@ from qlearn.granularity import Granularity, PerAxis, PerTensor
 from qlearn.nn.layers import quantized
 from qlearn.nn.linear_maps import as_blocks
 from qlearn.nn.prepared import PreparedLayer, prepared_layers
+from qlearn.nn.threads import one_thread
+from qlearn.widgets.digit_networks import IN_CACHE, PoolOfFour, largest_activation, pools_four
 
-SIDE = 28
 DIGITS = 1000  # test digits that are shown to the networks
-IN_CACHE = 1 << 19  # numbers: so many digits at once that what lies between two layers stays in the processor's cache
 FLOAT = "float"
 GRANULARITIES: dict[str, Granularity] = {"channel": PerAxis(0), "tensor": PerTensor()}
 
@@ -76,6 +74,8 @@ class Network:
         begin = time.perf_counter()
         self.floats = self.outcome(Setting(FLOAT, FLOAT, "channel", "min_max"))
         self.seconds = time.perf_counter() - begin
+
+    at_work = staticmethod(one_thread)  # on pieces as small as these, threads wait for each other longer than they work
 
     def weight(self, layer: str) -> Tensor:
         """The trained weights of a layer."""
@@ -150,68 +150,14 @@ class RoundedInput(torch.nn.Module):
         return self.layer(fake_quantize(x, self.qparams))
 
 
-class PoolOfFour(torch.nn.Module):
-    """`MaxPool2d(2)`, ten times as quick on the processor: the largest of four slices."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
-        above, below = x[..., 0:height:2, :width], x[..., 1:height:2, :width]
-        rows = torch.maximum(above, below)
-        return torch.maximum(rows[..., ::2], rows[..., 1::2])
-
-
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """The images and labels that are shown."""
     images, labels = _mnist().test
     return images[:DIGITS], labels[:DIGITS]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """On pieces as small as these, threads wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _weights(bits: int, granularity: str, method: str) -> QuantConfig:
     return QuantConfig(bits, symmetric=True, granularity=GRANULARITIES[granularity], method=method)
-
-
-def pools_four(module: Any) -> bool:
-    if type(module) is not torch.nn.MaxPool2d or module.return_indices or module.ceil_mode:
-        return False
-    sizes = module.kernel_size, module.stride, module.padding, module.dilation
-    return all(size in (value, (value, value)) for size, value in zip(sizes, (2, 2, 0, 1), strict=True))
-
-
-def largest_activation(model: Any) -> int:
-    """How many numbers the largest activation of one digit has.
-
-    Raises:
-        ValueError: the model does not take digits, or does not give logits.
-    """
-    sizes = [SIDE * SIDE]
-    hooks = [
-        module.register_forward_hook(lambda _, __, y: sizes.append(y[0].numel()) if isinstance(y, Tensor) else None)
-        for module in model.modules()
-    ]
-    try:
-        with torch.no_grad():
-            shape = tuple(model(_inputs()[:2]).shape)
-    except Exception as error:
-        raise ValueError(
-            f"this model does not take MNIST digits, inputs of shape (N, 1, {SIDE}, {SIDE}): {error}"
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(shape) != 2 or shape[0] != 2 or shape[1] < 10:
-        raise ValueError(f"for two digits this model gives shape {shape}: logits of shape (2, 10) are needed.")
-    return max(sizes)
 
 
 @lru_cache(maxsize=1)

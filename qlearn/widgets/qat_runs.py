@@ -18,8 +18,8 @@ from qlearn.affine import QParams, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
 from qlearn.nn.prepared import prepared_layers
+from qlearn.nn.threads import one_thread
 from qlearn.nn.training import training_steps
-from qlearn.widgets.ptq_runs import one_thread
 
 BATCH_SIZE = 128
 STEPS = 430  # every training image once

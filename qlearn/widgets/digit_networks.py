@@ -1,0 +1,54 @@
+"""What the explorers of trained networks share: whether a network takes digits, and how to run it quickly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SIDE = 28
+IN_CACHE = 1 << 19  # numbers: so many digits at once that what lies between two layers stays in the processor's cache
+
+
+class PoolOfFour(torch.nn.Module):
+    """`MaxPool2d(2)`, ten times as quick on the processor: the largest of four slices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+        above, below = x[..., 0:height:2, :width], x[..., 1:height:2, :width]
+        rows = torch.maximum(above, below)
+        return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
+def pools_four(module: Any) -> bool:
+    if type(module) is not torch.nn.MaxPool2d or module.return_indices or module.ceil_mode:
+        return False
+    sizes = module.kernel_size, module.stride, module.padding, module.dilation
+    return all(size in (value, (value, value)) for size, value in zip(sizes, (2, 2, 0, 1), strict=True))
+
+
+def largest_activation(model: Any) -> int:
+    """How many numbers the largest activation of one digit has.
+
+    Raises:
+        ValueError: the model does not take digits, or does not give logits.
+    """
+    sizes = [SIDE * SIDE]
+    hooks = [
+        module.register_forward_hook(lambda _, __, y: sizes.append(y[0].numel()) if isinstance(y, Tensor) else None)
+        for module in model.modules()
+    ]
+    try:
+        with torch.no_grad():
+            shape = tuple(model(torch.zeros(2, 1, SIDE, SIDE)).shape)
+    except Exception as error:
+        raise ValueError(
+            f"this model does not take MNIST digits, inputs of shape (N, 1, {SIDE}, {SIDE}): {error}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(shape) != 2 or shape[0] != 2 or shape[1] < 10:
+        raise ValueError(f"for two digits this model gives shape {shape}: logits of shape (2, 10) are needed.")
+    return max(sizes)
