@@ -106,7 +106,12 @@ def modules():
 
 
 def imported(path, own):
-    """The parts of qlearn that a file imports, wherever in the file it does so."""
+    """The parts of qlearn that a file imports, wherever in the file it does so: "nn", "affine"."""
+    return (name.split(".")[1] for name in imports(path, own) if name.startswith("qlearn."))
+
+
+def imports(path, own):
+    """The full name of everything that a file imports: "qlearn.nn.layers.StaticLayer"."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -118,7 +123,7 @@ def imported(path, own):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from (name.split(".")[1] for name in names if name.startswith("qlearn."))
+        yield from names
 
 
 MODULES = {name: path for name, path in modules() if name != "__init__"}
@@ -136,6 +141,38 @@ def test_arrows_point_one_way(name):
         if LAYER.get(other, 1 if other in exported else 99) > LAYER[own]
     ]
     assert wrong == [], f"{own} imports from above itself"
+
+
+# Within nn the order is that of the lessons, too: README and the docstring of qlearn.nn show it.
+NN = [
+    {"linear_maps", "batches", "collect", "network", "flow"},  # the floor
+    {"layers", "prepared", "ptq", "folding", "storage", "summary", "models", "training"},  # lesson 05
+    {"fake_quantize", "qat"},  # lesson 06
+    {"equalization", "bias_correction", "gptq", "mixed_precision"},  # lesson 07
+    {"language_model", "rescaling", "smoothquant", "awq"},
+    {"export"},
+]
+NN_LAYER = {name: number for number, names in enumerate(NN) for name in names}
+
+
+def nn_files():
+    return [name.removeprefix("nn.") for name in MODULES if name.startswith("nn.")]
+
+
+@pytest.mark.parametrize("name", nn_files())
+def test_nothing_in_nn_imports_what_a_later_lesson_brings(name):
+    assert name in NN_LAYER, f"give {name} a place in NN"
+    exported = {n: thing.__module__.split(".")[2] for n, thing in vars(qlearn.nn).items() if n in qlearn.nn.__all__}
+    inside = [full.split(".")[2:] for full in imports(MODULES[f"nn.{name}"], f"nn.{name}") if "qlearn.nn." in full]
+    files = {exported.get(other[0], other[0]) for other in inside}
+    assert [file for file in files if NN_LAYER[file] > NN_LAYER[name]] == [], f"{name} imports from a later lesson"
+
+
+def test_readers_find_each_file_of_nn():
+    listed = set(NN_LAYER)
+    assert listed == set(nn_files())
+    assert listed <= set(re.findall(r"\w+", qlearn.nn.__doc__))
+    assert listed <= set(re.findall(r"`(\w+)\.py`", (ROOT / "README.md").read_text(encoding="utf-8")))
 
 
 # --- docstrings ------------------------------------------------------------------------------------------------------

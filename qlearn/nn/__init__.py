@@ -1,4 +1,15 @@
-"""Quantized networks in PyTorch: prepare → calibrate → convert, and what the lessons need around it."""
+"""Quantized networks in PyTorch: prepare → calibrate → convert, and what the lessons need around it.
+
+Which file goes with which lesson; nothing imports what comes later:
+
+    the floor        linear_maps, batches, collect, network, flow
+    lesson 05        layers, prepared, ptq: layers of integers, and the three steps that lead to them
+                     folding, storage, summary, models, training: what the other lessons need as well
+    lesson 06        fake_quantize, qat
+    lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
+    language models  language_model, rescaling, smoothquant, awq
+    ONNX             export
+"""
 
 from qlearn.nn.awq import awq
 from qlearn.nn.bias_correction import correct_bias
