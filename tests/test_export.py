@@ -76,13 +76,9 @@ def rounding_bound(stretch, x):
     """
     layer = stretch[0]
     weight = layer.dequantized_weight().abs()
-    bias = (layer.bias * layer.output_scale.reshape(-1)).abs() if layer.bias is not None else None
-    bias = None if bias is None else bias.float()
+    bias = None if layer.bias is None else layer.bias.abs()
     n = weight[0].numel() + 4
-    if weight.ndim == 2:
-        bound = n * 2.0**-23 * nn.functional.linear(x.abs(), weight, bias)
-    else:
-        bound = n * 2.0**-23 * nn.functional.conv2d(x.abs(), weight, bias, **layer.geometry)
+    bound = n * 2.0**-23 * layer.map(x.abs(), weight, bias)
     for module in stretch[1:]:
         if isinstance(module, nn.BatchNorm2d):
             gain = (module.weight / (module.running_var + module.eps).sqrt()).abs().reshape(-1, 1, 1)
@@ -200,9 +196,9 @@ def test_what_stands_in_the_file(digits, tmp_path):
     assert stored["linear2.weight"].data_type == TensorProto.UINT8
     for name in ("linear1", "linear2", "linear3"):
         layer = model.get_submodule(name)
-        assert np.array_equal(arrays[f"{name}.weight"].astype(int), layer.weight.numpy())
+        assert np.array_equal(arrays[f"{name}.weight"].astype(int), layer.weight_codes.numpy())
         assert np.array_equal(arrays[f"{name}.weight_scale"], layer.weight_scale.reshape(-1).numpy())
-        assert np.array_equal(arrays[f"{name}.bias"], layer.bias.numpy())
+        assert np.array_equal(arrays[f"{name}.bias"], layer.bias_codes.numpy())
         assert arrays[f"{name}.bias"].dtype == np.int32
         assert arrays[f"{name}.input_scale"] == layer.input_scale.numpy()
         assert arrays[f"{name}.input_zero_point"] == layer.input_zero_point.numpy()

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from qlearn import PerGroup, PerTensor, QuantConfig, datasets, fake_quantize
+from qlearn import PerAxis, PerGroup, PerTensor, PerToken, QuantConfig, datasets, fake_quantize
 from qlearn.nn import load_trained
 from qlearn.nn.language_model import (
     ALPHABET,
     CONTEXT,
     Attention,
     GatedMLP,
+    LanguageModel,
     generate,
     language_model,
     load_language_model,
@@ -188,11 +189,56 @@ def test_fewer_bits_in_the_cache_cost_perplexity(model):
         for block in model.blocks:
             block.attention.cache = bits and QuantConfig(bits=bits, granularity=PerGroup(32))
         found[bits] = perplexity(model, text)
-    coarse = [QuantConfig(bits=2, granularity=PerTensor())] * 4
-    for block, config in zip(model.blocks, coarse, strict=True):
-        block.attention.cache = config
-    per_tensor = perplexity(model, text)
+    for block in model.blocks:  # one range for the 192 numbers of a token, not six
+        block.attention.cache = QuantConfig(bits=2, granularity=PerToken())
+    per_token = perplexity(model, text)
     for block in model.blocks:
         block.attention.cache = None
     assert found[8] == pytest.approx(found[None], rel=2e-3)
-    assert found[None] * 1.02 < found[2] < per_tensor
+    assert found[None] * 1.02 < found[2] < per_token
+
+
+@pytest.mark.parametrize("granularity", [PerToken(), PerGroup(4), PerGroup(8)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_no_range_in_the_cache_looks_at_later_characters(granularity, symmetric):
+    """Other characters at the end would move a range that they shared, and with it all logits before them."""
+    torch.manual_seed(0)
+    model = LanguageModel(width=8, heads=2, hidden=16, blocks=2).eval()
+    for block in model.blocks:
+        block.attention.cache = QuantConfig(bits=3, symmetric=symmetric, granularity=granularity)
+    tokens = torch.randint(0, 80, (3, 20))
+    changed = tokens.clone()
+    changed[:, 12:] = (tokens[:, 12:] + 1) % 80
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert not torch.equal(before[:, 12:], after[:, 12:])
+    # As it reads them one after the other: the logits of a beginning are those of the whole text. Float32 sums over
+    # rows of another number may differ in the last digits, and a key next to a tie then gets another code: none here.
+    with torch.no_grad():
+        assert torch.allclose(model(tokens[:, :12]), before[:, :12], atol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerAxis(0), PerAxis(1), PerAxis(2)])
+def test_a_cache_whose_ranges_span_characters_is_refused(granularity):
+    attention = Attention(8, heads=2)
+    attention.cache = QuantConfig(bits=4, granularity=granularity)
+    with pytest.raises(ValueError, match=r"cache=Per(Tensor|Axis)\(.*one range for several characters .*PerToken\(\), or"):
+        attention(torch.randn(2, 5, 8))
+
+
+@pytest.mark.parametrize("granularity", [PerToken(), PerGroup(2)])
+def test_gradients_reach_keys_and_values_through_their_codes(granularity):
+    """Where nothing is clipped the rounding is passed straight through: each key and value has a gradient."""
+    torch.manual_seed(0)
+    attention, x = Attention(8, heads=2), torch.randn(2, 6, 8)
+    attention(x).square().sum().backward()
+    floats = {name: parameter.grad.clone() for name, parameter in attention.named_parameters()}
+    attention.zero_grad()
+    attention.cache = QuantConfig(bits=8, granularity=granularity)
+    attention(x).square().sum().backward()
+    for name in ("key.weight", "value.weight"):
+        grad = attention.get_parameter(name).grad
+        assert (grad != 0).all()
+        # Eight bits move keys and values by 0.2 % of their range; measured: their gradients by 2 % at most.
+        assert (grad - floats[name]).abs().max() <= 0.05 * floats[name].abs().max()

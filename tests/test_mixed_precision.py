@@ -111,7 +111,7 @@ def test_sizes_count_the_scales_of_groups():
 
 
 def test_what_cannot_be_measured_is_named(images):
-    with pytest.raises(ValueError, match="ReLU has no Linear or Conv2d layer"):
+    with pytest.raises(ValueError, match="ReLU has no Linear, Conv1d, Conv2d or ConvTranspose2d"):
         sensitivity(nn.ReLU(), images)
     with pytest.raises(ValueError, match="there is no batch"):
         sensitivity(network(), [])

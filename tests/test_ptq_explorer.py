@@ -335,7 +335,7 @@ def test_a_slow_network_is_asked_when_the_slider_is_let_go(monkeypatch):
         (nn.Linear(784, 10), r"does not take MNIST digits, inputs of shape \(N, 1, 28, 28\): .*mat1 and mat2 shapes"),
         (nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), r"gives shape \(2, 5\): logits of shape \(2, 10\) are needed"),
         (nn.Conv2d(1, 10, 28), r"gives shape \(2, 10, 1, 1\): logits"),
-        (nn.Flatten(), "Flatten has no Linear or Conv2d layer that could be quantized"),
+        (nn.Flatten(), "Flatten has no Linear, Conv1d, Conv2d or ConvTranspose2d that could be quantized"),
         (qlearn.nn.prepare(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))), "this model is prepared already"),
     ],
 )

@@ -138,7 +138,7 @@ def test_the_learning_rate_falls_to_nothing():
     nn.init.zeros_(model[1].weight)
     path = [0.0]
     for _ in training_steps(
-        model, np.full((8, 1, 1), 1e-3, np.float32), np.zeros(8), epochs=4, batch_size=8, learning_rate=0.1, seed=0
+        model, np.full((8, 1, 1), 1e-3, np.float32), np.zeros(8, int), epochs=4, batch_size=8, learning_rate=0.1, seed=0
     ):
         path.append(model[1].weight[0, 0].item())
     np.testing.assert_allclose(np.diff(path), [0.1, 0.075, 0.05, 0.025], rtol=1e-3)

@@ -171,7 +171,7 @@ class _Graph:
             inputs.append(self._dequantize(f"{name}.bias", codes, scale, torch.zeros_like(layer.bias_codes), axis=0))
         elif layer.bias is not None:
             inputs.append(self._constant(f"{name}.bias", layer.bias))
-        if len(layer.weight.shape) == 4:
+        if hasattr(layer, "kernel_size"):
             self._step("Conv", name, *inputs, **_geometry(layer))
         else:
             self._step("Gemm", name, *inputs, transB=1)
@@ -260,7 +260,7 @@ def _pair(value: Any) -> list[int]:
 
 def _reason(name: str, module: nn.Module) -> str:
     """Why a module cannot be written."""
-    what = f"module {name!r}, {type(module).__name__}, cannot be written to ONNX: "
+    what = f"module {name!r}, {module._get_name()}, cannot be written to ONNX: "
     if isinstance(module, PreparedLayer):
         return what + "the network is only prepared, so call nn.convert first."
     if isinstance(module, DynamicLayer):

@@ -210,10 +210,10 @@ def _precision(key: str | type, name: str) -> tuple[bool, bool, int]:
 
 
 def _refuse_groups_that_do_not_fit(layers: Mapping[str, Any], configs: dict[str, Configs]) -> None:
-    """All layers at once, so that nobody meets them one by one."""
+    """All layers at once, so that nobody meets them one by one. Beside activations in codes no groups fit at all."""
     rows = {}
-    for name, (weights, _) in configs.items():
-        if isinstance(weights, QuantConfig) and isinstance(weights.granularity, PerGroup):
+    for name, (weights, activations) in configs.items():
+        if activations is None and isinstance(weights, QuantConfig) and isinstance(weights.granularity, PerGroup):
             row = LinearMap.of(layers[name]).rows(layers[name].weight)[0].numel()
             if row % weights.granularity.group_size:
                 rows[name] = row

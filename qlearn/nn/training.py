@@ -6,8 +6,8 @@ more time on collecting single images than these networks spend on learning from
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -109,25 +109,21 @@ def training_steps(
     total = epochs * -(-len(images) // batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
-    threads = torch.get_num_threads()
-    # One thread, because the number of threads changes the sums' last digits, and with them the trained model.
-    # It costs next to nothing: the batches are small, and threads would mostly wait for each other.
-    torch.set_num_threads(1)
     model.train()
     try:
         for _ in range(epochs):
             for batch in torch.randperm(len(images), generator=order).split(batch_size):
-                y = labels[batch]
-                logits = _logits(call(model, to_inputs(images[batch]).to(device), forward), y)
-                loss = nn.functional.cross_entropy(logits, y.to(device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                decay.step()
+                with _one_thread():
+                    y = labels[batch]
+                    logits = _logits(call(model, to_inputs(images[batch]).to(device), forward), y)
+                    loss = nn.functional.cross_entropy(logits, y.to(device))
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    decay.step()
                 yield loss.item()
     finally:
         model.eval()
-        torch.set_num_threads(threads)
 
 
 def accuracy(
@@ -182,6 +178,20 @@ def to_inputs(images: Any) -> Tensor:
     if pixels.dtype == torch.uint8:
         inputs = inputs / 255
     return inputs.unsqueeze(1) if pixels.ndim == 3 else inputs
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for one step: their number changes the sums' last digits, and with them the trained model.
+
+    It costs next to nothing: the batches are small, and threads would mostly wait for each other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _paired(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
