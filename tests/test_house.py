@@ -145,11 +145,11 @@ def test_arrows_point_one_way(name):
 
 # Within nn the order is that of the lessons, too: README and the docstring of qlearn.nn show it.
 NN = [
-    {"linear_maps", "batches", "collect", "network", "flow"},  # the floor
-    {"layers", "prepared", "ptq", "folding", "storage", "summary", "models", "training"},  # lesson 05
+    {"linear_maps", "batches", "collect", "threads", "network", "flow", "rescaling", "in_turn"},  # the floor
+    {"layers", "integer_layers", "prepared", "ptq", "folding", "storage", "summary", "models", "training"},  # lesson 05
     {"fake_quantize", "qat"},  # lesson 06
     {"equalization", "bias_correction", "gptq", "mixed_precision"},  # lesson 07
-    {"language_model", "rescaling", "smoothquant", "awq"},
+    {"language_model", "smoothquant", "awq"},
     {"export"},
 ]
 NN_LAYER = {name: number for number, names in enumerate(NN) for name in names}

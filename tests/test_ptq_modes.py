@@ -12,7 +12,8 @@ from torch import nn
 
 import qlearn
 from qlearn import PerAxis, PerGroup, PerTensor, QuantConfig, datasets, fake_quantize, quantize
-from qlearn.nn.layers import IntegerLayer, QuantizedLayer, StaticLayer, quantized
+from qlearn.nn.integer_layers import IntegerLayer, StaticLayer, quantized
+from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.training import to_inputs
 

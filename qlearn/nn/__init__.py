@@ -2,12 +2,12 @@
 
 Which file goes with which lesson; nothing imports what comes later:
 
-    the floor        linear_maps, batches, collect, network, flow
-    lesson 05        layers, prepared, ptq: layers of integers, and the three steps that lead to them
+    the floor        linear_maps, batches, collect, threads, network, flow, rescaling, in_turn
+    lesson 05        layers, integer_layers, prepared, ptq: layers of integers, and the three steps that lead to them
                      folding, storage, summary, models, training: what the other lessons need as well
     lesson 06        fake_quantize, qat
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
-    language models  language_model, rescaling, smoothquant, awq
+    language models  language_model, smoothquant, awq
     ONNX             export
 """
 
@@ -24,6 +24,7 @@ from qlearn.nn.fake_quantize import (
 )
 from qlearn.nn.folding import fold_batch_norm
 from qlearn.nn.gptq import gptq, hessians
+from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.language_model import (
     LanguageModel,
     generate,
@@ -33,7 +34,7 @@ from qlearn.nn.language_model import (
     to_text,
     to_tokens,
 )
-from qlearn.nn.layers import DynamicLayer, QuantizedLayer, StaticLayer, WeightOnlyLayer
+from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer
 from qlearn.nn.mixed_precision import allocate_bits, descent, layer_bytes, overrides_for, sensitivity
 from qlearn.nn.models import cnn, load_trained, mlp
 from qlearn.nn.ptq import calibrate, convert, prepare

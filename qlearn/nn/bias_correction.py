@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from qlearn.nn.batches import evaluating, listed
-from qlearn.nn.layers import QuantizedLayer, StaticLayer
+from qlearn.nn.integer_layers import StaticLayer
+from qlearn.nn.layers import QuantizedLayer
 
 
 def corrected_bias(bias: Any, float_mean: Any, quantized_mean: Any) -> Any:

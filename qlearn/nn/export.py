@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from qlearn.datasets import write_whole
 from qlearn.nn.batches import evaluating
-from qlearn.nn.layers import DynamicLayer, QuantizedLayer, StaticLayer
+from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
+from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import is_linear_map
 from qlearn.nn.prepared import PreparedLayer
 from qlearn.packing import pack

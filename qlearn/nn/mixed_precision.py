@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from qlearn.config import QuantConfig
 from qlearn.nn.batches import Batches, Forward, listed, one_tensor, outputs
-from qlearn.nn.layers import quantized
+from qlearn.nn.integer_layers import quantized
 from qlearn.nn.network import linear_maps
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.ptq import ACTIVATIONS, WEIGHTS, convert, prepare

@@ -18,7 +18,8 @@ from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
 from qlearn.nn.batches import Batches, Forward, outputs
 from qlearn.nn.collect import collect, unreached
-from qlearn.nn.layers import QuantizedLayer, quantized
+from qlearn.nn.integer_layers import quantized
+from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import Supported
 from qlearn.nn.network import copy_of
 from qlearn.nn.prepared import Overrides, PreparedLayer, carry_hooks, prepare_layers, prepared_layers

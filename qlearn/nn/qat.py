@@ -18,7 +18,8 @@ from qlearn.affine import QParams
 from qlearn.arrays import saturate
 from qlearn.config import QuantConfig
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
-from qlearn.nn.layers import QuantizedLayer, quantized, with_room_for_bias
+from qlearn.nn.integer_layers import quantized, with_room_for_bias
+from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import LinearMap, Supported
 from qlearn.nn.network import copy_of, with_plain_weights
 from qlearn.nn.prepared import Overrides, prepare_layers

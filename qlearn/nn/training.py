@@ -6,14 +6,15 @@ more time on collecting single images than these networks spend on learning from
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qlearn.nn.batches import Forward, call, device_of, evaluating, one_tensor
+from qlearn.nn.threads import one_thread
 
 
 def train(
@@ -113,7 +114,7 @@ def training_steps(
     try:
         for _ in range(epochs):
             for batch in torch.randperm(len(images), generator=order).split(batch_size):
-                with _one_thread():
+                with one_thread():  # their number changes the sums' last digits, and with them the trained model
                     y = labels[batch]
                     logits = _logits(call(model, to_inputs(images[batch]).to(device), forward), y)
                     loss = nn.functional.cross_entropy(logits, y.to(device))
@@ -178,20 +179,6 @@ def to_inputs(images: Any) -> Tensor:
     if pixels.dtype == torch.uint8:
         inputs = inputs / 255
     return inputs.unsqueeze(1) if pixels.ndim == 3 else inputs
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for one step: their number changes the sums' last digits, and with them the trained model.
-
-    It costs next to nothing: the batches are small, and threads would mostly wait for each other.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _paired(images: Any, labels: Any) -> tuple[Tensor, Tensor]:

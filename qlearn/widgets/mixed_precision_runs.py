@@ -19,7 +19,8 @@ from qlearn import datasets, nn
 from qlearn.affine import dequantize, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
-from qlearn.nn.layers import QuantizedLayer, StaticLayer, quantized
+from qlearn.nn.integer_layers import StaticLayer, quantized
+from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.prepared import PreparedLayer, prepared_layers
 from qlearn.nn.prepared import replace as exchange
 from qlearn.nn.ptq import ObservedLayer

@@ -20,7 +20,7 @@ from qlearn import datasets, nn
 from qlearn.affine import QParams, fake_quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import Granularity, PerAxis, PerTensor
-from qlearn.nn.layers import quantized
+from qlearn.nn.integer_layers import quantized
 from qlearn.nn.linear_maps import as_blocks
 from qlearn.nn.prepared import PreparedLayer, prepared_layers
 from qlearn.nn.threads import one_thread
