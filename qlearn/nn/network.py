@@ -22,6 +22,8 @@ from qlearn.nn.linear_maps import KINDS, NAMES, is_linear_map
 # PyTorch's own quick path through these reads `.weight` of their children and never calls them.
 READ_THEIR_CHILDREN = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
+MOST_NAMES = 4  # of one kind that are written out
+
 REMEDIES = {
     "_orig": "torch.nn.utils.prune.remove(layer, 'weight') (or remove_spectral_norm) makes them numbers again",
     "_g": "torch.nn.utils.remove_weight_norm(layer) makes them numbers again",
@@ -214,7 +216,10 @@ def in_float_text(left: list[InFloat], total: int, width: int = 100) -> str:
     names: dict[str, list[str]] = {}
     for part in left:
         names.setdefault(part.kind, []).append(part.name)
-    where = [f"{', '.join(group)} ({kind})" for kind, group in names.items()]
+    where = [
+        f"{', '.join(group[:MOST_NAMES])}{f' and {len(group) - MOST_NAMES} more' * (len(group) > MOST_NAMES)} ({kind})"
+        for kind, group in names.items()
+    ]
     rounded = f"{share:.0f}" if share in (0, 100) or 1 <= share <= 99 else f"{share:.2g}"
     text = f"left in float: {rounded} % of the numbers{': ' if where else ''}{', '.join(where)}"
     return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)

@@ -13,6 +13,7 @@ from qlearn.nn.prepared import PreparedLayer
 
 COLUMNS = ("layer", "kind", "weights", "inputs", "parameters", "scales", "from", "to", "bytes")
 FIRST_NUMBER = COLUMNS.index("parameters")
+WIDTH = 100  # columns of text: a wider table would be cut into pieces on many screens
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class Summary:
         table.append(("total", "", "", "", f"{self.parameters:,}", "", "", "", f"{self.bytes:,}"))
         if all(layer.scale_range is None for layer in self.layers):  # nothing but float: no columns for scales
             table = [(*row[: FIRST_NUMBER + 1], row[-1]) for row in table]
+        if _width(table) > WIDTH and len(table[0]) == len(COLUMNS):  # a long name is worth more than the scales' ends
+            table = [(*row[: FIRST_NUMBER + 2], row[-1]) for row in table]
+        names = max(16, WIDTH - _width([row[1:] for row in table]) - 2)
+        table = [(_shortened(row[0], names), *row[1:]) for row in table]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(
@@ -78,7 +83,7 @@ class Summary:
             )
             for row in table
         ]
-        lines.append(in_float_text(list(self.in_float), self.parameters))
+        lines.append(in_float_text(list(self.in_float), self.parameters, WIDTH))
         return "\n".join(lines)
 
 
@@ -154,6 +159,15 @@ def _stored(module: nn.Module, without: list[str]) -> Iterator[Tensor]:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _width(table: list[tuple[str, ...]]) -> int:
+    return sum(max(map(len, column)) + 2 for column in zip(*table, strict=True)) - 2
+
+
+def _shortened(name: str, width: int) -> str:
+    """A name without its middle, if it is too long."""
+    return name if len(name) <= width else f"{name[: width // 2 - 1]}…{name[-(width - width // 2) :]}"
 
 
 def _cells(row: LayerSummary) -> tuple[str, ...]:
