@@ -266,9 +266,21 @@ def test_a_layer_may_be_called_by_keyword_and_looked_at():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m, x: qnn.calibrate(m, [{"x": x}], progress=False), ValueError, "a batch has 'x', and the network takes input"),
-        (lambda m, x: qnn.calibrate(m, {"input": x}, progress=False), TypeError, r"batches is a dict: .*\[batch\] for one"),
-        (lambda m, x: qnn.calibrate(m, (x, torch.zeros(3)), progress=False), TypeError, r"\[\(inputs, labels\)\] for one batch"),
+        (
+            lambda m, x: qnn.calibrate(m, [{"x": x}], progress=False),
+            ValueError,
+            "a batch has 'x', and the network takes input",
+        ),
+        (
+            lambda m, x: qnn.calibrate(m, {"input": x}, progress=False),
+            TypeError,
+            r"batches is a dict: .*\[batch\] for one",
+        ),
+        (
+            lambda m, x: qnn.calibrate(m, (x, torch.zeros(3)), progress=False),
+            TypeError,
+            r"\[\(inputs, labels\)\] for one batch",
+        ),
         (lambda m, x: qnn.prepare(m.layer, overrides={"": QuantConfig()}), TypeError, r"overrides\[''\]=QuantConfig"),
         (lambda m, x: qnn.prepare(m.layer.to("meta")), ValueError, "weight is on the meta device"),
         (lambda m, x: qnn.language_model()(torch.zeros(2, 129, dtype=int)), ValueError, r"tokens has shape \(2, 129\)"),
@@ -283,7 +295,9 @@ def test_a_tuple_of_tensors_may_be_a_batch_or_several_and_is_refused():
     """Two batches in a tuple, or (inputs, labels) without its list: nobody can tell. In a list both are clear."""
     zeros, ones = torch.zeros(3, 2), torch.ones(3, 2)
     prepared = qnn.prepare(torch.nn.Linear(2, 1))
-    with pytest.raises(TypeError, match=r"batches is a tuple of tensors, which may be one batch or several: .*a list of"):
+    with pytest.raises(
+        TypeError, match=r"batches is a tuple of tensors, which may be one batch or several: .*a list of"
+    ):
         qnn.calibrate(prepared, (zeros, ones), progress=False)
     assert not prepared.observer.seen
     assert float(qnn.calibrate(prepared, [zeros, ones], progress=False).observer.hi) == 1

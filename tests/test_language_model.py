@@ -223,7 +223,9 @@ def test_no_range_in_the_cache_looks_at_later_characters(granularity, symmetric)
 def test_a_cache_whose_ranges_span_characters_is_refused(granularity):
     attention = Attention(8, heads=2)
     attention.cache = QuantConfig(bits=4, granularity=granularity)
-    with pytest.raises(ValueError, match=r"cache=Per(Tensor|Axis)\(.*one range for several characters .*PerToken\(\), or"):
+    with pytest.raises(
+        ValueError, match=r"cache=Per(Tensor|Axis)\(.*one range for several characters .*PerToken\(\), or"
+    ):
         attention(torch.randn(2, 5, 8))
 
 

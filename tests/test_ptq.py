@@ -208,7 +208,9 @@ def test_what_cannot_be_quantized_stays_float_and_is_named(images):
     assert summary.float_layers == ["bn1", "bn2"]
     assert "left in float: 0.47 % of the numbers: bn1, bn2 (BatchNorm2d)" in str(summary)
     odd = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.Conv2d(2, 2, 3))
-    with pytest.warns(UserWarning, match=r"left in float: 34 % of the numbers: 0 \(Conv2d\)\s+.*padding_mode='reflect'"):
+    with pytest.warns(
+        UserWarning, match=r"left in float: 34 % of the numbers: 0 \(Conv2d\)\s+.*padding_mode='reflect'"
+    ):
         assert qlearn.nn.summary(convert(odd, images)).float_layers == ["0"]
 
 
@@ -316,22 +318,24 @@ def test_wrong_configurations_are_named(kwargs, message):
 
 def test_wrong_order_and_wrong_data_are_named(images):
     model = small_network()
-    with pytest.raises(ValueError, match="ReLU has no Linear, Conv1d, Conv2d or ConvTranspose2d that could be quantized"):
+    with pytest.raises(
+        ValueError, match="ReLU has no Linear, Conv1d, Conv2d or ConvTranspose2d that could be quantized"
+    ):
         qlearn.nn.prepare(nn.ReLU())
     with pytest.raises(ValueError, match=r"no observers: call nn.prepare\(model\) first"):
         qlearn.nn.calibrate(model, images)
     with pytest.raises(ValueError, match="this model is prepared already"):
         qlearn.nn.prepare(qlearn.nn.prepare(model))
-    with pytest.raises(RuntimeError, match=r"call nn.calibrate\(model, batches\) before convert: no data has reached 0, 4, 6"):
+    with pytest.raises(
+        RuntimeError, match=r"call nn.calibrate\(model, batches\) before convert: no data has reached 0, 4, 6"
+    ):
         qlearn.nn.convert(qlearn.nn.prepare(model))
     with pytest.raises(ValueError, match="the loader is empty"):
         qlearn.nn.calibrate(qlearn.nn.prepare(model), [], progress=False)
     prepared = qlearn.nn.prepare(model)
     with torch.no_grad():
         prepared[0].layer.bias[2] = torch.nan
-    with pytest.raises(
-        ValueError, match="layer '4': its input cannot be used: x holds .* values that are not finite"
-    ):
+    with pytest.raises(ValueError, match="layer '4': its input cannot be used: x holds .* values that are not finite"):
         qlearn.nn.calibrate(prepared, images, progress=False)
     assert not prepared[0].calibrating
 

@@ -529,7 +529,9 @@ def test_a_learned_network_can_be_saved_and_loaded(model, mnist, calibration, tm
 
 
 def test_what_is_wrong_is_named(model, calibration):
-    with pytest.raises(ValueError, match="ReLU has no Linear, Conv1d, Conv2d or ConvTranspose2d that could be quantized"):
+    with pytest.raises(
+        ValueError, match="ReLU has no Linear, Conv1d, Conv2d or ConvTranspose2d that could be quantized"
+    ):
         qlearn.nn.prepare_qat(nn.ReLU())
     with pytest.raises(ValueError, match="this model is prepared already"):
         qlearn.nn.prepare_qat(qlearn.nn.prepare_qat(model))
