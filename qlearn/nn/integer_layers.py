@@ -301,6 +301,7 @@ def with_room_for_bias(qparams: QParams, rows: Tensor, bias: Tensor, input_qpara
 
 def _codes_unchecked(x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:
     """`quantize`, while a graph is being recorded and numbers are not known."""
+    x = x.to(torch.promote_types(x.dtype, scale.dtype))  # a single number's type does not count beside a tensor's
     return (torch.round(x / scale) + zero_point).clamp(*limits).to(torch.uint8 if limits[0] == 0 else torch.int8)
 
 

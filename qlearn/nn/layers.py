@@ -183,7 +183,7 @@ class QuantizedLayer(nn.Module):
         if torch.compiler.is_compiling():  # where numbers are not known, nothing can be checked
             view = blocks.unflatten(-1, (scale.shape[-1], -1)) if scale.ndim == 2 else blocks
             one_each = [p[..., None] if p.ndim == 2 and scale.ndim == 2 else p for p in (scale, zero_point)]
-            return ((view - one_each[1]) * one_each[0]).reshape(codes.shape)
+            return ((view.float() - one_each[1]) * one_each[0]).reshape(codes.shape)
         qparams = QParams(scale, zero_point if zero_point.ndim else int(zero_point), *self.weight_limits)
         return dequantize(blocks, qparams).view_as(codes)
 

@@ -151,6 +151,8 @@ def carry_hooks(old: nn.Module, new: nn.Module) -> None:
     """Let the hooks of a module fire on the one that takes its place."""
     for kind in HOOKS:
         getattr(new, kind).update(getattr(old, kind))
+    if old._backward_hooks:  # of which kind they are: PyTorch has an older one
+        new._is_full_backward_hook = old._is_full_backward_hook
 
 
 def notice_uncalled(model: nn.Module, *_: Any) -> None:
