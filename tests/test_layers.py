@@ -404,7 +404,7 @@ def test_codes_in_a_graph_are_those_of_quantize(config, dtype):
     ticks = torch.arange(-300, 301).double() / 2 * float(scale)
     x = torch.cat([ticks, inputs_like(20_000).double(), torch.tensor([1e4, -1e4, 0.0]).double()]).to(dtype)
     limits = (qparams.quant_min, qparams.quant_max)
-    assert torch.equal(layers._codes_unchecked(x, scale, zero_point, limits), quantize(x, qparams))
+    assert torch.equal(integer_layers._codes_unchecked(x, scale, zero_point, limits), quantize(x, qparams))
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo")  # of what it does not trace and runs as it is
