@@ -13,7 +13,6 @@ import qlearn
 from networks import copy_is_separate
 from qlearn import PerAxis, PerTensor, QuantConfig, datasets
 from qlearn.nn.bias_correction import correct_bias, corrected_bias
-from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.training import to_inputs
 
 ROUGH = QuantConfig(bits=3, symmetric=True, granularity=PerAxis(0))
@@ -47,14 +46,11 @@ def converted(model, images, weights=ROUGH, activations=QuantConfig()):
     return qlearn.nn.convert(qlearn.nn.calibrate(prepared, images, progress=False))
 
 
-def means_before_relu(model, name, x):
-    """The mean of each channel of one layer before its ReLU, in NumPy."""
+def means_of(model, name, x):
+    """The mean of each channel of one layer, in NumPy."""
     heard = []
     model = copy.deepcopy(model)
-    layer = model.get_submodule(name)
-    if isinstance(layer, QuantizedLayer):
-        layer.relu = False
-    layer.register_forward_hook(lambda *call: heard.append(call[2]))
+    model.get_submodule(name).register_forward_hook(lambda *call: heard.append(call[2]))
     with torch.no_grad():
         model(x)
     y = heard[0].numpy().astype(np.float64)
@@ -73,14 +69,13 @@ def test_every_layer_has_the_means_that_it_had_in_float(images):
     fine = correct_bias(rough, model, images)
     assert copy_is_separate(before, rough)
     for name in ("0", "3", "5"):
-        wanted = means_before_relu(model, name, images)
-        off_before = np.abs(means_before_relu(rough, name, images) - wanted)
-        off = np.abs(means_before_relu(fine, name, images) - wanted)
+        wanted = means_of(model, name, images)
+        off_before = np.abs(means_of(rough, name, images) - wanted)
+        off = np.abs(means_of(fine, name, images) - wanted)
         bound = half_a_step(fine.get_submodule(name))
         assert (off <= bound + 1e-6 * np.abs(wanted).max()).all()  # outputs are rounded to float32 on their way here
         assert off_before.max() > 10 * bound.max()
-    assert [layer.relu for layer in fine.modules() if isinstance(layer, QuantizedLayer)] == [True, True, False]
-    assert fine[0].bias.dtype == torch.int32  # of a layer that had none
+    assert fine[0].bias_codes.dtype == torch.int32  # of a layer that had none
 
 
 @pytest.mark.parametrize("kind", INPUTS)
@@ -121,13 +116,11 @@ def test_each_layer_is_measured_on_what_the_corrected_ones_before_it_put_out(ima
     at_once = copy.deepcopy(rough)
     for name in ("0", "3", "5"):
         layer = at_once.get_submodule(name)
-        shift = means_before_relu(model, name, images) - means_before_relu(rough, name, images)
+        shift = means_of(model, name, images) - means_of(rough, name, images)
         steps = torch.from_numpy(np.rint(shift / (2 * half_a_step(layer)))).to(torch.int32)
-        layer.bias = steps if layer.bias is None else layer.bias + steps
-    wanted = means_before_relu(model, "5", images)
-    off = [
-        np.abs(means_before_relu(m, "5", images) - wanted).max() for m in (at_once, correct_bias(rough, model, images))
-    ]
+        layer.bias_codes = steps if layer.bias_codes is None else layer.bias_codes + steps
+    wanted = means_of(model, "5", images)
+    off = [np.abs(means_of(m, "5", images) - wanted).max() for m in (at_once, correct_bias(rough, model, images))]
     assert off[0] > 10 * off[1]
 
 
@@ -140,7 +133,7 @@ def test_batches_may_be_a_tensor_a_list_pairs_or_used_up_by_one_pass(images):
         found = correct_bias(rough, model, batches)
         for name, value in found.state_dict().items():
             # In another order of sums a mean may round to the other side of a tie between two steps.
-            assert (value - wanted.state_dict()[name]).abs().max() <= (1 if name.endswith("bias") else 0)
+            assert (value - wanted.state_dict()[name]).abs().max() <= (1 if name.endswith("bias_codes") else 0)
 
 
 def test_shared_layers_are_corrected_once_over_all_their_calls():
@@ -232,12 +225,8 @@ def test_sequences_have_their_channels_last_and_the_mean_is_over_all_their_steps
     for layer in (0, 2):
         with torch.no_grad():
             wanted = model[: layer + 1](x).mean((0, 1))
-            fine_layers = copy.deepcopy(fine)[: layer + 1]
-            fine_layers[layer].relu = False
-            found = fine_layers(x).mean((0, 1))
-            rough_layers = copy.deepcopy(rough)[: layer + 1]
-            rough_layers[layer].relu = False
-            before = rough_layers(x).mean((0, 1))
+            found = fine[: layer + 1](x).mean((0, 1))
+            before = rough[: layer + 1](x).mean((0, 1))
         # An integer layer's bias moves in whole steps; what else is left is float32's rounding of numbers around 1.
         bound = float(half_a_step(fine[layer]).max()) if kind == "static" else 0
         assert (found - wanted).abs().max() <= bound + 1e-5
