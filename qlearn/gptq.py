@@ -68,7 +68,7 @@ def gptq_quantize(
         The form: Chee et al. 2023, https://arxiv.org/abs/2307.13304, where it is called LDLQ.
 
     >>> grid = QParams(1.0, 0, -3, 3)
-    >>> gptq_quantize([[0.4, 0.4]], [[1.0, 0.9], [0.9, 1.0]], grid), quantize([[0.4, 0.4]], grid)  # two inputs nearly alike
+    >>> gptq_quantize([[0.4, 0.4]], [[1.0, 0.9], [0.9, 1.0]], grid), quantize([[0.4, 0.4]], grid)  # inputs nearly alike
     (array([[0, 1]], dtype=int8), array([[0, 0]], dtype=int8))
     """
     weight = as_floats(weight, "weight")

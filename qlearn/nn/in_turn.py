@@ -225,9 +225,9 @@ class _Walk:
         for name in names:
             heard.setdefault(self.alike(name), name)
         *_, last = heard.values()
-        with collect({name: self.layers[name] for name in heard.values()}, self.make) as found:
-            with nullcontext() if self.times[last] > 1 else _ending_at(self.layers[last]):
-                run()
+        end = nullcontext() if self.times[last] > 1 else _ending_at(self.layers[last])
+        with collect({name: self.layers[name] for name in heard.values()}, self.make) as found, end:
+            run()
         if text := unreached(heard.values(), found):
             raise RuntimeError(text)
         self.done.update(names)
@@ -351,7 +351,7 @@ def _others(call: _Open) -> list[Any]:
 
 
 def _mark(value: Any) -> Any:
-    """Equal for the same object in the same state, as far as PyTorch counts the changes of a tensor; for equal numbers."""
+    """Equal for equal numbers, and for the same object; a tensor must not have changed since."""
     if isinstance(value, Tensor):
         return id(value), object() if value.is_inference() else value._version
     return (type(value), value) if isinstance(value, (int, float, str, type(None))) else id(value)
