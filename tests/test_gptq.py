@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from torch import nn
 
 import qlearn
 from qlearn import PerAxis, PerGroup, PerTensor, QParams, QuantConfig, datasets, dequantize, gptq, quantize
+from qlearn.nn.gptq import SecondMoment
+from qlearn.nn.language_model import LanguageModel
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import LinearMap
 from qlearn.nn.prepared import prepared_layers
@@ -428,6 +432,298 @@ def test_what_cannot_be_rounded_is_named(images):
 
     with pytest.raises(RuntimeError, match=r"no data has reached 8.*overrides=\{'8': None\}"):
         qlearn.nn.gptq(qlearn.nn.prepare(Half(*network())), images, progress=False)
+
+
+# --- nothing silent --------------------------------------------------------------------------------------------------
+
+THREE_BITS = QuantConfig(bits=3, symmetric=True, granularity=PerAxis(0))
+
+
+def test_weights_that_belong_to_another_module_too_are_refused():
+    torch.manual_seed(0)
+    x = torch.randn(50, 6)
+    two = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    two[2].weight = two[0].weight
+    with pytest.raises(ValueError, match=r"layer '0' shares its weights with '2'.*model.0.weight = torch.nn.Parameter"):
+        qlearn.nn.gptq(qlearn.nn.prepare(two, THREE_BITS, None), x, progress=False)
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x):
+            return self.head(self.embedding(x))
+
+    tokens, model = torch.arange(6)[None], Tied()
+    with pytest.warns(UserWarning, match="left in float"):
+        prepared = qlearn.nn.prepare(model, THREE_BITS, None)
+    with pytest.raises(ValueError, match=r"layer 'head' shares its weights with 'embedding'.*overrides={'head': None}"):
+        qlearn.nn.gptq(prepared, tokens, progress=False)
+    # With a copy, as the message says, the embedding stays as it is. Two parameters may also lie in the same memory.
+    for copied in (model.head.weight.detach().clone(), model.embedding.weight.detach()):
+        model.head.weight = nn.Parameter(copied)
+        rounded = qlearn.nn.gptq(qlearn.nn.prepare(model, THREE_BITS, None), tokens, progress=False)
+        assert torch.equal(rounded.embedding.weight, model.embedding.weight)
+        assert not torch.equal(rounded.head.weight, model.head.weight)
+    biases = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    biases[2].bias = biases[0].bias  # is not rounded
+    qlearn.nn.gptq(qlearn.nn.prepare(biases, THREE_BITS, None), x, progress=False)
+
+
+def test_fewer_inputs_than_features_are_named():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 2))
+    prepared = qlearn.nn.prepare(model, THREE_BITS, None)
+    with pytest.warns(UserWarning, match=r"layer '2': 29 inputs for 30 features: .* Show more data") as warned:
+        qlearn.nn.gptq(prepared, torch.randn(29, 4), progress=False)
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        qlearn.nn.gptq(prepared, torch.randn(30, 4), progress=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.add_(1e-3),
+        lambda w: w.neg_(),  # still on the grid
+        lambda w: w.zero_(),
+        lambda w: w[0, 0].mul_(1 + 1e-6),  # a last bit
+    ],
+)
+def test_weights_that_change_afterwards_are_noticed(change):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8)), torch.randn(40, 4)
+    rounded = qlearn.nn.gptq(qlearn.nn.prepare(model, THREE_BITS, None), x, progress=False)
+    qlearn.nn.convert(copy.deepcopy(rounded))
+    with torch.no_grad():
+        change(rounded[2].layer.weight)
+    for convert in (qlearn.nn.convert, lambda network: network[2].find_weight_qparams()):
+        with pytest.raises(ValueError, match="the weights of 2 have changed since nn.gptq.*run nn.gptq again"):
+            convert(rounded)
+    again = qlearn.nn.gptq(rounded, x, progress=False)
+    assert torch.equal(qlearn.nn.convert(again)[2].weight, again[2].layer.weight)
+
+
+def test_another_type_of_numbers_is_no_change():
+    torch.manual_seed(0)
+    prepared = qlearn.nn.prepare(nn.Sequential(nn.Linear(4, 8)), THREE_BITS, None)
+    rounded = qlearn.nn.gptq(prepared, torch.randn(40, 4), progress=False)
+    for other in (copy.deepcopy(rounded).half(), copy.deepcopy(rounded).double()):
+        assert torch.equal(qlearn.nn.convert(other)[0].weight_codes, qlearn.nn.convert(rounded)[0].weight_codes)
+
+
+# --- one pass, and a few blocks again --------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """Writes into its input, reads it in two layers, and hands out a tuple."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x, scale=1.0):
+        x.mul_(0.5)
+        return (self.c(torch.tanh(self.a(x)) * self.b(x)) * scale + x, None)
+
+
+class Loop(nn.Module):
+    """Blocks in a list; a layer before and after them, used in both places; one that only some batches reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.edge, self.blocks = nn.Linear(6, 6), nn.ModuleList(Residual(6) for _ in range(3))
+        self.rare, self.wide = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.twice, self.mixed, self.cast = False, False, False
+
+    def forward(self, x):
+        x = self.edge(x) if self.twice else x * 2.0
+        for block in self.blocks:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.cast):
+                x = block(x, scale=0.5)[0]
+            if self.mixed:
+                x += 1.0
+        if len(x) > 20 or not self.mixed:
+            x = self.rare(x)
+        return self.edge(self.wide(x))
+
+
+def by_whole_passes(prepared, batches, forward=lambda model, batch: model(batch)):
+    """The definition: for each layer the whole network, on all batches."""
+    rounded, order = copy.deepcopy(prepared).eval(), {}
+    for layer in prepared_layers(rounded):
+        layer.register_forward_pre_hook(lambda layer, _: order.setdefault(layer))
+    with torch.no_grad():
+        for batch in batches:
+            forward(rounded, copy.deepcopy(batch))
+        for layer in order:
+            xs = []
+            hook = layer.register_forward_pre_hook(lambda layer, args, xs=xs: xs.append(args[0].clone()))
+            for batch in batches:
+                forward(rounded, copy.deepcopy(batch))
+            hook.remove()
+            columns = torch.cat([LinearMap.of(layer.layer).columns(x) for x in xs], -1).double()
+            h, qparams = columns @ columns.mT / columns.shape[-1], layer.find_weight_qparams()
+            codes = gptq.gptq_quantize(layer.rows, h, qparams)
+            rows = LinearMap.of(layer.layer).rows(layer.weight)
+            layer.layer.weight.copy_(LinearMap.of(layer.layer).weight(dequantize(codes, qparams).reshape(rows.shape)))
+    return rounded
+
+
+def networks_to_walk():
+    torch.manual_seed(0)
+    loops = [Loop() for _ in range(4)]
+    for loop, (twice, mixed, cast) in zip(
+        loops, [(False, False, False), (True, False, False), (False, True, False), (False, False, True)], strict=True
+    ):
+        loop.twice, loop.mixed, loop.cast = twice, mixed, cast
+    convolutions = nn.Sequential(
+        nn.Sequential(nn.Conv1d(2, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Conv1d(6, 6, 2)),
+        nn.Sequential(nn.Conv1d(6, 6, 3, groups=6), nn.ReLU(inplace=True), nn.Conv1d(6, 4, 2, stride=2, bias=False)),
+    )
+    images = nn.Sequential(
+        nn.ConvTranspose2d(2, 6, 3, stride=2, padding=1, groups=2), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU()
+    )
+    torch.manual_seed(1)
+    x = torch.randn(50, 6)
+    for name, model in zip(("loop", "a layer twice", "batches differ", "autocast"), loops, strict=True):
+        yield name, model, [x[:30], x[30:]]
+    yield "lines", convolutions, [torch.randn(9, 2, 12), torch.randn(7, 2, 12)]
+    yield "images", images, [torch.randn(4, 2, 7, 6), torch.randn(3, 2, 4, 4)]
+    yield "language model", LanguageModel(width=12, heads=2, hidden=20, blocks=3), [torch.randint(0, 80, (4, 30))]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "model", "batches"), networks_to_walk(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_the_codes_are_those_of_a_pass_of_the_whole_network_for_each_layer(name, model, batches):
+    prepared = qlearn.nn.prepare(model.eval(), THREE_BITS, None)
+    before = copy.deepcopy(batches)
+    found = qlearn.nn.gptq(prepared, batches, progress=False)
+    wanted = by_whole_passes(prepared, batches)
+    assert all(torch.equal(a, b) for a, b in zip(batches, before, strict=True))
+    for a, b in zip(prepared_layers(found), prepared_layers(wanted), strict=True):
+        assert torch.equal(a.weight, b.weight), a.name
+    assert not any(module._forward_pre_hooks for module in found.modules())
+    assert [layer.name for layer in prepared_layers(found) if torch.equal(layer.weight, layer.weight * 0)] == []
+
+
+def test_a_deep_network_is_gone_through_a_few_times_only():
+    """Passes of the first and the last block of twelve; one for each of the 85 layers would be 85."""
+    model = LanguageModel(width=8, heads=2, hidden=8, blocks=12)
+    prepared, passes = qlearn.nn.prepare(model.eval(), THREE_BITS, None), Counter()
+    for block in (0, 11):
+        prepared.blocks[block].mlp.register_forward_hook(lambda *_, block=block: passes.update([block]))
+    qlearn.nn.gptq(prepared, torch.randint(0, 80, (4, 30)), progress=False)
+    assert passes[0] <= 3 and passes[11] <= 3  # to look, to hand on; stopped passes end within the block
+
+
+def test_a_chain_is_gone_through_twice():
+    """Once to look and once to round, however many layers there are, nested or not."""
+    calls = Counter()
+    layers = [nn.Linear(5, 5) for _ in range(8)]
+    model = nn.Sequential(nn.Sequential(*layers[:4], nn.ReLU()), nn.Sequential(*layers[4:]), nn.ReLU())
+    for layer in layers[:7]:  # the last one's output nobody needs
+        layer.register_forward_hook(lambda *_, layer=layer: calls.update([layer]))
+    qlearn.nn.gptq(qlearn.nn.prepare(model.eval(), THREE_BITS, None), torch.randn(20, 5), progress=False)
+    assert list(calls.values()) == [2] * 7
+
+
+def test_the_network_may_take_its_batches_in_any_way():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5)).eval(), torch.randn(30, 5)
+    prepared = qlearn.nn.prepare(model, THREE_BITS, None)
+    plain = qlearn.nn.gptq(prepared, x, progress=False)
+    odd = qlearn.nn.gptq(prepared, [{"x": x, "id": 3}], forward=lambda m, batch: m(batch["x"]), progress=False)
+    parts = qlearn.nn.gptq(prepared, [x], forward=lambda m, x: m[2](m[1](m[0](x))), progress=False)
+    for other in (odd, parts):
+        assert torch.equal(plain[2].weight, other[2].weight) and torch.equal(plain[0].weight, other[0].weight)
+    found = qlearn.nn.hessians(model, [{"x": x}], forward=lambda m, batch: m(batch["x"]))
+    assert torch.equal(found["0"], qlearn.nn.hessians(model, x)["0"])
+
+
+def test_hooks_are_heard_once_and_in_their_place():
+    """A hook that doubles a layer's input, or a block's: the rounding fits what reaches the layer."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5))
+    model, x = nn.Sequential(nn.Linear(5, 5), inner, nn.Linear(5, 5)).eval(), torch.randn(30, 5)
+    for module in (inner, inner[2]):
+        module.register_forward_pre_hook(lambda _, args: (args[0] ** 3,))
+    inner.register_forward_hook(lambda _, args, y: y.abs())
+    prepared = qlearn.nn.prepare(model, THREE_BITS, None)
+    found, wanted = qlearn.nn.gptq(prepared, x, progress=False), by_whole_passes(prepared, [x])
+    first = found[0].layer(x)
+    third = found[1][2].layer(found[1][1](found[1][0].layer(first**3)) ** 3).abs().double().detach()
+    codes = gptq.gptq_quantize(model[2].weight, third.T @ third / 30, found[2].weight_qparams)
+    assert torch.equal(found[2].weight, dequantize(codes, found[2].weight_qparams))
+    assert torch.equal(found[1][0].weight, wanted[1][0].weight)
+
+
+def test_too_much_to_keep_is_computed_anew(monkeypatch):
+    torch.manual_seed(0)
+    model, x = LanguageModel(width=12, heads=2, hidden=20, blocks=2).eval(), torch.randint(0, 80, (6, 20))
+    prepared = qlearn.nn.prepare(model, THREE_BITS, None)
+    wanted = qlearn.nn.gptq(prepared, x, progress=False)
+    for limit in (0, 6 * 20 * 8 + 1, 6 * 20 * 12 * 4):  # nothing, the tokens alone, one block's inputs
+        monkeypatch.setattr("qlearn.nn.in_turn.KEPT", limit)
+        found = qlearn.nn.gptq(prepared, x, progress=False)
+        assert all(torch.equal(a.weight, b.weight) for a, b in zip(*map(prepared_layers, (found, wanted)), strict=True))
+
+
+@pytest.mark.parametrize("limit", [1, 100, 1000, 1 << 22])
+def test_patches_are_made_a_few_at_a_time(limit, monkeypatch):
+    monkeypatch.setattr("qlearn.nn.gptq.SLICE", limit)
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(2, 4, 3, padding=1), torch.randn(7, 2, 6, 5)
+    made = []
+    columns = LinearMap.columns
+    monkeypatch.setattr(LinearMap, "columns", lambda self, x: made.append(len(x)) or columns(self, x))
+    inputs = SecondMoment(layer)
+    inputs.add(x)
+    every = columns(LinearMap.of(layer), x).double()
+    assert torch.allclose(inputs.mean, (every @ every.mT / (7 * 30))[0], rtol=1e-12)  # float64 sums in another order
+    assert inputs.count == 7 * 30
+    assert sum(made) == 7 and max(made) == max(1, min(7, limit // (2 * 30 * 9)))
+
+
+def test_groups_at_once_are_groups_one_after_the_other():
+    rng = np.random.default_rng(3)
+    weight, x = rng.normal(size=(8, 6)).astype(np.float32), rng.normal(size=(4, 30, 6)) @ rng.normal(size=(6, 6))
+    h = np.swapaxes(x, 1, 2) @ x / 30
+    h[1] *= 1000
+    h[2, 3] = h[2, :, 3] = 0
+    grid = grid_of(weight, symmetric=False)
+    for act_order in (False, True):
+        parts = []
+        for group in range(4):
+            rows = slice(2 * group, 2 * group + 2)
+            part = QParams(grid.scale[rows], grid.zero_point[rows], grid.quant_min, grid.quant_max)
+            parts.append(gptq.gptq_quantize(weight[rows], h[group], part, act_order=act_order))
+        found = gptq.gptq_quantize(weight, h, grid, act_order=act_order)
+        assert np.array_equal(found, np.concatenate(parts))
+        tensors = QParams(*map(torch.from_numpy, (grid.scale, grid.zero_point)), grid.quant_min, grid.quant_max)
+        again = gptq.gptq_quantize(torch.from_numpy(weight), torch.from_numpy(h), tensors, act_order=act_order)
+        assert np.array_equal(found, again.numpy())
+    errors = [gptq.output_error(weight[2 * g : 2 * g + 2], np.zeros((2, 6)), h[g]) for g in range(4)]
+    assert gptq.output_error(weight, np.zeros((8, 6)), h) == pytest.approx(sum(errors), rel=1e-12)
+    with pytest.raises(ValueError, match=r"hessian has shape \(3, 6, 6\).*divide the 8 rows"):
+        gptq.gptq_quantize(weight, h[:3], grid)
+
+
+@pytest.mark.parametrize("columns", [127, 128, 129, 300])
+def test_blocks_of_columns_change_no_code(columns, monkeypatch):
+    weight, h = problem(6, rows=4, columns=columns, inputs=2 * columns)
+    grid = grid_of(weight)
+    for act_order in (False, True):
+        found = gptq.gptq_quantize(weight, h, grid, act_order=act_order)
+        for block in (1, 7, 10_000):
+            monkeypatch.setattr(gptq, "BLOCK", block)
+            assert np.array_equal(gptq.gptq_quantize(weight, h, grid, act_order=act_order), found)
+        monkeypatch.undo()
 
 
 # --- what it is good for ---------------------------------------------------------------------------------------------

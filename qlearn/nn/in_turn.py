@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from qlearn.nn.batches import Batches, Forward, call, outputs
@@ -72,8 +73,9 @@ def trace(
         layers: name → layer, as the network names them; what is inside them is left out.
 
     Returns:
-        The calls of one batch. Where they are not the same for all batches, only the layers, in the order of their
-        first calls, each twice: nothing else can be relied on.
+        The calls of one batch. Where they are not the same for all batches, or are made under autocast that the
+        network itself has switched on, only the layers, in the order of their first calls, each twice: nothing else
+        can be relied on.
 
     Raises:
         RuntimeError: layers that nothing has reached, naming them.
@@ -97,7 +99,7 @@ def trace(
     order = dict.fromkeys(call.name for calls in found for call in calls.every() if call.name in layers)
     if text := unreached(layers, order):
         raise RuntimeError(text)
-    return found[0] if len(found) == 1 else Call(BATCH, [Call(name) for name in order] * 2)
+    return found[0] if len(found) == 1 and recorder.as_outside else Call(BATCH, [Call(name) for name in order] * 2)
 
 
 def in_turn(
@@ -293,6 +295,8 @@ class _Recorder:
 
     def __init__(self, names: dict[nn.Module, str]) -> None:
         self.names = names
+        self.setting = _setting()
+        self.as_outside = True  # no call is made in another setting, in which it would have to run again
         self.open = [_Open(Call(BATCH), (), {})]
 
     def listen(self, module: nn.Module) -> Iterator[Any]:
@@ -302,6 +306,7 @@ class _Recorder:
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call begins."""
+        self.as_outside &= _setting() == self.setting
         above, call = self.open[-1], Call(self.names[module])
         above.call.calls.append(call)
         self.open.append(this := _Open(call, args, kwargs))
@@ -348,6 +353,10 @@ class _Open:
 def _others(call: _Open) -> list[Any]:
     """The arguments but the first one."""
     return [*map(_mark, call.args[1:]), *((name, _mark(value)) for name, value in sorted(call.kwargs.items()))]
+
+
+def _setting() -> list[bool]:
+    return [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
 
 
 def _mark(value: Any) -> Any:
