@@ -190,8 +190,9 @@ def _refuse_tied(model: nn.Module, layers: Mapping[str, PreparedLayer]) -> None:
                 other = other.removesuffix(".layer")
                 raise ValueError(
                     f"layer {name!r} shares its weights with {other!r}, which would be rounded with them. Before "
-                    f"nn.prepare give it a copy, model.{name}.weight = torch.nn.Parameter(model.{name}.weight.detach()"
-                    f".clone()), or leave it in float: overrides={{{name!r}: None}}."
+                    f"nn.prepare give it its own, layer = model.get_submodule({name!r}); layer.weight = "
+                    "torch.nn.Parameter(layer.weight.detach().clone()), or leave it in float: "
+                    f"overrides={{{name!r}: None}}."
                 )
 
 
