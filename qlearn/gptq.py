@@ -14,8 +14,18 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from qlearn.affine import QParams, dequantize, quantize
-from qlearn.arrays import Array, as_array, as_floats, block_view, exponent_of, like, quietly
+from qlearn.affine import QParams, working_type
+from qlearn.arrays import (
+    Array,
+    as_array,
+    as_floats,
+    block_view,
+    check_finite,
+    dtype_name,
+    exponent_of,
+    like,
+    quietly,
+)
 
 __all__ = ["factors", "gptq_quantize", "output_error"]
 
@@ -67,6 +77,7 @@ def gptq_quantize(
     Source: Frantar et al. 2022, https://arxiv.org/abs/2210.17323, section 4; act_order is an option of their code.
         The form: Chee et al. 2023, https://arxiv.org/abs/2307.13304, where it is called LDLQ.
 
+    >>> from qlearn.affine import quantize
     >>> grid = QParams(1.0, 0, -3, 3)
     >>> gptq_quantize([[0.4, 0.4]], [[1.0, 0.9], [0.9, 1.0]], grid), quantize([[0.4, 0.4]], grid)  # inputs nearly alike
     (array([[0, 1]], dtype=int8), array([[0, 0]], dtype=int8))
@@ -77,36 +88,35 @@ def gptq_quantize(
     xp, on = array_namespace(weight), device(weight)
     h = _hessian(hessian, weight.reshape(weight.shape[0], -1))
     groups, columns = h.shape[:2]
-    each = xp.arange(groups, device=on)
+    each = xp.arange(groups, device=on)[:, None]
     order = xp.broadcast_to(xp.arange(columns, device=on), (groups, columns))
     if act_order:
         order = xp.argsort(-xp.linalg.diagonal(h))
-    r, _ = factors(_damped(h, damping)[each[:, None, None], order[:, :, None], order[:, None, :]])
+    r, _ = factors(_damped(h, damping)[each[..., None], order[:, :, None], order[:, None, :]])
 
-    # Turned on their side, (I, groups, O / groups), so that what belongs to one column lies together in memory.
+    # Turned on their side, (groups, I, O / groups), so that what belongs to one column lies together in memory.
+    dtype = getattr(xp, working_type(dtype_name(weight), qparams))  # as `quantize` computes
     w, scale, zero_point = (
-        xp.permute_dims(values.reshape(groups, -1, columns), (2, 0, 1))[order.T, each]
-        for values in (weight, _one_each(qparams.scale, weight), _one_each(qparams.zero_point, weight))
+        xp.matrix_transpose(values.reshape(groups, -1, columns))[each, order]
+        for values in (weight, _one_each(qparams.scale, weight, dtype), _one_each(qparams.zero_point, weight, dtype))
     )
+    codes = xp.empty(w.shape, dtype=dtype, device=on)
     errors = xp.zeros(w.shape, dtype=xp.float64, device=on)
-    codes = []
+    largest = float(xp.finfo(w.dtype).max)
     for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
-        wanted = w[start:stop] + _pull(r, errors, slice(start), slice(start, stop))
-        for j in range(start, stop):
-            w_j = wanted[j - start] + _pull(r, errors, slice(start, j), slice(j, j + 1))[0]
-            grid = QParams(scale[j], zero_point[j], qparams.quant_min, qparams.quant_max)
-            codes.append(quantize(xp.astype(w_j, w.dtype), grid))
-            errors[j] = w[j] - xp.astype(dequantize(codes[j], grid), xp.float64)
-    found = xp.stack(codes)[xp.argsort(order).T, each]
-    return xp.permute_dims(found, (1, 2, 0)).reshape(weight.shape)
-
-
-def _pull(r: Array, errors: Array, done: slice, columns: slice) -> Array:
-    """What the errors of columns that are done add to others: Σ_i (w_i − ŵ_i) R_ij, (columns, groups, O / groups)."""
-    xp = array_namespace(r)
-    pull = xp.matrix_transpose(r[:, done, columns]) @ xp.permute_dims(errors[done], (1, 0, 2))
-    return xp.permute_dims(pull, (1, 0, 2))
+        block = slice(start, min(start + BLOCK, columns))
+        wanted = w[:, block] + xp.matrix_transpose(r[:, :start, block]) @ errors[:, :start]
+        for j in range(columns)[block]:
+            w_j = wanted[:, j - start] + (r[:, None, start:j, j] @ errors[:, start:j])[:, 0]
+            # `quantize` and `dequantize` without their checks, which take longer than the column itself.
+            w_j = xp.astype(xp.astype(w_j, w.dtype), dtype)
+            code = xp.round(w_j / scale[:, j]) + zero_point[:, j]
+            codes[:, j] = xp.clip(code, qparams.quant_min, qparams.quant_max)
+            w_hat = xp.clip((codes[:, j] - zero_point[:, j]) * scale[:, j], -largest, largest)
+            errors[:, j] = w[:, j] - xp.astype(xp.astype(w_hat, w.dtype), xp.float64)
+    check_finite(errors, "what rounding leaves over")
+    found = xp.astype(codes[each, xp.argsort(order)], getattr(xp, qparams.code_dtype))
+    return xp.matrix_transpose(found).reshape(weight.shape)
 
 
 @quietly
@@ -200,10 +210,9 @@ def _damped(h: Array, damping: float) -> Array:
     return h + added[..., None] * xp.eye(h.shape[-1], dtype=xp.float64, device=device(h))
 
 
-def _one_each(parameter: Any, x: Array) -> Array:
+def _one_each(parameter: Any, x: Array, dtype: Any) -> Array:
     """A scale or zero point, one for each block of `x`, as one for each value."""
-    parameter = like(as_array(parameter), x, None if "int" in str(as_array(parameter).dtype) else x.dtype)
-    xp = array_namespace(x)
+    parameter, xp = like(as_array(parameter), x, dtype), array_namespace(x)
     if parameter.ndim == 0:
         return xp.broadcast_to(parameter, x.shape)
     view, shape = block_view(x, tuple(parameter.shape))
