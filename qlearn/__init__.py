@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from qlearn import block_scales, codebooks, errors, formats, integer, observers, packing, rounding
+from qlearn import block_scales, codebooks, errors, formats, gptq, integer, observers, packing
 from qlearn.affine import QParams, choose_qparams, dequantize, fake_quantize, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
@@ -35,11 +35,11 @@ __all__ = [
     "find_qparams",
     "find_range",
     "formats",
+    "gptq",
     "integer",
     "observers",
     "packing",
     "quantize",
-    "rounding",
 ]
 
 _LATE = ("datasets", "exercises", "nn", "plots", "widgets")

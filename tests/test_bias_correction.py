@@ -13,7 +13,6 @@ import qlearn
 from networks import copy_is_separate
 from qlearn import PerAxis, PerTensor, QuantConfig, datasets
 from qlearn.nn.bias_correction import correct_bias, corrected_bias
-from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.training import to_inputs
 
 ROUGH = QuantConfig(bits=3, symmetric=True, granularity=PerAxis(0))
@@ -47,14 +46,11 @@ def converted(model, images, weights=ROUGH, activations=QuantConfig()):
     return qlearn.nn.convert(qlearn.nn.calibrate(prepared, images, progress=False))
 
 
-def means_before_relu(model, name, x):
-    """The mean of each channel of one layer before its ReLU, in NumPy."""
+def means_of(model, name, x):
+    """The mean of each channel of one layer, in NumPy."""
     heard = []
     model = copy.deepcopy(model)
-    layer = model.get_submodule(name)
-    if isinstance(layer, QuantizedLayer):
-        layer.relu = False
-    layer.register_forward_hook(lambda *call: heard.append(call[2]))
+    model.get_submodule(name).register_forward_hook(lambda *call: heard.append(call[2]))
     with torch.no_grad():
         model(x)
     y = heard[0].numpy().astype(np.float64)
@@ -63,7 +59,7 @@ def means_before_relu(model, name, x):
 
 def half_a_step(layer):
     """How near the mean of an integer layer can be brought to any number."""
-    return layer.output_scale.reshape(-1).expand(len(layer.weight)).numpy() / 2
+    return layer.output_scale.reshape(-1).expand(len(layer.weight_codes)).numpy() / 2
 
 
 def test_every_layer_has_the_means_that_it_had_in_float(images):
@@ -73,14 +69,13 @@ def test_every_layer_has_the_means_that_it_had_in_float(images):
     fine = correct_bias(rough, model, images)
     assert copy_is_separate(before, rough)
     for name in ("0", "3", "5"):
-        wanted = means_before_relu(model, name, images)
-        off_before = np.abs(means_before_relu(rough, name, images) - wanted)
-        off = np.abs(means_before_relu(fine, name, images) - wanted)
+        wanted = means_of(model, name, images)
+        off_before = np.abs(means_of(rough, name, images) - wanted)
+        off = np.abs(means_of(fine, name, images) - wanted)
         bound = half_a_step(fine.get_submodule(name))
         assert (off <= bound + 1e-6 * np.abs(wanted).max()).all()  # outputs are rounded to float32 on their way here
         assert off_before.max() > 10 * bound.max()
-    assert [layer.relu for layer in fine.modules() if isinstance(layer, QuantizedLayer)] == [True, True, False]
-    assert fine[0].bias.dtype == torch.int32  # of a layer that had none
+    assert fine[0].bias_codes.dtype == torch.int32  # of a layer that had none
 
 
 @pytest.mark.parametrize("kind", INPUTS)
@@ -121,13 +116,11 @@ def test_each_layer_is_measured_on_what_the_corrected_ones_before_it_put_out(ima
     at_once = copy.deepcopy(rough)
     for name in ("0", "3", "5"):
         layer = at_once.get_submodule(name)
-        shift = means_before_relu(model, name, images) - means_before_relu(rough, name, images)
+        shift = means_of(model, name, images) - means_of(rough, name, images)
         steps = torch.from_numpy(np.rint(shift / (2 * half_a_step(layer)))).to(torch.int32)
-        layer.bias = steps if layer.bias is None else layer.bias + steps
-    wanted = means_before_relu(model, "5", images)
-    off = [
-        np.abs(means_before_relu(m, "5", images) - wanted).max() for m in (at_once, correct_bias(rough, model, images))
-    ]
+        layer.bias_codes = steps if layer.bias_codes is None else layer.bias_codes + steps
+    wanted = means_of(model, "5", images)
+    off = [np.abs(means_of(m, "5", images) - wanted).max() for m in (at_once, correct_bias(rough, model, images))]
     assert off[0] > 10 * off[1]
 
 
@@ -140,7 +133,7 @@ def test_batches_may_be_a_tensor_a_list_pairs_or_used_up_by_one_pass(images):
         found = correct_bias(rough, model, batches)
         for name, value in found.state_dict().items():
             # In another order of sums a mean may round to the other side of a tie between two steps.
-            assert (value - wanted.state_dict()[name]).abs().max() <= (1 if name.endswith("bias") else 0)
+            assert (value - wanted.state_dict()[name]).abs().max() <= (1 if name.endswith("bias_codes") else 0)
 
 
 def test_shared_layers_are_corrected_once_over_all_their_calls():
@@ -232,16 +225,90 @@ def test_sequences_have_their_channels_last_and_the_mean_is_over_all_their_steps
     for layer in (0, 2):
         with torch.no_grad():
             wanted = model[: layer + 1](x).mean((0, 1))
-            fine_layers = copy.deepcopy(fine)[: layer + 1]
-            fine_layers[layer].relu = False
-            found = fine_layers(x).mean((0, 1))
-            rough_layers = copy.deepcopy(rough)[: layer + 1]
-            rough_layers[layer].relu = False
-            before = rough_layers(x).mean((0, 1))
+            found = fine[: layer + 1](x).mean((0, 1))
+            before = rough[: layer + 1](x).mean((0, 1))
         # An integer layer's bias moves in whole steps; what else is left is float32's rounding of numbers around 1.
         bound = float(half_a_step(fine[layer]).max()) if kind == "static" else 0
         assert (found - wanted).abs().max() <= bound + 1e-5
         assert (before - wanted).abs().max() > 3 * (bound + 1e-5)
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(3, 5, 3, padding=2, stride=2), (40, 3, 9)),
+        (nn.Conv2d(4, 6, 3, groups=2, bias=False), (30, 4, 6, 5)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, groups=2), (30, 4, 5, 4)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_windows_at_the_border_count_as_those_inside(layer, shape, kind):
+    """The mean output comes from the mean image: zeros around it, and places that overlap, included."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(layer, nn.ReLU()), torch.rand(shape)
+    rough = converted(model, x, ROUGH, INPUTS[kind])
+    fine = correct_bias(rough, model, x, progress=False)
+    axes = [axis for axis in range(len(shape)) if axis != 1]
+    with torch.no_grad():
+        wanted, before, found = (network[0](x).double().mean(axes) for network in (model, rough, fine))
+    bound = float(half_a_step(fine[0]).max()) if kind == "static" else 0
+    assert (found - wanted).abs().max() <= bound + 1e-6  # float32 outputs and biases, of numbers around 1
+    assert (before - wanted).abs().max() > 3 * (bound + 1e-6)
+
+
+def test_batches_of_different_sizes_count_by_their_images():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 2))
+    batches = [torch.rand(9, 2, 8, 8), torch.rand(2, 2, 5, 6), torch.rand(4, 2, 8, 8) + 1]
+    fine = correct_bias(converted(model, batches, activations=None), model, batches, progress=False)
+    with torch.no_grad():
+        wanted, found = (
+            torch.cat([network(x).transpose(0, 1).flatten(1) for x in batches], 1).mean(1) for network in (model, fine)
+        )
+    assert (wanted - found).abs().max() <= 1e-6  # float32 outputs and biases, of numbers around 1
+
+
+def test_each_network_is_gone_through_once(images):
+    """A chain of layers: a pass for each batch through both, whatever the number of layers, and other ways to call it."""
+    model = nn.Sequential(small_network()[:3], nn.Sequential(*small_network()[3:]))
+    rough = converted(model, images)
+    wanted = correct_bias(rough, model, images, progress=False).state_dict()
+    calls: dict[str, int] = {}
+    for which, network in (("float", model), ("quantized", rough)):
+        for place in ((0, 0), (1, 0)):
+            network[place[0]][place[1]].register_forward_hook(
+                lambda *_, key=f"{which} {place}": calls.update({key: calls.get(key, 0) + 1})
+            )
+    batches = [{"pixels": part} for part in images.split(100)]
+    found = correct_bias(rough, model, batches, forward=lambda m, batch: m(batch["pixels"]), progress=False)
+    assert list(calls.values()) == [3] * 4
+    for name, value in found.state_dict().items():
+        # In another order of sums a mean may round to the other side of a tie between two steps.
+        assert (value - wanted[name]).abs().max() <= (1 if name.endswith("bias_codes") else 0)
+
+
+def test_a_network_of_another_make_with_the_same_layers_is_no_trouble():
+    """The float network calls its layers another way: then the quantized one is looked at itself."""
+
+    class Unrolled(nn.Module):
+        def __init__(self, layers):
+            super().__init__()
+            self.a, self.b = layers
+
+        def forward(self, x):
+            return self.b(self.a(x).relu())
+
+    class Squared(Unrolled):
+        def forward(self, x):
+            return self.b(self.a(x) ** 2)
+
+    torch.manual_seed(0)
+    layers, x = [nn.Linear(4, 4), nn.Linear(4, 3)], torch.rand(60, 4)
+    rough = converted(Unrolled(layers), x, activations=None)
+    fine = correct_bias(rough, Squared(layers), x, progress=False)
+    with torch.no_grad():
+        assert (fine(x).mean(0) - Squared(layers)(x).mean(0)).abs().max() <= 1e-6  # float32, of numbers around 1
 
 
 @pytest.mark.parametrize("kind", ["static", "weight only"])

@@ -29,10 +29,10 @@ from qlearn import (
     find_qparams,
     find_range,
     formats,
+    gptq,
     observers,
     quantize,
     ranges,
-    rounding,
 )
 from qlearn import nn as qnn
 from qlearn.arrays import saturate
@@ -254,7 +254,7 @@ def test_a_tiny_error_beside_a_large_value_is_an_error():
     assert errors.sqnr_db([1e300, 1e-300], [1e300, 0.0]) == pytest.approx(12000)
     assert errors.mse([1e300], [0.0]) == sys.float_info.max
     assert errors.report(np.array([F64.max]), QParams(1.0, 0, -7, 7)).max_error == F64.max
-    assert rounding.output_error([[1e200]], [[0.0]], [[1.0]]) == sys.float_info.max
+    assert gptq.output_error([[1e200]], [[0.0]], [[1.0]]) == sys.float_info.max
 
 
 @pytest.mark.parametrize("size", [1e-310, 1e-200, 1.0, 1e200, 1.7e308])
@@ -355,7 +355,7 @@ def test_quantizing_and_measuring_raise_no_flags(x, raising):
     assert finite(codebooks.kmeans(x, 4))
     assert finite(codebooks.optimal(x[:100], 4))
     weight = x[:64].reshape(4, 16)
-    rounding.gptq(weight, np.eye(16) + 0.1, find_qparams(weight, symmetric=True, bits=4, granularity=PerAxis(0)))
+    gptq.gptq_quantize(weight, np.eye(16) + 0.1, find_qparams(weight, symmetric=True, bits=4, granularity=PerAxis(0)))
 
 
 @pytest.mark.parametrize("x", MIXED.values(), ids=MIXED)

@@ -12,7 +12,7 @@ from torch import nn
 
 import qlearn
 from qlearn import PerAxis, PerGroup, PerTensor, PerToken, QuantConfig, fake_quantize, integer, quantize
-from qlearn.nn import layers
+from qlearn.nn import integer_layers, layers
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer, quantized
 from qlearn.nn.layers import WeightOnlyLayer
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from qlearn import PerAxis, PerGroup, QuantConfig, datasets, fake_quantize, rounding
+from qlearn import PerAxis, PerGroup, QuantConfig, datasets, fake_quantize, gptq
 from qlearn import nn as qnn
 from qlearn.nn.awq import awq, awq_factors
 from qlearn.nn.language_model import LanguageModel, load_language_model, perplexity, to_tokens, windows
@@ -172,7 +172,7 @@ def test_no_outputs_get_worse_than_by_rounding_to_the_nearest(model, batches):
     products = qnn.hessians(planted, batches)
     for site in sites(planted):
         weights, h = [layer.weight.detach() for layer in site.consumers], products[names[site.consumers[0]]]
-        nearest = sum(rounding.output_error(w, fake_quantize(w, FOUR_BITS.find_qparams(w)), h) for w in weights)
+        nearest = sum(gptq.output_error(w, fake_quantize(w, FOUR_BITS.find_qparams(w)), h) for w in weights)
         gains.append(nearest / awq_factors(weights, h, FOUR_BITS)[1])
     assert min(gains) >= 1 and max(gains) > 4
 

@@ -14,7 +14,7 @@ from array_api_compat import array_namespace
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from qlearn import rounding
+from qlearn import gptq
 from qlearn.affine import fake_quantize
 from qlearn.config import QuantConfig
 from qlearn.nn.gptq import hessians
@@ -69,7 +69,7 @@ def awq_factors(weights: Sequence[Any], hessian: Any, config: QuantConfig, *, gr
             factor = xp.astype(s, w.dtype)
             scaled = w * factor
             w_hat = fake_quantize(scaled, config.find_qparams(scaled)) / factor
-            error += float(rounding.output_error(w, w_hat, hessian))
+            error += float(gptq.output_error(w, w_hat, hessian))
         if best is None or error < best[1]:
             best = s, error
     assert best is not None

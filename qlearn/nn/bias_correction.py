@@ -7,16 +7,19 @@ negative, as after a ReLU, they do not cancel. What is left of them on average i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from qlearn.nn.batches import evaluating, listed
-from qlearn.nn.integer_layers import StaticLayer
+from qlearn.affine import dequantize, fake_quantize
+from qlearn.nn.batches import Batches, Forward, evaluating, listed
+from qlearn.nn.collect import MeanOfChannels, collect
+from qlearn.nn.in_turn import in_turn, trace
+from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.linear_maps import KINDS, LinearMap
 
 
 def corrected_bias(bias: Any, float_mean: Any, quantized_mean: Any) -> Any:
@@ -26,7 +29,7 @@ def corrected_bias(bias: Any, float_mean: Any, quantized_mean: Any) -> Any:
 
     Args:
         bias: b, (O,).
-        float_mean, quantized_mean: the mean of each output channel before the ReLU, (O,), over the same images.
+        float_mean, quantized_mean: the mean of each output channel, (O,), over the same images.
 
     Source: Nagel et al. 2019, https://arxiv.org/abs/1906.04721, section 4.2 and appendix D.
 
@@ -37,17 +40,24 @@ def corrected_bias(bias: Any, float_mean: Any, quantized_mean: Any) -> Any:
     return bias + (float_mean - quantized_mean)
 
 
-def correct_bias(quantized: nn.Module, model: nn.Module, batches: Iterable[Any] | Tensor) -> nn.Module:
+def correct_bias(
+    quantized: nn.Module, model: nn.Module, batches: Batches, *, forward: Forward | None = None, progress: bool = True
+) -> nn.Module:
     """Copy a quantized network and shift its biases, so that each channel has the mean that it had in float.
 
     One layer after the other, from the input on: each is measured on what the corrected layers before it put out, so
-    it makes up for their errors as well as for its own. Means are taken before the ReLU, over all images and places,
-    and summed up in float64. The bias of an integer layer moves in whole steps of its accumulator.
+    it makes up for their errors as well as for its own. Means are taken over all images and places, in float64. A
+    layer is linear in what it has read, so the mean of its inputs x̂ says what its outputs are on average:
+
+        E[ŷ] = Ŵ E[x̂] + b̂
+
+    The bias of an integer layer moves in whole steps of its accumulator.
 
     Args:
         quantized: from `convert`. It is not changed.
         model: the float network that it was made of; layers are matched by their names.
-        batches: calibration images, as for `calibrate`: none that the result will be judged by.
+        batches, forward: calibration images, as for `calibrate`: none that the result will be judged by.
+        progress: show a bar.
 
     Returns:
         The corrected copy, in evaluation mode.
@@ -58,71 +68,96 @@ def correct_bias(quantized: nn.Module, model: nn.Module, batches: Iterable[Any] 
         RuntimeError: a layer that no image has reached.
         TypeError: NumPy arrays, which networks do not take.
 
-    Cost: one pass of the float network, and of the quantized one for each of its layers.
+    Cost: one pass of the float network; of the quantized one about one for a chain of layers, and three for a
+        transformer; in memory the inputs of one block for all batches.
     Source: Nagel et al. 2019, https://arxiv.org/abs/1906.04721, appendix D.
 
     >>> from qlearn import QuantConfig
     >>> from qlearn.nn import calibrate, convert, prepare
     >>> float_model, x = nn.Linear(2, 1), torch.rand(100, 2)
     >>> rough = convert(calibrate(prepare(float_model, QuantConfig(2, symmetric=True)), x, progress=False))
-    >>> fine = correct_bias(rough, float_model, x)
+    >>> fine = correct_bias(rough, float_model, x, progress=False)
     >>> bool((fine(x) - float_model(x)).mean().abs() < 0.51 * fine.output_scale)  # half a step of the accumulator
     True
     """
     corrected = copy.deepcopy(quantized).eval()
-    layers = {name: module for name, module in corrected.named_modules() if isinstance(module, QuantizedLayer)}
+    layers: dict[str, Any] = {n: layer for n, layer in corrected.named_modules() if isinstance(layer, QuantizedLayer)}
     if not layers:
         raise ValueError("this network has no quantized layers: nn.convert makes them.")
     floats = {name: _float_layer(model, name, layer) for name, layer in layers.items()}
-    inputs = list(listed(batches))
-    wanted = _channel_means(model, floats, inputs)
-    for name in wanted:  # in the order in which the float network calls them
-        layer = layers[name]
-        found = _channel_means(corrected, {name: layer}, inputs)[name]
-        try:
-            _set_bias(layer, wanted[name], found)
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from error
+    batches = list(listed(batches))
+    with collect(floats, lambda layer: MeanOfChannels(LinearMap.of(layer).output_axis), of="output") as wanted:
+        calls = trace(model, floats, batches, forward=forward, desc="In float", progress=progress)
+    if wrong := [name for name, found in wanted.items() if not found.mean.isfinite().all()]:
+        raise ValueError(f"layer {wrong[0]!r} puts out values that are not finite.")
+    bar = tqdm(total=len(layers), desc="Correcting", unit="layer", leave=False, disable=not progress)
+    with torch.no_grad(), evaluating(corrected), bar:
+        if not _built_alike(model, corrected, layers):
+            calls = trace(corrected, layers, batches, forward=forward)
+        for name, found in in_turn(corrected, layers, calls, batches, _MeanOutput, forward=forward):
+            try:
+                _set_bias(layers[name], wanted[name].mean, found.mean)
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: {error}") from error
+            bar.update()
     return corrected
+
+
+class _MeanOutput:
+    """The mean of each channel that a quantized layer puts out, from the mean of what it makes of its inputs."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer, self.map = layer, layer.map
+        self.weight = layer.dequantized_weight().double()
+        self.sum: Tensor | float = 0.0
+        self.count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Take in one batch. The mean of its images has, at each place, the mean of their outputs."""
+        if isinstance(self.layer, StaticLayer):
+            values = dequantize(self.layer.codes_of(values), self.layer.input_qparams)
+        elif isinstance(self.layer, DynamicLayer):
+            values = fake_quantize(values, self.layer.qparams_of(values))
+        images = values.flatten(0, -2) if self.map.is_matrix else values
+        images = images if images.ndim == len(self.map.shape) else images[None]
+        means = MeanOfChannels(self.map.output_axis)
+        means.add(self.map(images.mean(0, keepdim=True, dtype=torch.float64), self.weight))
+        self.sum = self.sum + means.sum * len(images)
+        self.count += means.count * len(images)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of all batches, the bias added."""
+        assert isinstance(self.sum, Tensor)
+        return self.sum / self.count + (0 if self.layer.bias is None else self.bias)
+
+    @property
+    def bias(self) -> Tensor:
+        """In float64; of an integer layer what its codes stand for."""
+        if isinstance(self.layer, StaticLayer):
+            return self.layer.bias_codes * self.layer.output_scale.reshape(-1)
+        return self.layer.bias.double()
+
+
+def _built_alike(one: nn.Module, other: nn.Module, layers: dict[str, Any]) -> bool:
+    """Whether two networks differ in these layers only, so that what one calls, the other calls."""
+    types = [
+        [(name, type(module)) for name, module in model.named_modules() if name not in layers] for model in (one, other)
+    ]
+    return types[0] == types[1]
 
 
 def _float_layer(model: nn.Module, name: str, layer: QuantizedLayer) -> nn.Module:
     """The layer of the float network that this one was made of."""
     found = dict(model.named_modules()).get(name)
-    if not isinstance(found, (nn.Linear, nn.Conv2d)) or found.weight.shape != layer.weight.shape:
+    shape = layer.map.shape
+    if not isinstance(found, KINDS) or LinearMap.of(found) != layer.map:
         what = "no such layer" if found is None else f"a {type(found).__name__} of another kind or size there"
         raise ValueError(
-            f"the quantized network has a layer {name!r} with weights {tuple(layer.weight.shape)}, and the float "
-            f"network has {what}: give the network that was prepared."
+            f"the quantized network has a layer {name!r} with weights {tuple(shape)}, and the float network has "
+            f"{what}: give the network that was prepared."
         )
     return found
-
-
-def _channel_means(model: nn.Module, layers: dict[str, nn.Module], inputs: list[Tensor]) -> dict[str, Tensor]:
-    """The mean of each output channel of these layers over all inputs, in the order of their first calls."""
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-
-    def add(name: str, layer: nn.Module, y: Tensor) -> None:
-        axis = (
-            -3 if isinstance(layer, nn.Conv2d) or getattr(getattr(layer, "map", None), "kind", "") == "Conv2d" else -1
-        )
-        rows = y.detach().movedim(axis, -1).flatten(0, -2).double()
-        sums[name] = sums.get(name, 0) + rows.sum(0)
-        counts[name] = counts.get(name, 0) + len(rows)
-
-    with torch.no_grad(), evaluating(model), ExitStack() as hooks:
-        for name, layer in layers.items():
-            hook = layer.register_forward_hook(lambda layer, _, y, name=name: add(name, layer, y))
-            hooks.callback(hook.remove)
-        for x in inputs:
-            model(x)
-    if missing := [name for name in layers if not counts.get(name)]:
-        raise RuntimeError(f"no data has reached {', '.join(missing)}: the network never calls it.")
-    means = {name: total / counts[name] for name, total in sums.items()}
-    if wrong := [name for name, mean in means.items() if not mean.isfinite().all()]:
-        raise ValueError(f"layer {wrong[0]!r} puts out values that are not finite.")
-    return means
 
 
 def _set_bias(layer: QuantizedLayer, wanted: Tensor, found: Tensor) -> None:

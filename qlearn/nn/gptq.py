@@ -1,6 +1,6 @@
 """GPTQ in a network: from the inputs of each layer to the rounding of its weights.
 
-    batches  →  inputs of a layer  →  H = mean of x xᵀ  →  rounding.gptq  →  weights on their grid
+    batches  →  inputs of a layer  →  H = mean of x xᵀ  →  gptq_quantize  →  weights on their grid
 
 Layer after layer: each one's inputs come through the layers before it as they are after rounding.
 """
@@ -8,30 +8,35 @@ Layer after layer: each one's inputs come through the layers before it as they a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from qlearn import rounding
-from qlearn.affine import QParams, dequantize, quantize
-from qlearn.arrays import as_array
-from qlearn.nn.batches import evaluating, listed
-from qlearn.nn.linear_maps import LinearMap, Supported, as_blocks
-from qlearn.nn.network import linear_maps
-from qlearn.nn.prepared import PreparedLayer, prepared_layers
+from qlearn.affine import dequantize, quantize
+from qlearn.gptq import gptq_quantize
+from qlearn.nn.batches import Batches, Forward, evaluating, listed, outputs
+from qlearn.nn.collect import collect
+from qlearn.nn.in_turn import in_turn, trace
+from qlearn.nn.linear_maps import NAMES, LinearMap
+from qlearn.nn.network import linear_maps, set_parameter, sharing
+from qlearn.nn.prepared import PreparedLayer
 from qlearn.nn.ptq import ObservedLayer
+
+SLICE = 1 << 22  # numbers of inputs that are multiplied at once: 32 MB
 
 
 def gptq(
     model: nn.Module,
-    batches: Iterable[Any] | Tensor,
+    batches: Batches,
     *,
     damping: float = 0.01,
     act_order: bool = False,
+    forward: Forward | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Copy a prepared network and round its weights such that the outputs of its layers change least.
@@ -40,14 +45,15 @@ def gptq(
 
     Layers are taken in the order in which the network calls them; the inputs of each come through the rounded layers
     before it. Scales and zero points are those that `convert` would choose, and are kept: the weights then lie on
-    their grid, so `convert` turns them into exactly the codes that were found here. (But for a channel whose bias
-    would need more than 31 bits in steps of its accumulator: `convert` widens its scale.)
+    their grid, so `convert` turns them into exactly the codes that were found here, and refuses weights that were
+    changed since. (But for a channel whose bias would need more than 31 bits in steps of its accumulator: `convert`
+    widens its scale.)
 
     Args:
         model: from `prepare`, calibrated or not. It is not changed.
-        batches: as for `calibrate`, and for the same purpose: data that the network was not trained on and will not be
-            tested on. They are gone through once for each layer.
-        damping, act_order: as for `rounding.gptq`.
+        batches, forward: as for `calibrate`, and for the same purpose: data that the network was not trained on and
+            will not be tested on. A layer of I inputs needs more than I of them; a warning names those that get less.
+        damping, act_order: as for `qlearn.gptq.gptq_quantize`.
         progress: show a bar.
 
     Returns:
@@ -56,10 +62,12 @@ def gptq(
 
     Raises:
         ValueError: a model that is not from `prepare`, no batches, NaN or infinity in an input (names the layer),
-            weights of a type that cannot hold their grid (bfloat16 cannot hold 256 steps).
+            weights that another module uses too (names both), weights of a type that cannot hold their grid (bfloat16
+            cannot hold 256 steps).
         RuntimeError: a layer that the data does not reach.
 
-    Cost: one pass through the network for each layer, and O(I³ + O I²) for each.
+    Cost: two passes through a chain of layers, about four through a transformer; O(n I² + I³ + O I²) for each layer;
+        in memory the inputs of one block for all batches (where they are more than 1 GB, one pass for each layer).
     Source: Frantar et al. 2022, https://arxiv.org/abs/2210.17323.
 
     >>> from qlearn import QuantConfig, nn as qnn
@@ -71,25 +79,35 @@ def gptq(
     tensor([[0., 1.]])
     """
     rounded = copy.deepcopy(model)
-    layers = prepared_layers(rounded)
-    if not layers or any(type(layer) is not ObservedLayer for layer in layers):
+    layers: Any = {name: module for name, module in rounded.named_modules() if isinstance(module, PreparedLayer)}
+    if not layers or any(type(layer) is not ObservedLayer for layer in layers.values()):
         raise ValueError("nn.gptq rounds a network from nn.prepare: call nn.prepare(model, …) first.")
-    inputs = list(listed(batches))
-    with torch.no_grad(), evaluating(rounded):
-        order = _in_order_of_calls(rounded, layers, inputs)
-        for layer in tqdm(order, desc="Rounding", unit="layer", leave=False, disable=not progress):
-            with _listening([layer.layer]) as products:
-                for x in inputs:
-                    rounded(x)
+    _refuse_tied(rounded, layers)
+    batches = list(listed(batches))
+
+    def alike(name: str) -> str:  # a Linear takes x as it is, unless a hook changes it
+        layer = layers[name]
+        return "x" if isinstance(layer.layer, nn.Linear) and not layer._forward_pre_hooks else name
+
+    with torch.no_grad(), evaluating(rounded), tqdm(total=len(layers), **_bar("Rounding", progress)) as bar:
+        calls = trace(rounded, layers, batches, forward=forward, desc="Looking", progress=progress)
+        for name, inputs in in_turn(rounded, layers, calls, batches, SecondMoment, forward=forward, alike=alike):
+            if 0 < inputs.count < (features := inputs.mean.shape[-1]):
+                warnings.warn(
+                    f"layer {name!r}: {inputs.count} inputs for {features} features: the rounding fits these inputs "
+                    "and may be worse than the nearest on others. Show more data, or raise damping.",
+                    stacklevel=2,
+                )
             try:
-                _round(layer, products[layer.layer].mean, damping=damping, act_order=act_order)
+                _round(layers[name], inputs.mean, damping=damping, act_order=act_order)
             except ValueError as error:
-                raise ValueError(f"layer {layer.name!r}: {error}") from error
+                raise ValueError(f"layer {name!r}: {error}") from error
+            bar.update()
     return rounded
 
 
-def hessians(model: nn.Module, batches: Iterable[Any] | Tensor) -> dict[str, Tensor]:
-    """For each `Linear` and `Conv2d` of a network, the mean of x xᵀ over its inputs x: which inputs are alike.
+def hessians(model: nn.Module, batches: Batches, *, forward: Forward | None = None) -> dict[str, Tensor]:
+    """For each layer that can be quantized, the mean of x xᵀ over its inputs x: which inputs are alike.
 
         H = (1/n) Σ x xᵀ
 
@@ -97,7 +115,7 @@ def hessians(model: nn.Module, batches: Iterable[Any] | Tensor) -> dict[str, Ten
 
     Args:
         model: a float network, or a prepared one (then each layer is called "name.layer").
-        batches: as for `calibrate`.
+        batches, forward: as for `calibrate`.
 
     Returns:
         Layer name → H, float64 (I, I); for a convolution with groups (groups, I, I). Layers that the data does not
@@ -106,104 +124,94 @@ def hessians(model: nn.Module, batches: Iterable[Any] | Tensor) -> dict[str, Ten
     Raises:
         ValueError: no batches, a model without such layers.
 
-    Cost: one pass through the network, and O(n I²) for each layer.
+    Cost: one pass through the network, and O(n I²) for each layer, whose patches are made a few at a time.
 
     >>> hessians(nn.Sequential(nn.Linear(2, 5)), torch.tensor([[1.0, 1.0], [3.0, -1.0]]))["0"]
     tensor([[ 5., -1.],
             [-1.,  1.]], dtype=torch.float64)
     """
-    names: Any = {layer: name for name, layer in linear_maps(model).items()}
-    if not names:
-        raise ValueError(f"{type(model).__name__} has no Linear or Conv2d layer.")
-    with torch.no_grad(), evaluating(model), _listening(list(names)) as products:
-        for x in listed(batches):
-            model(x)
-    return {names[layer]: found.mean for layer, found in products.items()}
+    layers = linear_maps(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no {NAMES} layer.")
+    with collect(layers, SecondMoment) as found:
+        for _ in outputs(model, batches, forward=forward):
+            pass
+    return {name: inputs.mean for name, inputs in found.items() if inputs.count}
 
 
-class _Products:
-    """The sum of x xᵀ over the inputs of one layer, and how many there were."""
+class SecondMoment:
+    """The mean of x xᵀ over the inputs of a layer: `mean`, and their number: `count`.
 
-    def __init__(self, layer: Supported) -> None:
-        self.layer = layer
-        self.sum: Tensor | None = None
+    Products and sums are float64. The patches of a convolution, many times its input, are made for few images at once.
+
+    >>> inputs = SecondMoment(nn.Linear(2, 1))
+    >>> inputs.add(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    >>> inputs.mean.tolist(), inputs.count
+    ([[5.0, 1.0], [1.0, 2.0]], 2)
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.map = LinearMap.of(layer.layer if isinstance(layer, PreparedLayer) else layer)
+        self.sum: Tensor | float = 0.0
         self.count = 0
 
     @property
     def mean(self) -> Tensor:
         """(I, I), or (groups, I, I) where there are several groups."""
-        assert self.sum is not None
+        if not isinstance(self.sum, Tensor):
+            raise ValueError("all inputs that have reached it are empty.")
         mean = self.sum / self.count
         return mean[0] if len(mean) == 1 else mean
 
-    def add(self, x: Tensor) -> None:
-        """Take one batch of inputs."""
-        columns = LinearMap.of(self.layer).columns(x).double()
-        products = columns @ columns.mT
-        self.sum = products if self.sum is None else self.sum + products
-        self.count += columns.shape[-1]
+    def add(self, values: Tensor) -> None:
+        """Take in one batch."""
+        for part in self._parts(values):
+            columns = self.map.columns(part)
+            size = max(1, SLICE // columns[..., 0].numel())
+            for some in columns.split(size, -1):
+                some = some.double()
+                self.sum = self.sum + some @ some.mT
+            self.count += columns.shape[-1]
+
+    def _parts(self, x: Tensor) -> Iterator[Tensor]:
+        """The batch, cut into pieces whose patches are not too many."""
+        if self.map.kind == "Linear" or x.ndim < len(self.map.shape):
+            return iter((x,))
+        patches = x[0].numel() * math.prod(self.map.shape[2:])
+        return iter(x.split(max(1, SLICE // patches)))
 
 
-@contextmanager
-def _listening(layers: Sequence[Supported]) -> Iterator[dict[nn.Module, _Products]]:
-    """The products of the inputs that reach these layers in here; those that nothing reaches are left out."""
-    products: dict[nn.Module, _Products] = {}
-
-    def hear(layer: Supported, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
-        products.setdefault(layer, _Products(layer)).add(arguments[0] if arguments else keywords["input"])
-
-    handles = [layer.register_forward_pre_hook(hear, with_kwargs=True) for layer in layers]
-    try:
-        yield products
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _in_order_of_calls(
-    model: nn.Module, layers: Sequence[PreparedLayer], inputs: Sequence[Tensor]
-) -> list[PreparedLayer]:
-    """The layers in the order in which the network calls them for the first time."""
-    called: dict[PreparedLayer, None] = {}
-    handles = [layer.register_forward_pre_hook(lambda layer, _: called.setdefault(layer)) for layer in layers]
-    try:
-        for x in inputs:
-            if len(called) < len(layers):
-                model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if silent := [layer.name for layer in layers if layer not in called]:
-        raise RuntimeError(
-            f"no data has reached {', '.join(silent)}. A layer that the network never calls can be left in float: "
-            f"nn.prepare(…, overrides={{{silent[0]!r}: None}})."
-        )
-    return list(called)
+def _refuse_tied(model: nn.Module, layers: Mapping[str, PreparedLayer]) -> None:
+    """Raise where the weights of a layer are another module's too: both would be rounded, for one of them alone."""
+    shared = sharing(model)
+    for name, layer in layers.items():
+        for other in shared.get(layer.layer, ()):
+            if any(p is layer.weight for p in model.get_submodule(other).parameters(recurse=False)):
+                other = other.removesuffix(".layer")
+                raise ValueError(
+                    f"layer {name!r} shares its weights with {other!r}, which would be rounded with them. Before "
+                    f"nn.prepare give it its own, layer = model.get_submodule({name!r}); layer.weight = "
+                    "torch.nn.Parameter(layer.weight.detach().clone()), or leave it in float: "
+                    f"overrides={{{name!r}: None}}."
+                )
 
 
 def _round(layer: PreparedLayer, hessian: Tensor, **options: Any) -> None:
     """Put the layer's weights on their grid, and keep the grid."""
+    if layer.changed:
+        layer.weight_qparams = None  # found for weights that are gone
     qparams = layer.find_weight_qparams()
-    weight = layer.layer.weight
-    of_each_group = hessian if hessian.ndim == 3 else hessian[None]
-    size = len(weight) // len(of_each_group)
-    codes = []
-    for group, h in enumerate(of_each_group):
-        rows = slice(group * size, (group + 1) * size)
-        codes.append(
-            rounding.gptq(as_blocks(weight[rows], layer.weights.granularity), h, _of_rows(qparams, rows), **options)
-        )
-    found = torch.cat(codes)
-    weight.copy_(dequantize(found, qparams).reshape(weight.shape))
-    if not torch.equal(quantize(as_blocks(weight, layer.weights.granularity), qparams), found):
+    codes = gptq_quantize(layer.rows, hessian, qparams, **options)
+    layer_map = LinearMap.of(layer.layer)
+    rows = dequantize(codes, qparams).reshape(layer_map.rows(layer.weight).shape)
+    set_parameter(layer.layer, "weight", layer_map.weight(rows).contiguous())
+    if not torch.equal(quantize(layer.rows, qparams), codes):
         raise ValueError(
-            f"{str(weight.dtype).removeprefix('torch.')} is too coarse for a grid of {layer.weights.bits} bits: "
+            f"{str(layer.weight.dtype).removeprefix('torch.')} is too coarse for a grid of {layer.weights.bits} bits: "
             "model.float() is not."
         )
-    layer.weight_qparams = qparams
+    layer.weight_qparams, layer.weight_codes = qparams, codes
 
 
-def _of_rows(qparams: QParams, rows: slice) -> QParams:
-    """The quantizer of some rows, which have either scales of their own or the same as all others."""
-    scale, zero_point = (p[rows] if as_array(p).ndim and len(p) > 1 else p for p in (qparams.scale, qparams.zero_point))
-    return QParams(scale, zero_point, qparams.quant_min, qparams.quant_max)
+def _bar(desc: str, progress: bool) -> dict[str, Any]:
+    return {"desc": desc, "unit": "layer", "leave": False, "disable": not progress}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qlearn.affine import QParams
+from qlearn.affine import QParams, dequantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks
@@ -42,7 +42,7 @@ class PreparedLayer(nn.Module):
         name: where the layer is in the model.
         layer: the float layer itself. Hooks that were registered on it are on this one now.
         weights, activations: how its weights and its input are to be quantized; activations None: not at all.
-        weight_qparams: a quantizer for the weights that was found already, else None.
+        weight_qparams, weight_codes: what `nn.gptq` has found for the weights as they are now, else None.
     """
 
     def __init__(self, name: str, layer: Supported, weights: QuantConfig, activations: QuantConfig | None) -> None:
@@ -52,6 +52,7 @@ class PreparedLayer(nn.Module):
         self.weights = weights
         self.activations = activations
         self.weight_qparams: QParams | None = None
+        self.weight_codes: Tensor | None = None
         self.called = False
         carry_hooks(layer, self)
         for kind in HOOKS:
@@ -82,8 +83,25 @@ class PreparedLayer(nn.Module):
         """Whether it has seen the data that it needs to be converted."""
         return True
 
+    @property
+    def changed(self) -> bool:
+        """Whether `nn.gptq` has rounded the weights, and they are not what it made of them any more."""
+        if self.weight_qparams is None or self.weight_codes is None:
+            return False
+        rows = self.rows
+        return not torch.equal(rows, dequantize(self.weight_codes, self.weight_qparams).to(rows))
+
     def find_weight_qparams(self) -> QParams:
-        """`weight_qparams` if there is one, else what the configuration finds in the weights as they are now."""
+        """`weight_qparams` if there is one, else what the configuration finds in the weights as they are now.
+
+        Raises:
+            ValueError: the weights are not those any more that it was found for.
+        """
+        if self.changed:
+            raise ValueError(
+                f"the weights of {self.name or 'this layer'} have changed since nn.gptq rounded them, and the codes "
+                "that it found are not theirs: run nn.gptq again, or prepare the network anew."
+            )
         return self.weights.find_qparams(self.rows) if self.weight_qparams is None else self.weight_qparams
 
     def converted(self) -> nn.Module:

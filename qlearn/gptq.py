@@ -1,4 +1,4 @@
-"""Rounding that knows what the weights are for.
+"""GPTQ on arrays: rounding that knows what the weights are for.
 
 A layer computes Σ_j w_j x_j. When one weight is rounded up, another whose input is similar can make up for it by
 being rounded down: the nearest tick for each weight alone is not the best choice for their sum.
@@ -14,14 +14,28 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from qlearn.affine import QParams, dequantize, quantize
-from qlearn.arrays import Array, as_array, as_floats, block_view, exponent_of, like, quietly
+from qlearn.affine import QParams, working_type
+from qlearn.arrays import (
+    Array,
+    as_array,
+    as_floats,
+    block_view,
+    check_finite,
+    dtype_name,
+    exponent_of,
+    like,
+    quietly,
+)
 
-__all__ = ["gptq", "output_error"]
+__all__ = ["factors", "gptq_quantize", "output_error"]
+
+BLOCK = 128  # columns between two large products of matrices
 
 
 @quietly
-def gptq(weight: Any, hessian: Any, qparams: QParams, *, damping: float = 0.01, act_order: bool = False) -> Array:
+def gptq_quantize(
+    weight: Any, hessian: Any, qparams: QParams, *, damping: float = 0.01, act_order: bool = False
+) -> Array:
     """Round weights column by column, each column making up for the errors of those before it.
 
         H + λ·1 = R D Rᵀ       R upper triangular, its diagonal 1;  D diagonal;  λ = damping · mean of all H_jj
@@ -40,9 +54,13 @@ def gptq(weight: Any, hessian: Any, qparams: QParams, *, damping: float = 0.01, 
     An input that is always 0 (H_jj = 0) tells nothing about its weight, which goes to its nearest tick. If H is a
     multiple of the identity, all weights do: the codes are those of `quantize`.
 
+    Columns are taken in blocks of 128, as in the paper: what the blocks before it have left to a block is one product
+    of matrices.
+
     Args:
         weight: (O, …), one row for each output; the I values of a row are its columns, in C order.
-        hessian: (I, I), the mean of x xᵀ over inputs x, or any multiple of it.
+        hessian: (I, I), the mean of x xᵀ over inputs x, or any multiple of it. (groups, I, I) where the first
+            O / groups rows read other inputs than the next, as in a convolution with groups.
         qparams: the grid: scale and zero point as scalars, or one for each block of weight.
         damping: λ in parts of H's mean diagonal. It makes up for too few inputs and keeps weights near where they were.
         act_order: take the columns by falling H_jj instead of from left to right.
@@ -59,32 +77,46 @@ def gptq(weight: Any, hessian: Any, qparams: QParams, *, damping: float = 0.01, 
     Source: Frantar et al. 2022, https://arxiv.org/abs/2210.17323, section 4; act_order is an option of their code.
         The form: Chee et al. 2023, https://arxiv.org/abs/2307.13304, where it is called LDLQ.
 
+    >>> from qlearn.affine import quantize
     >>> grid = QParams(1.0, 0, -3, 3)
-    >>> gptq([[0.4, 0.4]], [[1.0, 0.9], [0.9, 1.0]], grid), quantize([[0.4, 0.4]], grid)  # two inputs nearly alike
+    >>> gptq_quantize([[0.4, 0.4]], [[1.0, 0.9], [0.9, 1.0]], grid), quantize([[0.4, 0.4]], grid)  # inputs nearly alike
     (array([[0, 1]], dtype=int8), array([[0, 0]], dtype=int8))
     """
     weight = as_floats(weight, "weight")
     if weight.ndim < 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: it needs one row for each output, (O, I).")
-    xp = array_namespace(weight)
-    rows = weight.reshape(weight.shape[0], -1)
-    h = _hessian(hessian, rows)
-    order = xp.argsort(-xp.linalg.diagonal(h)) if act_order else xp.arange(len(h), device=device(h))
-    r, _ = factors(_damped(h, damping)[order][:, order])
+    xp, on = array_namespace(weight), device(weight)
+    h = _hessian(hessian, weight.reshape(weight.shape[0], -1))
+    groups, columns = h.shape[:2]
+    each = xp.arange(groups, device=on)[:, None]
+    order = xp.broadcast_to(xp.arange(columns, device=on), (groups, columns))
+    if act_order:
+        order = xp.argsort(-xp.linalg.diagonal(h))
+    r, _ = factors(_damped(h, damping)[each[..., None], order[:, :, None], order[:, None, :]])
 
-    # Turned on their side, so that what belongs to one column of weight lies together in memory.
+    # Turned on their side, (groups, I, O / groups), so that what belongs to one column lies together in memory.
+    dtype = getattr(xp, working_type(dtype_name(weight), qparams))  # as `quantize` computes
     w, scale, zero_point = (
-        values.reshape(rows.shape).T[order]
-        for values in (rows, _one_each(qparams.scale, weight), _one_each(qparams.zero_point, weight))
+        xp.matrix_transpose(values.reshape(groups, -1, columns))[each, order]
+        for values in (weight, _one_each(qparams.scale, weight, dtype), _one_each(qparams.zero_point, weight, dtype))
     )
-    errors = xp.zeros(w.shape, dtype=xp.float64, device=device(w))
-    codes = []
-    for j in range(len(w)):
-        wanted = w[j] + r[:j, j] @ errors[:j]
-        grid = QParams(scale[j], zero_point[j], qparams.quant_min, qparams.quant_max)
-        codes.append(quantize(xp.astype(wanted, w.dtype), grid))
-        errors[j] = w[j] - xp.astype(dequantize(codes[j], grid), xp.float64)
-    return xp.stack(codes)[xp.argsort(order)].T.reshape(weight.shape)
+    codes = xp.empty(w.shape, dtype=dtype, device=on)
+    errors = xp.zeros(w.shape, dtype=xp.float64, device=on)
+    largest = float(xp.finfo(w.dtype).max)
+    for start in range(0, columns, BLOCK):
+        block = slice(start, min(start + BLOCK, columns))
+        wanted = w[:, block] + xp.matrix_transpose(r[:, :start, block]) @ errors[:, :start]
+        for j in range(columns)[block]:
+            w_j = wanted[:, j - start] + (r[:, None, start:j, j] @ errors[:, start:j])[:, 0]
+            # `quantize` and `dequantize` without their checks, which take longer than the column itself.
+            w_j = xp.astype(xp.astype(w_j, w.dtype), dtype)
+            code = xp.round(w_j / scale[:, j]) + zero_point[:, j]
+            codes[:, j] = xp.clip(code, qparams.quant_min, qparams.quant_max)
+            w_hat = xp.clip((codes[:, j] - zero_point[:, j]) * scale[:, j], -largest, largest)
+            errors[:, j] = w[:, j] - xp.astype(xp.astype(w_hat, w.dtype), xp.float64)
+    check_finite(errors, "what rounding leaves over")
+    found = xp.astype(codes[each, xp.argsort(order)], getattr(xp, qparams.code_dtype))
+    return xp.matrix_transpose(found).reshape(weight.shape)
 
 
 @quietly
@@ -93,11 +125,11 @@ def output_error(weight: Any, weight_hat: Any, hessian: Any) -> float:
 
         tr((W − Ŵ) H (W − Ŵ)ᵀ)  =  mean of ‖Wx − Ŵx‖²          where H = mean of x xᵀ
 
-    This, and not the weights' own error, is what `gptq` keeps small.
+    This, and not the weights' own error, is what `gptq_quantize` keeps small.
 
     Args:
         weight, weight_hat: (O, …), the weights before and after.
-        hessian: (I, I), the mean of x xᵀ over inputs x.
+        hessian: as for `gptq_quantize`.
 
     Returns:
         The error, summed over outputs, computed in float64; one that is too large for it is its largest number.
@@ -119,16 +151,17 @@ def output_error(weight: Any, weight_hat: Any, hessian: Any) -> float:
         )
     xp = array_namespace(weight)
     error = xp.astype(weight, xp.float64) - like(weight_hat, weight, xp.float64)
-    error = error.reshape(weight.shape[0], -1)
+    h = _hessian(hessian, error.reshape(weight.shape[0], -1))
     unit = 2.0 ** exponent_of(float(xp.max(xp.abs(error))))
-    error = error / unit
-    return min(float(xp.sum((error @ _hessian(hessian, error)) * error)) * unit * unit, sys.float_info.max)
+    error = (error / unit).reshape(h.shape[0], -1, h.shape[-1])
+    return min(float(xp.sum((error @ h) * error)) * unit * unit, sys.float_info.max)
 
 
 def factors(h: Array) -> tuple[Array, Array]:
     """R and the diagonal of D such that H = R D Rᵀ, where R is upper triangular and has ones on its diagonal.
 
-    Cholesky's L Lᵀ read from the other corner; its lines then are divided by their diagonals.
+    Cholesky's L Lᵀ read from the other corner; its lines then are divided by their diagonals. Several matrices
+    (groups, I, I) are taken at once.
 
     >>> import numpy as np
     >>> r, d = factors(np.array([[2.0, 1.0], [1.0, 2.0]]))
@@ -138,7 +171,7 @@ def factors(h: Array) -> tuple[Array, Array]:
     """
     xp = array_namespace(h)
     try:
-        upper = xp.flip(xp.linalg.cholesky(xp.flip(h)))
+        upper = xp.flip(xp.linalg.cholesky(xp.flip(h, axis=(-2, -1))), axis=(-2, -1))
     except (ValueError, RuntimeError) as error:  # LinAlgError is the one in NumPy, the other in PyTorch
         smallest = float(xp.min(xp.linalg.eigvalsh(h)))
         raise ValueError(
@@ -146,20 +179,23 @@ def factors(h: Array) -> tuple[Array, Array]:
             "A mean of x xᵀ has no negative ones; where there were fewer inputs than columns, damping > 0 helps."
         ) from error
     diagonal = xp.linalg.diagonal(upper)
-    return upper / diagonal, diagonal**2
+    return upper / diagonal[..., None, :], diagonal**2
 
 
 def _hessian(hessian: Any, rows: Array) -> Array:
-    """The hessian in float64, if it belongs to these rows."""
+    """The hessian in float64, (groups, I, I), if it belongs to these rows."""
     xp = array_namespace(rows)
     h = like(as_floats(hessian, "hessian"), rows, xp.float64)
-    columns = int(rows.shape[1])
-    if tuple(h.shape) != (columns, columns):
+    outputs, columns = (int(n) for n in rows.shape)
+    if tuple(h.shape[-2:]) != (columns, columns) or h.ndim > 3 or (h.ndim == 3 and outputs % h.shape[0]):
         raise ValueError(
-            f"hessian has shape {tuple(h.shape)}: rows of {columns} weights need one of ({columns}, {columns})."
+            f"hessian has shape {tuple(h.shape)}: rows of {columns} weights need one of ({columns}, {columns}), or "
+            f"several of them that divide the {outputs} rows among them."
         )
+    h = h.reshape(-1, columns, columns)
     # Sums of products in float32 come in another order on the other side of the diagonal.
-    if float(xp.max(xp.abs(h - h.T))) > 1e-5 * float(xp.max(xp.abs(h))):
+    unlike = xp.max(xp.abs(h - xp.matrix_transpose(h)), axis=(-2, -1))
+    if bool(xp.any(unlike > 1e-5 * xp.max(xp.abs(h), axis=(-2, -1)))):
         raise ValueError("hessian is not symmetric: it must be the mean of x xᵀ over inputs x.")
     return h
 
@@ -170,14 +206,13 @@ def _damped(h: Array, damping: float) -> Array:
         raise ValueError(f"damping={damping} must be 0 or more: it is added to the hessian's diagonal.")
     xp = array_namespace(h)
     diagonal = xp.linalg.diagonal(h)
-    added = damping * xp.mean(diagonal) + xp.astype(diagonal == 0, xp.float64)
-    return h + added * xp.eye(len(h), dtype=xp.float64, device=device(h))
+    added = damping * xp.mean(diagonal, axis=-1, keepdims=True) + xp.astype(diagonal == 0, xp.float64)
+    return h + added[..., None] * xp.eye(h.shape[-1], dtype=xp.float64, device=device(h))
 
 
-def _one_each(parameter: Any, x: Array) -> Array:
+def _one_each(parameter: Any, x: Array, dtype: Any) -> Array:
     """A scale or zero point, one for each block of `x`, as one for each value."""
-    parameter = like(as_array(parameter), x, None if "int" in str(as_array(parameter).dtype) else x.dtype)
-    xp = array_namespace(x)
+    parameter, xp = like(as_array(parameter), x, dtype), array_namespace(x)
     if parameter.ndim == 0:
         return xp.broadcast_to(parameter, x.shape)
     view, shape = block_view(x, tuple(parameter.shape))
