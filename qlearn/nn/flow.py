@@ -222,16 +222,17 @@ def watched(model: nn.Module, batch: Any = None, forward: Forward | None = None)
 
 def leads_on(step: Step) -> bool:
     """Whether a linear map is somewhere behind a step."""
-    steps = [step]
-    for at in steps:  # grows
-        if at is not step and at.does == MAPS:
+    steps = dict.fromkeys(step.readers)
+    while steps:
+        at, _ = steps.popitem()
+        if at.does == MAPS:
             return True
-        steps += [reader for reader in at.readers if reader not in steps]
+        steps.update(dict.fromkeys(at.readers))
     return False
 
 
 def say_left(done: str, left: Mapping[str, str], stacklevel: int = 4) -> None:
-    """Warn of what was left as it is: "folded 3 of 4 batch norms; left: bn4 (it follows 'relu')"; nothing if nothing was.
+    """Warn of what was left as it is, if anything was: "folded 3 of 4 batch norms; left: bn4 (it follows 'relu')".
 
     Args:
         done: what was done, and to how many.

@@ -92,7 +92,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     flow = watched(model)
     pairs, left = foldable(flow)
     if left:
-        say_left(f"folded {len(pairs)} of {len(pairs) + len(left)} batch norms", left)
+        say_left(f"folded {len(pairs)} of {len(pairs) + len(left)} batch norms", left, stacklevel=3)
     names = flow.names
     for norm in pairs:
         _refuse_without_statistics(norm, names[norm])

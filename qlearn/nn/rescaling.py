@@ -404,11 +404,7 @@ def _is_norm(module: nn.Module) -> bool:
     """Whether a module has a weight for each channel (and a bias) and its output scales with them: tried on numbers."""
     own = dict(module.named_parameters())
     weight = own.get("weight")
-    if (
-        not set(own) <= {"weight", "bias"}
-        or weight is None
-        or any(p.shape != weight[:, None].shape[:1] for p in own.values())
-    ):
+    if weight is None or weight.ndim != 1 or not set(own) <= {"weight", "bias"}:
         return False
     norm = copy.deepcopy(module).eval()
     s = 2.0 ** (torch.arange(len(weight)) % 5)
