@@ -211,7 +211,7 @@ def test_code_of_one_s_own_with_several_readers():
     with pytest.warns(UserWarning) as said:
         equal = qlearn.nn.equalize(model.double())
     (text,) = [" ".join(str(w.message).split()) for w in said]
-    assert text == "equalized 2 of 5 layers; left: left ('add' reads it), right ('add' reads it), gate ('sigmoid' reads it)"
+    assert text == "equalized 2 of 5 layers; left: left, right ('add' reads it), gate ('sigmoid' reads it)"
     with torch.no_grad():
         torch.testing.assert_close(equal(x.double()), model(x.double()), rtol=1e-12, atol=1e-12)
     made = equal.stem.weight.abs().amax((1, 2, 3))
@@ -237,7 +237,9 @@ def test_what_folding_leaves_can_be_equalized_and_folding_is_advised_where_it_he
         qlearn.nn.equalize(model)
     x = torch.randn(2, 3, 5, 5)
     with torch.no_grad():
-        torch.testing.assert_close(qlearn.nn.equalize(qlearn.nn.fold_batch_norm(model))(x), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            qlearn.nn.equalize(qlearn.nn.fold_batch_norm(model))(x), model(x), rtol=1e-4, atol=1e-5
+        )
     with pytest.raises(ValueError) as error:
         qlearn.nn.equalize(Net(nn.Sequential(nn.Hardswish(), nn.BatchNorm2d(4))).eval())
     assert "fold_batch_norm" not in str(error.value) and "'between.0' reads it" in str(error.value)

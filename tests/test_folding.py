@@ -202,7 +202,9 @@ class Functional(nn.Module):
 def same_function(model, simple, x):
     with torch.no_grad():
         # float64: a few roundings
-        torch.testing.assert_close(simple.double()(x.double()), copy.deepcopy(model).double()(x.double()), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            simple.double()(x.double()), copy.deepcopy(model).double()(x.double()), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_forward_of_one_s_own_is_followed_and_what_stays_is_named():
@@ -238,7 +240,9 @@ def test_a_norm_along_another_axis_is_refused_when_it_is_called():
     """BatchNorm1d behind a Linear normalizes the tokens of (N, L, C), which no weight of the Linear can do."""
     model = nn.Sequential(nn.Linear(7, 4), trained_norm(nn.BatchNorm1d, 4)).eval()
     simple = qlearn.nn.fold_batch_norm(model)
-    with pytest.raises(ValueError, match=r"inputs of 2 axes, not of shape \(3, 4, 4\).*leave it out of fold_batch_norm"):
+    with pytest.raises(
+        ValueError, match=r"inputs of 2 axes, not of shape \(3, 4, 4\).*leave it out of fold_batch_norm"
+    ):
         simple(torch.randn(3, 4, 7))
 
 
@@ -248,7 +252,10 @@ def test_a_network_of_torchvision_keeps_its_outputs(recwarn):
     model = models.resnet18(weights=None).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean, module.running_var = 0.2 * torch.randn(len(module.weight)), 0.5 + torch.rand(len(module.weight))
+            module.running_mean, module.running_var = (
+                0.2 * torch.randn(len(module.weight)),
+                0.5 + torch.rand(len(module.weight)),
+            )
     simple = qlearn.nn.fold_batch_norm(model)
     assert not recwarn.list and not any(isinstance(module, NORMS) for module in simple.modules())
     x = torch.randn(2, 3, 64, 64)

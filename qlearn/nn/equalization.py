@@ -146,8 +146,8 @@ def _pairs(model: nn.Module, verb: str) -> tuple[nn.Module, list[Site]]:
             else ""
         )
         raise ValueError(
-            f"{type(model).__name__} has nothing to {verb}: no linear map's channels are read by linear maps alone, with "
-            f"nothing but ReLU, pooling, Flatten and the like between{f' ({reasons})' if reasons else ''}.{advice}"
+            f"{type(model).__name__} has nothing to {verb}: no linear map's channels are read by linear maps alone, "
+            f"with only ReLU, pooling, Flatten and the like between{f' ({reasons})' if reasons else ''}.{advice}"
         )
     say_left(f"{verb}d {len(pairs)} of {len(pairs) + len(left)} layers", left)
     copied, pairs = copy.deepcopy((model, pairs))

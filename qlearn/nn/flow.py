@@ -239,7 +239,11 @@ def say_left(done: str, left: Mapping[str, str], stacklevel: int = 4) -> None:
         left: name → why.
     """
     if left:
-        text = f"{done}; left: {', '.join(f'{name} ({why})' for name, why in left.items())}"
+        names: dict[str, list[str]] = {}
+        for name, why in left.items():
+            names.setdefault(why, []).append(name)
+        parts = [f"{', '.join(group)} ({why})" for why, group in names.items()]
+        text = f"{done}; left: {', '.join(parts)}"
         text = textwrap.fill(text, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
         warnings.warn(text, stacklevel=stacklevel)
 
@@ -335,18 +339,21 @@ def _flattens(node: fx.Node) -> bool:
     if name == "flatten":
         start, end = (*node.args[1:], *(1, -1)[len(node.args) - 1 :]) if len(node.args) > 1 else (0, -1)
         return node.kwargs.get("start_dim", start) == 1 and node.kwargs.get("end_dim", end) == -1
-    x, *sizes = (*node.args, *node.kwargs.values())
+    if name not in ("view", "reshape"):
+        return False
+    given: list[Any] = [*node.args, *node.kwargs.values()]
+    x, sizes = given[0], given[1:]
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = list(sizes[0])
-    if name not in ("view", "reshape") or len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node):
+    if len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node):
         return False
     size = sizes[0]
     if size.target == "size":
         return size.args == (x, 0)
-    shape = size.args[0]
-    if size.target is not operator.getitem or size.args[1] != 0 or not isinstance(shape, fx.Node):
+    if size.target is not operator.getitem or size.args[1] != 0 or not isinstance(size.args[0], fx.Node):
         return False
-    return shape.args in ((x,), (x, "shape"))
+    shape = size.args[0]
+    return shape.target in (getattr, "size") and shape.args in ((x,), (x, "shape"))
 
 
 class _Recorder(TorchFunctionMode):
@@ -408,8 +415,8 @@ def _of_module(module: nn.Module) -> str:
 
 
 def _function_name(function: Any) -> str:
-    name = function if isinstance(function, str) else _BY_FLAG.get(function) or getattr(function, "__name__", "")
-    return name.strip("_")
+    name = function if isinstance(function, str) else _BY_FLAG.get(function, getattr(function, "__name__", ""))
+    return str(name).strip("_")
 
 
 def _tensors(parts: Any) -> list[Tensor]:
