@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from networks import copy_is_separate
-from qlearn.nn.flow import record, trace, watched
 from qlearn.nn.language_model import LanguageModel, to_tokens
+from qlearn.nn.recording import record, watched
+from qlearn.nn.tracing import trace
 
 
 def readers(flow, name):

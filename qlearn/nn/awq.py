@@ -20,7 +20,8 @@ from qlearn.config import QuantConfig
 from qlearn.nn.batches import Batches, Forward
 from qlearn.nn.gptq import hessians
 from qlearn.nn.linear_maps import LinearMap, rows_of
-from qlearn.nn.rescaling import Site, copied, rescale
+from qlearn.nn.rescaling import copied
+from qlearn.nn.site import Site, rescale
 
 GRID = 20  # exponents that are tried between 0 and 1
 

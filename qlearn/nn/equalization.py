@@ -15,10 +15,12 @@ import torch
 from array_api_compat import array_namespace
 from torch import nn
 
-from qlearn.nn.flow import MAPS, leads_on, say_left, watched
+from qlearn.nn.flow import MAPS, leads_on, say_left
 from qlearn.nn.folding import foldable
 from qlearn.nn.linear_maps import is_linear_map
-from qlearn.nn.rescaling import Site, find_sites, in_float64, rescale
+from qlearn.nn.recording import watched
+from qlearn.nn.rescaling import find_sites
+from qlearn.nn.site import Site, in_float64, rescale
 
 CONVERGED = 1e-6  # relative: where the factors are so near to 1, another sweep changes nothing that 8 bits could see
 MOST_SWEEPS = 1000

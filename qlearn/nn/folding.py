@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qlearn.nn.flow import KEEPS, MAPS, MODULES, Flow, Step, say_left, watched
+from qlearn.nn.flow import KEEPS, MAPS, MODULES, Flow, Step, say_left
 from qlearn.nn.linear_maps import LinearMap
 from qlearn.nn.network import set_parameter
 from qlearn.nn.prepared import replace
+from qlearn.nn.recording import watched
 
 NORM_BEHIND = {
     nn.Linear: nn.BatchNorm1d,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from qlearn.nn.batches import Batches, Forward, outputs
 from qlearn.nn.collect import LargestOfChannels, collect
 from qlearn.nn.linear_maps import LinearMap
-from qlearn.nn.rescaling import Site, copied, rescale
+from qlearn.nn.rescaling import copied
+from qlearn.nn.site import Site, rescale
 
 
 def smoothing_factors(largest_x: Any, largest_w: Any, alpha: float = 0.5) -> Any:
