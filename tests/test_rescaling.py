@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from qlearn import PerAxis, PerGroup, QuantConfig, datasets, fake_quantize, rounding
 from qlearn import nn as qnn
@@ -238,6 +239,10 @@ def test_sites_that_are_handed_over():
         smooth(model, x, sites=[site, site])
     tied = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 4))
     tied[2].weight = tied[1].weight
+    pruned = copy.deepcopy(model)
+    prune.l1_unstructured(pruned[2], "weight", 0.5)
+    with pytest.raises(ValueError, match="layer '2' has weights that are computed before each call"):
+        smooth(pruned, x, sites=[Site("1", pruned[1], (pruned[2],))])
     with pytest.raises(ValueError, match="'1' shares its numbers with '2'"):
         smooth(tied, x, sites=[Site("0", tied[0], (tied[1],))])
 

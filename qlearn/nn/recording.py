@@ -22,16 +22,25 @@ from qlearn.nn.prepared import PreparedLayer
 from qlearn.nn.tracing import trace
 
 
-def watched(model: nn.Module, batch: Any = None, forward: Forward | None = None) -> Flow:
-    """The flow of a float network whose numbers are to be changed: recorded on a batch, or traced if there is none.
+def refuse_unless_float(model: nn.Module) -> None:
+    """Raise where a network has layers whose numbers cannot be changed: codes, or what a hook computes.
 
     Raises:
-        ValueError: weights that a hook computes, a model that is prepared or quantized (names the layer).
+        ValueError: names the layer.
     """
     for name, module in model.named_modules():
         if isinstance(module, (PreparedLayer, QuantizedLayer)):
             raise ValueError(f"{name!r} is a {type(module).__name__}: change the float network, before nn.prepare.")
     refuse_computed_weights({name: module for name, module in model.named_modules() if isinstance(module, KINDS)})
+
+
+def watched(model: nn.Module, batch: Any = None, forward: Forward | None = None) -> Flow:
+    """The flow of a network whose numbers are to be changed: recorded on a batch, or traced if there is none.
+
+    Raises:
+        ValueError: as `refuse_unless_float`.
+    """
+    refuse_unless_float(model)
     return trace(model) if batch is None else record(model, batch, forward)
 
 

@@ -20,7 +20,7 @@ from qlearn.nn.batches import Batches, Forward, call, evaluating, listed
 from qlearn.nn.flow import FLATTENS, KEEPS, MAPS, MIXES, MOVES, POOLS, TIMES, UNKNOWN, Flow, Step, say_left
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import linear_maps, sharing
-from qlearn.nn.recording import watched
+from qlearn.nn.recording import refuse_unless_float, watched
 from qlearn.nn.site import Site, inputs_of, rescale
 
 # Where the channels are: a number is how many axes are behind theirs.
@@ -327,6 +327,7 @@ def _not_reached(model: nn.Module, flow: Flow, found: Sequence[Site], why: Mappi
 
 def _checked(model: nn.Module, given: Sequence[Site]) -> list[Site]:
     """Sites that somebody has handed over, if they can be rescaled."""
+    refuse_unless_float(model)
     names = {module: name for name, module in model.named_modules()}
     shared = sharing(model)
     read: set[nn.Module] = set()
