@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 import qlearn
 from networks import copy_is_separate, random_images, random_network
@@ -156,16 +157,15 @@ def without_pairs():
 @pytest.mark.parametrize("model", [pytest.param(model, id=name) for name, model in without_pairs()])
 def test_what_cannot_be_equalized_is_refused(model):
     for function, verb in ((qlearn.nn.equalize, "equalize"), (qlearn.nn.unequalize, "unequalize")):
-        with pytest.raises(
-            ValueError, match=f"has nothing to {verb}: no two Linear or Conv2d layers follow each other"
-        ):
+        with pytest.raises(ValueError, match=f"has nothing to {verb}: no linear map's channels are read by"):
             function(model)
 
 
 def test_what_the_order_does_not_say_is_left_as_it_is_beside_what_can_be_equalized():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4))
-    equal = qlearn.nn.equalize(model)
+    with pytest.warns(UserWarning, match="equalized 1 of 2 layers; left: 2 .'3' reads it"):
+        equal = qlearn.nn.equalize(model)
     assert torch.equal(equal[4].weight, model[4].weight) and not torch.equal(equal[0].weight, model[0].weight)
 
 
@@ -188,6 +188,61 @@ def test_bad_input_is_named():
         ValueError, match="layer '0': its weight would have values that are not finite in torch.float16"
     ):
         qlearn.nn.unequalize(half, spread=3)
+
+
+class Branching(nn.Module):
+    """Two readers of one layer, a residual sum, a gated product, and functions where modules could be."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), nn.ConvTranspose2d(4, 5, 1)
+        self.up, self.gate, self.down = nn.Linear(5 * 9, 6), nn.Linear(5 * 9, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = functional.max_pool2d(self.stem(x).relu(), 2)
+        x = self.left(x) + self.right(functional.leaky_relu(x))
+        x = x.view(x.size(0), -1)
+        return self.down(self.up(x) * self.gate(x).sigmoid())
+
+
+def test_code_of_one_s_own_with_several_readers():
+    torch.manual_seed(0)
+    model, x = Branching(), torch.randn(4, 3, 8, 8)
+    with pytest.warns(UserWarning) as said:
+        equal = qlearn.nn.equalize(model.double())
+    (text,) = [" ".join(str(w.message).split()) for w in said]
+    assert text == "equalized 2 of 5 layers; left: left, right ('add' reads it), gate ('sigmoid' reads it)"
+    with torch.no_grad():
+        torch.testing.assert_close(equal(x.double()), model(x.double()), rtol=1e-12, atol=1e-12)
+    made = equal.stem.weight.abs().amax((1, 2, 3))
+    read = torch.maximum(equal.left.weight.abs().amax((0, 2, 3)), equal.right.weight.abs().amax((1, 2, 3)))
+    torch.testing.assert_close(made, read, rtol=8 * CONVERGED, atol=0)
+    with pytest.warns(UserWarning):
+        unequal = qlearn.nn.unequalize(model.float())
+    with torch.no_grad():
+        assert torch.equal(unequal(x), model(x)) and not torch.equal(unequal.stem.weight, model.stem.weight)
+
+
+def test_what_folding_leaves_can_be_equalized_and_folding_is_advised_where_it_helps():
+    class Net(nn.Module):
+        def __init__(self, between):
+            super().__init__()
+            self.a, self.between, self.b = nn.Conv2d(3, 4, 1), between, nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.b(functional.relu(self.between(self.a(x))))
+
+    model = Net(nn.BatchNorm2d(4)).eval()
+    with pytest.raises(ValueError, match="'between' is a batch norm: call nn.fold_batch_norm"):
+        qlearn.nn.equalize(model)
+    x = torch.randn(2, 3, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            qlearn.nn.equalize(qlearn.nn.fold_batch_norm(model))(x), model(x), rtol=1e-4, atol=1e-5
+        )
+    with pytest.raises(ValueError) as error:
+        qlearn.nn.equalize(Net(nn.Sequential(nn.Hardswish(), nn.BatchNorm2d(4))).eval())
+    assert "fold_batch_norm" not in str(error.value) and "'between.0' reads it" in str(error.value)
 
 
 # --- the lesson's network, all test digits ---------------------------------------------------------------------------

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from qlearn import PerAxis, PerGroup, QuantConfig, datasets, fake_quantize, gptq
 from qlearn import nn as qnn
 from qlearn.nn.awq import awq, awq_factors
 from qlearn.nn.language_model import LanguageModel, load_language_model, perplexity, to_tokens, windows
 from qlearn.nn.rescaling import plant_outliers, sites
+from qlearn.nn.site import Site, rescale
 from qlearn.nn.smoothquant import largest_inputs, smooth, smoothing_factors
 
 FOUR_BITS = QuantConfig(bits=4, symmetric=True, granularity=PerAxis(0))
@@ -57,15 +60,15 @@ def test_every_linear_layer_of_a_block_reads_one_site(model):
 
 
 def test_what_cannot_be_rescaled_is_said(model):
-    with pytest.raises(ValueError, match="Sequential has no transformer blocks"):
+    with pytest.raises(ValueError, match="Sequential has no place that could be rescaled .0: 'the output' reads it"):
         sites(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match="holds a ObservedLayer: rescale before nn.prepare"):
+    with pytest.raises(ValueError, match="'blocks.0.attention.query' is a ObservedLayer: .* before nn.prepare"):
         sites(qnn.prepare(model, FOUR_BITS, None))
 
 
 def test_planted_outliers_are_as_large_as_asked_and_change_nothing(model, batches):
     planted = plant_outliers(model, channels=3, factor=64.0)
-    before, after = largest_inputs(model, batches[:4]), largest_inputs(planted, batches[:4])
+    before, after = (largest_inputs(m, sites(m), batches[:4]) for m in (model, planted))
     for site in sites(model):
         ratio = after[site.name] / before[site.name]
         norm = isinstance(site.producer, nn.RMSNorm)
@@ -74,6 +77,239 @@ def test_planted_outliers_are_as_large_as_asked_and_change_nothing(model, batche
         assert torch.allclose(planted(batches[:2]), model(batches[:2]), atol=1e-4)
     with pytest.raises(ValueError, match="channels=193, factor=64.0: there are 192 channels"):
         plant_outliers(model, channels=193)
+
+
+def test_each_kind_of_layer_divides_its_rows_and_multiplies_its_columns():
+    """Powers of two change no bit in between, whatever stands there: groups, transposed convolutions, a Flatten."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ConvTranspose2d(2, 6, 3, groups=2), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2, bias=False), nn.MaxPool2d(2),
+        nn.ConvTranspose2d(4, 4, 2, groups=4), nn.LeakyReLU(), nn.Flatten(), nn.Linear(4 * 25, 5), nn.Dropout(0.5),
+        nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 3),
+    ).eval()  # fmt: skip
+    x = torch.randn(3, 2, 8, 8)
+    changed = copy.deepcopy(model)
+    found = sites(changed)
+    assert [site.name for site in found] == ["0", "2", "4", "7", "10"] and [site.channels for site in found] == [
+        6,
+        4,
+        4,
+        5,
+        6,
+    ]
+    rescale(changed, {site: 2.0 ** torch.randint(-3, 4, (site.channels,)) for site in found})
+    with torch.no_grad():
+        assert torch.equal(changed(x), model(x))
+        assert not any(
+            torch.equal(a.weight, b.weight) for a, b in zip(changed, model, strict=True) if hasattr(a, "weight")
+        )
+
+
+def test_factors_are_multiplied_in_float64_and_rounded_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    changed = copy.deepcopy(model)
+    first, second = sites(changed)
+    s, t = torch.rand(4, dtype=torch.float64) + 0.1, torch.rand(4, dtype=torch.float64) + 0.1
+    rescale(changed, {first: s, second: t})
+    assert torch.equal(changed[2].weight, (model[2].weight.double() * s / t[:, None]).float())
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.inf
+    with pytest.raises(ValueError, match="layer '0' has weights that are not finite"):
+        rescale(model, {sites(model)[0]: s})
+
+
+class Normed(nn.Module):
+    """A norm of one's own: y = x / rms(x) · (offset + weight)."""
+
+    def __init__(self, width, offset):
+        super().__init__()
+        self.weight, self.offset = nn.Parameter(torch.rand(width)), offset
+
+    def forward(self, x):
+        return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * (self.offset + self.weight)
+
+
+def test_a_norm_counts_where_its_output_scales_with_its_weight():
+    model = nn.Sequential(Normed(4, 0.0), nn.Linear(4, 4), Normed(4, 1.0), nn.Linear(4, 2))
+    assert [site.name for site in sites(model)] == ["0"]
+    with pytest.warns(UserWarning, match="smoothed the inputs of 1 of 2 layers; left: 3 .it reads '2'"):
+        smoothed = smooth(model, torch.randn(20, 4))
+    assert torch.equal(smoothed[3].weight, model[3].weight) and not torch.equal(smoothed[1].weight, model[1].weight)
+
+
+def test_grouped_queries_and_code_that_looks_at_values():
+    """Four heads of queries, two of values; only a batch shows which head reads which."""
+
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(8)
+            self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+            self.output = nn.Linear(8, 8)
+
+        def forward(self, x):
+            if x.isnan().any():
+                raise ValueError
+            y = self.norm(x)
+            q, k, v = (part(y).unflatten(-1, (-1, 2)).transpose(1, 2) for part in (self.query, self.key, self.value))
+            k, v = (part[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1, 2) for part in (k, v))
+            weights = (q @ k.mT).softmax(-1)
+            return x + self.output((weights @ v).transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    model, x = Grouped(), torch.randn(3, 5, 8)
+    with pytest.raises(ValueError, match="no place that could be rescaled"):
+        sites(model)
+    norm, value = sites(model, [x])
+    assert value.reads.tolist() == [0, 1, 0, 1, 2, 3, 2, 3] and norm.channels == 8
+    for changed in (smooth(model, [x]), awq(model, [x], FOUR_BITS, progress=False)):
+        assert not torch.equal(changed.value.bias, model.value.bias)
+        with torch.no_grad():
+            torch.testing.assert_close(changed(x), model(x), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(plant_outliers(model, batches=[x])(x), model(x))
+
+
+def test_layers_that_no_batch_has_reached_may_read_it_too():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.experts = nn.LayerNorm(4), nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+        def forward(self, x):
+            return self.experts[int(x.mean() > 0)](self.norm(x))
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4), Experts())
+    with pytest.raises(ValueError, match="'0.experts.0', which the first batch does not reach, may read it"):
+        smooth(nn.Sequential(Experts()), [torch.ones(2, 4)])
+    with pytest.warns(UserWarning, match="which the first batch does not"):
+        smooth(model, [torch.randn(2, 4)])
+
+
+def tie_queries(model):
+    model.blocks[1].attention.query.weight = model.blocks[0].attention.query.weight
+
+
+def tie_head(model):
+    model.head.weight = model.tokens.weight
+
+
+def share_norm(model):
+    model.blocks[1].norm2 = model.blocks[0].norm2
+
+
+@pytest.mark.parametrize("tie", [tie_queries, tie_head, share_norm])
+def test_shared_numbers_are_left_and_named(tie):
+    torch.manual_seed(0)
+    model, x = LanguageModel(width=16, heads=2, hidden=32, blocks=2).eval(), to_tokens("Call me Ishmael.")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    tie(model)
+    for change in (
+        lambda: smooth(model, [x]),
+        lambda: awq(model, [x], FOUR_BITS, progress=False),
+    ):
+        with pytest.warns(UserWarning, match=r"left: [\s\S]*(shares\s+its\s+numbers|used\s+more\s+than\s+once)"):
+            changed = change()
+        with torch.no_grad():
+            assert (changed(x) - model(x)).norm() <= 1e-5 * model(x).norm()
+    with torch.no_grad():
+        assert torch.equal(plant_outliers(model)(x), model(x))
+
+
+def test_sites_that_are_handed_over():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)), torch.randn(20, 4)
+    site = Site("mine", model[1], (model[2],))
+    smoothed = smooth(model, x, sites=[site])
+    assert torch.equal(smoothed[0].weight, model[0].weight) and not torch.equal(smoothed[2].weight, model[2].weight)
+    with torch.no_grad():
+        torch.testing.assert_close(smoothed(x), model(x), rtol=1e-4, atol=1e-5)
+    wrong = {
+        "'2' is no linear map of 4 channels": Site("bad", nn.Linear(6, 4), (model[2],)),
+        "its LayerNorm is no module of this model": Site("bad", nn.LayerNorm(6), (model[2],)),
+        "'1' is no linear map of 6 channels": Site("bad", model[0], (model[1],)),
+    }
+    for message, bad in wrong.items():
+        with pytest.raises(ValueError, match=message if "module" in message else "site 'bad': "):
+            smooth(model, x, sites=[bad])
+    with pytest.raises(ValueError, match="another site has '2' as a consumer already"):
+        smooth(model, x, sites=[site, site])
+    tied = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[2].weight = tied[1].weight
+    pruned = copy.deepcopy(model)
+    prune.l1_unstructured(pruned[2], "weight", 0.5)
+    with pytest.raises(ValueError, match="layer '2' has weights that are computed before each call"):
+        smooth(pruned, x, sites=[Site("1", pruned[1], (pruned[2],))])
+    with pytest.raises(ValueError, match="'1' shares its numbers with '2'"):
+        smooth(tied, x, sites=[Site("0", tied[0], (tied[1],))])
+
+
+def test_convolutions_are_smoothed_and_rescaled_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    x = torch.randn(30, 2, 8, 8)
+    with torch.no_grad():
+        model[0].weight[1] *= 30
+        smoothed, rescaled = smooth(model, x), awq(model, x, FOUR_BITS, progress=False)
+        found = sites(model)
+        before, after = largest_inputs(model, found, x), largest_inputs(smoothed, sites(smoothed), x)
+        s = smoothing_factors(before["0"], model[2].weight.abs().amax((0, 2, 3)))
+        torch.testing.assert_close(after["0"], before["0"] / s, rtol=1e-4, atol=0)
+        for changed in (smoothed, rescaled):
+            torch.testing.assert_close(changed(x), model(x), rtol=1e-4, atol=1e-4)
+        error = {}
+        for name, network in (("plain", model), ("rescaled", rescaled)):
+            error[name] = (qnn.convert(qnn.prepare(network, FOUR_BITS, None))(x) - model(x)).norm()
+    assert error["rescaled"] < error["plain"]
+
+
+LIKE_THE_LARGE_ONES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("Llama", {"num_key_value_heads": 2}, 9),
+        ("Llama", {"num_key_value_heads": 2, "attn_implementation": "eager"}, 9),
+        ("Mistral", {"num_key_value_heads": 2}, 9),
+        ("Qwen2", {"num_key_value_heads": 4}, 9),
+        ("Gemma", {"num_key_value_heads": 2, "head_dim": 8}, 4),  # its norms are 1 + weight
+        ("OPT", {"ffn_dim": 64, "word_embed_proj_dim": 32}, 8),
+        ("GPTNeoX", {}, 5),
+    ],
+)
+def test_language_models_of_any_maker(name, options, count):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(vocab_size=50, **LIKE_THE_LARGE_ONES, **options)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    x = torch.randint(50, (2, 12))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        wanted = model(x).logits
+        assert len(sites(model, [x])) == count
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # OPT's head is tied, GPTNeoX's GELU bends
+            smoothed = smooth(model, [x])
+        assert (smoothed(x).logits - wanted).norm() <= 1e-5 * wanted.norm()  # measured 6e-7
+        if name != "Gemma":
+            assert (plant_outliers(model, batches=[x])(x).logits - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("name", ["ViT", "DeiT"])
+def test_vision_transformers_of_any_maker(name):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(image_size=32, patch_size=8, **LIKE_THE_LARGE_ONES)
+    model, x = getattr(transformers, f"{name}ForImageClassification")(config).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), pytest.warns(UserWarning, match="left: .*fc2|output.dense"):
+        wanted = model(x).logits
+        assert len(sites(model, [x])) == 7
+        assert (smooth(model, [x])(x).logits - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 # --- SmoothQuant ------------------------------------------------------------------------------------------------------
@@ -103,8 +339,10 @@ def test_largest_inputs_are_what_flows_into_the_layers(model, batches):
     with torch.no_grad():
         model(batches[:3])
     handle.remove()
-    assert torch.equal(largest_inputs(model, [batches[:3]])["blocks.1.mlp.up"], heard["down"].abs().amax((0, 1)))
-    in_parts = largest_inputs(model, [batches[:1], batches[1:3]])["blocks.1.mlp.up"]
+    assert torch.equal(
+        largest_inputs(model, sites(model), [batches[:3]])["blocks.1.mlp.up"], heard["down"].abs().amax((0, 1))
+    )
+    in_parts = largest_inputs(model, sites(model), [batches[:1], batches[1:3]])["blocks.1.mlp.up"]
     assert torch.allclose(in_parts, heard["down"].abs().amax((0, 1)), rtol=1e-5)
     assert not block.mlp.down._forward_pre_hooks, "the hooks are gone"
 

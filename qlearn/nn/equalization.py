@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from array_api_compat import array_namespace
-from torch import Tensor, nn
+from torch import nn
 
-from qlearn.nn.flow import chains
-from qlearn.nn.network import set_parameter, used_once
-
-# f(s · x) = s · f(x) for s > 0, channel by channel. ReLU6 and batch norm are not of this kind.
-ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout2d)
-POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+from qlearn.nn.flow import MAPS, leads_on, say_left
+from qlearn.nn.folding import foldable
+from qlearn.nn.linear_maps import is_linear_map
+from qlearn.nn.recording import watched
+from qlearn.nn.rescaling import find_sites
+from qlearn.nn.site import Site, in_float64, rescale
 
 CONVERGED = 1e-6  # relative: where the factors are so near to 1, another sweep changes nothing that 8 bits could see
 MOST_SWEEPS = 1000
@@ -59,9 +56,10 @@ def equalizing_factors(r1: Any, r2: Any) -> Any:
 def equalize(model: nn.Module) -> nn.Module:
     """Copy a network and give each channel the same weight range in the layer that makes it and the one that reads it.
 
-    Works on each pair of `Conv2d` and `Linear` layers that follow each other in an `nn.Sequential` with nothing
-    between but ReLU, LeakyReLU, 2-d pooling, Flatten, Dropout and Identity. The pairs of a chain pull at each other's
-    ranges, so they are swept over until no factor differs from 1.
+    Works wherever all that reads a linear map's channels are linear maps, with nothing between but ReLU, LeakyReLU,
+    pooling, Flatten, Dropout and Identity, or the product of a gated MLP; see `rescaling.sites`. The pairs of a chain
+    pull at each other's ranges, so they are swept over until no factor differs from 1. Layers that something else
+    follows are left as they are, and named in a warning.
 
     The function stays the same: the factors are found in float64, and each weight is rounded once. The activations
     between two layers do change, by the same factors. Where a channel has weak weights and a large bias, they can
@@ -71,7 +69,8 @@ def equalize(model: nn.Module) -> nn.Module:
         model: a network without batch norm between its layers (`fold_batch_norm`). It is not changed.
 
     Raises:
-        ValueError: no two layers of the model follow each other so; weights that are not finite (names the layer).
+        ValueError: no two layers of the model follow each other so; weights that are not finite, that a hook computes,
+            or that are codes (names the layer).
 
     Cost: O(weights) a sweep, about ten sweeps.
     Source: Nagel et al. 2019, https://arxiv.org/abs/1906.04721, section 4.1.
@@ -82,7 +81,17 @@ def equalize(model: nn.Module) -> nn.Module:
     >>> equal[0].weight.tolist(), equal[2].weight.tolist()
     ([[4.0], [1.0]], [[4.0, 1.0]])
     """
-    return _rescaled(model, "equalize", _equalize_all)
+    equal, pairs = _pairs(model, "equalize")
+    with in_float64(equal, pairs):
+        for _ in range(MOST_SWEEPS):
+            largest = 0.0
+            for pair in pairs:
+                s = equalizing_factors(pair.largest_made(), pair.largest_read())
+                pair.rescale(s)
+                largest = max(largest, float((s - 1).abs().max()))
+            if largest < CONVERGED:
+                break
+    return equal
 
 
 def unequalize(model: nn.Module, *, spread: float = 1.5, seed: int = 0) -> nn.Module:
@@ -109,127 +118,39 @@ def unequalize(model: nn.Module, *, spread: float = 1.5, seed: int = 0) -> nn.Mo
     if not 0 <= spread < math.inf:
         raise ValueError(f"spread={spread} must be 0 or more: the factors go from 10^−spread to 10^spread.")
     random = torch.Generator().manual_seed(seed)
-
-    def make_unequal(pairs: list[_Pair]) -> None:
-        for pair in pairs:
-            u = spread * (2 * torch.rand(pair.channels, generator=random, dtype=torch.float64) - 1)
-            pair.rescale(2.0 ** -torch.round(u * math.log2(10)).to(pair.first.weight.device))
-
-    return _rescaled(model, "unequalize", make_unequal)
-
-
-@dataclass
-class _Numbers:
-    """A layer's weights and bias in float64, while they are being changed."""
-
-    weight: Tensor
-    bias: Tensor | None
+    unequal, pairs = _pairs(model, "unequalize")
+    factors = {}
+    for pair in pairs:
+        u = spread * (2 * torch.rand(pair.channels, generator=random, dtype=torch.float64) - 1)
+        factors[pair] = 2.0 ** -torch.round(u * math.log2(10))
+    rescale(unequal, factors)
+    return unequal
 
 
-@dataclass
-class _Pair:
-    """Two layers of which the second reads each channel that the first makes, and nothing else."""
+def _pairs(model: nn.Module, verb: str) -> tuple[nn.Module, list[Site]]:
+    """A copy of the model, and the sites in it between linear maps; a warning names those that have something behind.
 
-    first: _Numbers
-    second: _Numbers
-    groups: int  # of the second layer, if it is a convolution
-
-    @property
-    def channels(self) -> int:
-        return len(self.first.weight)
-
-    @property
-    def by_channel(self) -> tuple[int, int, int, int]:
-        """The second layer's weights as (groups, outputs of a group, channels of a group, weights for each channel)."""
-        outputs = len(self.second.weight)
-        return self.groups, outputs // self.groups, self.channels // self.groups, -1
-
-    def ranges(self) -> tuple[Tensor, Tensor]:
-        """The largest |weight| that makes each channel, and that reads it."""
-        made = self.first.weight.abs().flatten(1).amax(1)
-        read = self.second.weight.abs().reshape(self.by_channel).amax((1, 3)).flatten()
-        return made, read
-
-    def rescale(self, s: Tensor) -> None:
-        """Divide the channels where they are made by s, and multiply them by s where they are read."""
-        first, second = self.first, self.second
-        first.weight = first.weight / s.reshape(-1, *[1] * (first.weight.ndim - 1))
-        first.bias = None if first.bias is None else first.bias / s
-        blocks = second.weight.reshape(self.by_channel) * s.reshape(self.groups, 1, -1, 1)
-        second.weight = blocks.reshape(second.weight.shape)
-
-
-def _equalize_all(pairs: list[_Pair]) -> None:
-    for _ in range(MOST_SWEEPS):
-        largest = 0.0
-        for pair in pairs:
-            s = equalizing_factors(*pair.ranges())
-            pair.rescale(s)
-            largest = max(largest, float((s - 1).abs().max()))
-        if largest < CONVERGED:
-            return
-
-
-def _rescaled(model: nn.Module, verb: str, change: Callable[[list[_Pair]], None]) -> nn.Module:
-    """A copy of the model, after `change` has worked on the numbers of its pairs of layers."""
-    model = copy.deepcopy(model)
-    names = {module: name for name, module in model.named_modules()}
-    numbers: dict[nn.Module, _Numbers] = {}
-
-    def numbers_of(layer: nn.Module) -> _Numbers:
-        if layer not in numbers:
-            bias = None if layer.bias is None else layer.bias.detach().double()
-            numbers[layer] = _Numbers(layer.weight.detach().double(), bias)
-            if not numbers[layer].weight.isfinite().all():
-                raise ValueError(f"layer {names[layer]!r} has weights that are not finite.")
-        return numbers[layer]
-
-    pairs = [_Pair(numbers_of(a), numbers_of(b), getattr(b, "groups", 1)) for a, b in _neighbours(model)]
+    Raises:
+        ValueError: there are none; says why, and what helps.
+    """
+    flow = watched(model)
+    found, why = find_sites(model, flow)
+    pairs = [site for site in found if is_linear_map(site.producer)]
+    left = {
+        step.name: why[step.name] for step in flow.steps if step.does == MAPS and step.name in why and leads_on(step)
+    }
     if not pairs:
-        norm = next((names[module] for module in model.modules() if isinstance(module, NORMS)), None)
-        advice = f" {norm!r} is a batch norm: call nn.fold_batch_norm(model) first." if norm is not None else ""
-        raise ValueError(
-            f"{type(model).__name__} has nothing to {verb}: no two Linear or Conv2d layers follow each other in an "
-            f"nn.Sequential with only ReLU, pooling and Flatten between.{advice}"
+        folding, _ = foldable(flow)
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:5])
+        advice = (
+            f" {flow.names[next(iter(folding))]!r} is a batch norm: call nn.fold_batch_norm(model) first."
+            if folding
+            else ""
         )
-    change(pairs)
-    for layer, changed in numbers.items():
-        try:
-            set_parameter(layer, "weight", changed.weight)
-            if changed.bias is not None:
-                set_parameter(layer, "bias", changed.bias)
-        except ValueError as error:
-            raise ValueError(f"layer {names[layer]!r}: {error}") from error
-    return model
-
-
-def _neighbours(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """The pairs of layers of which the second reads what the first makes, positive factors let through."""
-    own = used_once(model)
-    found = []
-    for chain in chains(model):
-        for i, layer in enumerate(chain):
-            if type(layer) in (nn.Linear, nn.Conv2d) and layer in own:
-                reader = _reader(layer, chain[i + 1 :])
-                if reader is not None and reader in own:
-                    found.append((layer, reader))
-    return found
-
-
-def _reader(layer: nn.Module, following: list[nn.Module]) -> nn.Module | None:
-    """The layer that reads this one's channels and knows which is which, or None."""
-    flat = type(layer) is nn.Linear  # after Flatten a channel is a block of neighbours; pooling would mix channels
-    channels = len(layer.weight)
-    for step in following:
-        if type(step) in ELEMENTWISE or (type(step) in POOLING and not flat):
-            continue
-        if type(step) is nn.Flatten and (step.start_dim, step.end_dim) == (1, -1):
-            flat = True
-        elif type(step) is nn.Conv2d:
-            return step if not flat and step.in_channels == channels else None
-        elif type(step) is nn.Linear:
-            block, rest = divmod(step.in_features, channels)
-            return step if flat and rest == 0 and (block == 1 or type(layer) is nn.Conv2d) else None
-        else:
-            return None
-    return None
+        raise ValueError(
+            f"{type(model).__name__} has nothing to {verb}: no linear map's channels are read by linear maps alone, "
+            f"with only ReLU, pooling, Flatten and the like between{f' ({reasons})' if reasons else ''}.{advice}"
+        )
+    say_left(f"{verb}d {len(pairs)} of {len(pairs) + len(left)} layers", left)
+    copied, pairs = copy.deepcopy((model, pairs))
+    return copied, pairs

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from qlearn.datasets import write_whole
 from qlearn.nn.batches import evaluating
+from qlearn.nn.folding import FoldedNorm
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import is_linear_map
@@ -135,7 +136,7 @@ class _Graph:
             self._step("MaxPool", name, **pairs, pads=pads, ceil_mode=int(module.ceil_mode))
         elif kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
             self._step("Flatten", name, axis=1)
-        elif kind not in (nn.Identity, nn.Dropout):
+        elif kind not in (nn.Identity, nn.Dropout, FoldedNorm):
             raise ValueError(_reason(name, module))
 
     def finished(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Any:

@@ -1,36 +1,176 @@
-"""Which layer feeds which: the steps of `nn.Sequential`, nested ones opened, in the order of their calls.
+"""Which calls of a network read what others make, and what each does to the channels that pass through it.
 
-Only there the order can be read off a network. What a `forward` of somebody's own does, nobody sees from outside.
+    tracing.trace(model)             from the code alone, for as much of the network as `torch.fx` can follow
+    recording.record(model, batch)   from one pass: whatever the code is, but only what this batch reaches
+
+Both give a `Flow`. What nobody can see from outside is somebody who reads everything: the rest of a network around a
+part that could be traced, hooks, and functions that are not in the tables here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeGuard
+import textwrap
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qlearn.nn.linear_maps import is_linear_map
+from qlearn.nn.network import sharing, used_once
+from qlearn.nn.prepared import HOOKS
+
+# What a step does to its channels. All but "?" let a positive factor of a channel through: f(s · x) = s · f(x).
+KEEPS, POOLS, FLATTENS = "keeps", "pools", "flattens"  # where they are; over the image; (N, C, …) → (N, C · …)
+MOVES, TIMES, MIXES = "moves", "times", "mixes"  # to other axes; by other numbers; tokens, by weights
+MAPS, UNKNOWN = "maps", "?"
+HEARD = "a hook sees what goes in or comes out"
+READ = "the network reads its numbers without calling it"
+
+MODULES: dict[type, str] = {
+    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d), KEEPS),
+    **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d), POOLS + "1"),
+    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d), POOLS + "2"),
+    **dict.fromkeys((nn.Flatten, nn.Unflatten), MOVES),
+}
+FUNCTIONS = {
+    **dict.fromkeys(("relu", "leaky_relu", "dropout", "dropout2d", "contiguous", "clone", "detach"), KEEPS),
+    **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_max_pool1d", "adaptive_avg_pool1d"), POOLS + "1"),
+    **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"), POOLS + "2"),
+    **dict.fromkeys(("flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "getitem", "cat"), MOVES),
+    **dict.fromkeys(("transpose", "permute", "expand", "repeat_interleave"), MOVES),
+    **dict.fromkeys(("mul", "multiply", "imul", "rmul"), TIMES),
+    **dict.fromkeys(("matmul", "bmm", "scaled_dot_product_attention"), MIXES),
+}
+# Questions about a tensor that its values do not answer.
+ASKS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "len", "is_contiguous", "is_floating_point"}
+ASKS |= {"get_device", "element_size", "is_complex", "data_ptr"}
+ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes"}
+# fx shows a function that decides by a flag under another name.
+_BY_FLAG = {getattr(functional, name): name for name in FUNCTIONS if "max_pool" in name}
 
 
-def chains(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """The steps of each outermost Sequential of a model. What is not a Sequential is one step, whatever it holds.
+@dataclass(eq=False)
+class Step:
+    """One call in a network.
 
-    >>> list(chains(nn.Sequential(nn.Sequential(nn.Identity()), nn.ReLU())))
-    [[Identity(), ReLU()]]
+    Attributes:
+        name: of the module in the network, or of the function.
+        does: what it does to the channels.
+        module: which was called; None for a function.
+        reads: the steps whose outputs it takes, in the order of its arguments.
+        readers: the steps that take its output.
+        shape: of its output, where it was recorded.
     """
-    inner = {child for module in model.modules() if _is_plain(module) for child in module.children()}
-    for module in model.modules():
-        if _is_plain(module) and module not in inner:
-            yield list(_steps(module))
+
+    name: str
+    does: str = UNKNOWN
+    module: nn.Module | None = None
+    reads: list[Step] = field(default_factory=list, repr=False)
+    readers: list[Step] = field(default_factory=list, repr=False)
+    shape: tuple[int, ...] = ()
 
 
-def _is_plain(module: nn.Module) -> TypeGuard[nn.Sequential]:
-    """A Sequential that calls its steps one after the other; a subclass may do something else."""
-    return type(module) is nn.Sequential
+class Flow:
+    """The calls of a network, in their order.
+
+    Attributes:
+        steps: all of them.
+        names: of the network's modules.
+        way: how they were found: "traced", "traced in parts" or "recorded".
+        closed: modules whose own code could not be followed, name → why. Nobody sees what they call.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = {module: name for name, module in model.named_modules()}
+        self.steps: list[Step] = []
+        self.way = "traced"
+        self.closed: dict[str, str] = {}
+        self.calls: Counter[nn.Module | None] = Counter()
+        self._alone, self._shared = used_once(model), sharing(model)
+        self._owners = {p: module for module in model.modules() for p in module.parameters(recurse=False)}
+        self._forbidden = {module: HEARD for module in model.modules() if hooks(module)}
+
+    def add(self, step: Step) -> Step:
+        """Put a step behind those that are there."""
+        for source in step.reads:
+            source.readers.append(step)
+        self.steps.append(step)
+        self.calls[step.module] += 1
+        return step
+
+    def forbid(self, what: Any, why: str) -> None:
+        """Note that the numbers of a module, or of that which a parameter belongs to, are used by others, too."""
+        module = self._owners.get(what) if isinstance(what, Tensor) else what
+        if module is not None:
+            self._forbidden.setdefault(module, why)
+
+    def why_not(self, module: nn.Module) -> str:
+        """Why the numbers of a module cannot be changed for the sake of one call of it, or ""."""
+        if others := self._shared.get(module):
+            return f"it shares its numbers with {', '.join(map(repr, others))}"
+        if module not in self._alone or self.calls[module] > 1:
+            return "it is used more than once"
+        if module in self._forbidden:
+            return self._forbidden[module]
+        return "" if self.calls[module] else "nobody sees who calls it"
+
+    def what_does(self, module: nn.Module) -> str:
+        """What a module does to the channels: unknown if hooks listen to it."""
+        does = _of_module(module)
+        return does if does == MAPS or self._forbidden.get(module) != HEARD else UNKNOWN
 
 
-def _steps(sequence: nn.Sequential) -> Iterator[nn.Module]:
-    for step in sequence:  # not .children(), which names a module that stands at two places only once
-        if _is_plain(step):
-            yield from _steps(step)
-        else:
-            yield step
+def leads_on(step: Step) -> bool:
+    """Whether a linear map is somewhere behind a step."""
+    steps = dict.fromkeys(step.readers)
+    while steps:
+        at, _ = steps.popitem()
+        if at.does == MAPS:
+            return True
+        steps.update(dict.fromkeys(at.readers))
+    return False
+
+
+def say_left(done: str, left: Mapping[str, str], stacklevel: int = 4) -> None:
+    """Warn of what was left as it is, if anything was: "folded 3 of 4 batch norms; left: bn4 (it follows 'relu')".
+
+    Args:
+        done: what was done, and to how many.
+        left: name → why.
+    """
+    if left:
+        names: dict[str, list[str]] = {}
+        for name, why in left.items():
+            names.setdefault(why, []).append(name)
+        parts = [f"{', '.join(group)} ({why})" for why, group in names.items()]
+        text = f"{done}; left: {', '.join(parts)}"
+        text = textwrap.fill(text, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        warnings.warn(text, stacklevel=stacklevel)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one step: PyTorch's own, and those that hold no others."""
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)) or type(module) is nn.Sequential:
+        return False
+    return type(module).__module__.startswith("torch.nn.") or not any(True for _ in module.children())
+
+
+def function_name(function: Any) -> str:
+    """Its name in the tables here, for a function, an operator or a method: "relu" for relu_, "mul" for __mul__."""
+    name = function if isinstance(function, str) else _BY_FLAG.get(function, getattr(function, "__name__", ""))
+    return str(name).strip("_")
+
+
+def hooks(module: nn.Module) -> list[Any]:
+    """Those that see what goes into a module, or comes out."""
+    return [hook for kind in HOOKS for hook in getattr(module, kind).values() if "forward" in kind]
+
+
+def _of_module(module: nn.Module) -> str:
+    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        return FLATTENS
+    return MAPS if is_linear_map(module) else MODULES.get(type(module), UNKNOWN)

@@ -7,14 +7,24 @@ with its own weights and bias, so that there is one tensor less to quantize, and
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from qlearn.nn.flow import chains
-from qlearn.nn.network import set_parameter, used_once
+from qlearn.nn.flow import KEEPS, MAPS, MODULES, Flow, Step, say_left
+from qlearn.nn.linear_maps import LinearMap
+from qlearn.nn.network import set_parameter
+from qlearn.nn.prepared import replace
+from qlearn.nn.recording import watched
 
-NORM_BEHIND = {nn.Linear: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d}
+NORM_BEHIND = {
+    nn.Linear: nn.BatchNorm1d,
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.ConvTranspose2d: nn.BatchNorm2d,
+}
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def folded(
@@ -53,10 +63,12 @@ def folded(
 def fold_batch_norm(model: nn.Module) -> nn.Module:
     """Copy a trained network and fold each batch norm into the layer in front of it.
 
-    Found are `BatchNorm2d` behind `Conv2d`, and `BatchNorm1d` behind `Linear` on (N, I), wherever they follow each
-    other in an `nn.Sequential`, with nothing or an `nn.Identity` between. An `nn.Identity` takes the batch norm's
-    place, so that all names stay. Every other batch norm is left as it is: one behind something else, one in a
-    `forward` of your own, one behind a layer that is used a second time.
+    Found are `BatchNorm2d` behind `Conv2d` and `ConvTranspose2d`, and `BatchNorm1d` behind `Conv1d` and `Linear`, with
+    nothing or an `nn.Identity` between, in any code that `flow.trace` can follow. An `nn.Identity` takes the batch
+    norm's place, so that all names stay. Every other batch norm is left as it is, and named in a warning.
+
+    Behind a `Linear` the batch norm takes (N, C) and (N, L, C) alike, and normalizes L in the second: no layer can do
+    that. What takes its place refuses such an input.
 
     The new weights are computed in float64 and rounded once. In float32 the outputs move by a few units in the last
     place of the largest sums in them: on the lessons' network by less than 10⁻⁶ of the largest logit.
@@ -66,55 +78,104 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: a batch norm that would use the statistics of each batch, which no fixed weight can do (names it);
-            weights that would not be finite.
+            weights that would not be finite, that a hook computes, or that are codes.
 
     Cost: O(weights).
     Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.2.
 
-    >>> fold_batch_norm(nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3), nn.ReLU()).eval())
+    >>> fold_batch_norm(nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU()).eval())
     Sequential(
-      (0): Linear(in_features=2, out_features=3, bias=True)
+      (0): Conv2d(2, 3, kernel_size=(1, 1), stride=(1, 1))
       (1): Identity()
       (2): ReLU()
     )
     """
-    model = copy.deepcopy(model)
-    names = {module: name for name, module in model.named_modules()}
-    own = used_once(model)
-    folded_away = []
-    for chain in chains(model):
-        layer: nn.Module | None = None
-        for step in chain:
-            if type(step) is nn.Identity:
-                continue
-            if layer is not None and _fits(layer, step) and layer in own and step in own:
-                _fold(layer, step, names)
-                folded_away.append(names[step])
+    flow = watched(model)
+    pairs, left = foldable(flow)
+    if left:
+        say_left(f"folded {len(pairs)} of {len(pairs) + len(left)} batch norms", left, stacklevel=3)
+    names = flow.names
+    for norm in pairs:
+        _refuse_without_statistics(norm, names[norm])
+    twin, twins = copy.deepcopy((model, list(pairs.items())))
+    for (norm, layer), (named, into) in zip(twins, pairs.items(), strict=True):
+        try:
+            _fold(layer, norm)
+        except ValueError as error:
+            raise ValueError(f"{names[named]!r} cannot be folded into {names[into]!r}: {error}") from error
+    return replace(twin, {norm: _in_its_place(norm, layer) for norm, layer in twins})
+
+
+class FoldedNorm(nn.Identity):
+    """In the place of a `BatchNorm1d` that was folded: what has another number of axes was normalized otherwise."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input itself.
+
+        Raises:
+            ValueError: it has another number of axes.
+        """
+        if input.ndim != self.axes:
+            raise ValueError(
+                f"a batch norm was folded here that gets inputs of {self.axes} axes, not of shape "
+                f"{tuple(input.shape)}, of which it would have normalized axis 1: leave it out of fold_batch_norm."
+            )
+        return input
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"axes={self.axes}"
+
+
+MODULES[FoldedNorm] = KEEPS
+
+
+def foldable(flow: Flow) -> tuple[dict[nn.Module, nn.Module], dict[str, str]]:
+    """The batch norms that can be folded, each with the layer in front of it; and why others cannot, name → why."""
+    pairs: dict[nn.Module, nn.Module] = {}
+    left: dict[str, str] = {}
+    steps = {step.module: step for step in flow.steps}
+    for norm in dict.fromkeys([*steps, *flow.names]):  # in the order of the calls
+        if isinstance(norm, BATCH_NORMS):
+            layer = _in_front(flow, steps.get(norm), norm, pairs)
+            if isinstance(layer, str):
+                left[flow.names[norm]] = layer
             else:
-                layer = step if type(step) in NORM_BEHIND else None
-    for name in folded_away:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Identity())
-    return model
+                pairs[norm] = layer
+    return pairs, left
 
 
-def _fits(layer: nn.Module, norm: nn.Module) -> bool:
-    return type(norm) is NORM_BEHIND[type(layer)] and norm.num_features == len(layer.weight)
+def _in_front(
+    flow: Flow, step: Step | None, norm: nn.Module, folded_away: Mapping[nn.Module, nn.Module]
+) -> nn.Module | str:
+    """The layer that can take a norm in, or why there is none."""
+    if step is None or flow.why_not(norm):
+        return flow.why_not(norm)
+    source = step.reads[0]
+    while source.reads and (isinstance(source.module, nn.Identity) or source.module in folded_away):
+        if len(source.readers) > 1:
+            break
+        source = source.reads[0]
+    if source.module is None or NORM_BEHIND.get(type(source.module)) is not type(norm) or source.does != MAPS:
+        return f"it is a {type(norm).__name__} and follows {source.name!r}"
+    if len(source.readers) > 1:
+        return f"it is not the only one that reads {source.name!r}"
+    if reason := flow.why_not(source.module):
+        return f"it follows {source.name!r}, and {reason}"
+    if norm.num_features != LinearMap.of(source.module).outputs:
+        return f"it has not as many channels as {source.name!r}"
+    return source.module
 
 
-def _fold(layer: nn.Module, norm: nn.Module, names: dict[nn.Module, str]) -> None:
-    if norm.training or norm.running_mean is None:
-        remedy = (
-            "Call model.eval() first."
-            if norm.running_mean is not None
-            else "Train it with track_running_stats=True, or leave it out of the Sequential."
-        )
-        raise ValueError(
-            f"{names[norm]!r} would normalize each batch by the batch's own mean and variance, which no fixed weight "
-            f"can do. {remedy}"
-        )
+def _fold(layer: nn.Module, norm: nn.Module) -> None:
+    """Change the layer's weights and bias."""
+    made = LinearMap.of(layer)
     weight, bias = folded(
-        layer.weight.detach().double(),
+        made.rows(layer.weight.detach().double()),
         _double(layer.bias),
         gamma=_double(norm.weight),
         beta=_double(norm.bias),
@@ -122,11 +183,26 @@ def _fold(layer: nn.Module, norm: nn.Module, names: dict[nn.Module, str]) -> Non
         var=norm.running_var.double(),
         eps=norm.eps,
     )
-    try:
-        set_parameter(layer, "weight", weight)
-        set_parameter(layer, "bias", bias)
-    except ValueError as error:
-        raise ValueError(f"{names[norm]!r} cannot be folded into {names[layer]!r}: {error}") from error
+    set_parameter(layer, "weight", made.weight(weight))
+    set_parameter(layer, "bias", bias)
+
+
+def _refuse_without_statistics(norm: nn.Module, name: str) -> None:
+    if norm.training or norm.running_mean is None:
+        remedy = (
+            "Call model.eval() first."
+            if norm.running_mean is not None
+            else "Train it with track_running_stats=True, or leave it out of the Sequential."
+        )
+        raise ValueError(
+            f"{name!r} would normalize each batch by the batch's own mean and variance, which no fixed weight "
+            f"can do. {remedy}"
+        )
+
+
+def _in_its_place(norm: nn.Module, layer: nn.Module) -> nn.Module:
+    place = nn.Identity() if type(norm) is nn.BatchNorm2d else FoldedNorm(2 if type(layer) is nn.Linear else 3)
+    return place.train(norm.training)
 
 
 def _double(tensor: Tensor | None) -> Tensor | None:

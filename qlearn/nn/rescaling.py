@@ -1,112 +1,350 @@
-"""Where a transformer's channels can be rescaled without changing what it computes.
+"""Where a network's channels can be rescaled without changing what it computes, found in its flow.
 
-    producer / s   →   channel j is smaller by s_j   →   consumers · s
-
-What makes a channel (the weight of a norm, or the rows of a linear layer) is divided by a factor, and the columns that
-read it are multiplied by the same. Between the two, activations change as one likes: SmoothQuant and AWQ choose s.
+What lies between a producer and its consumers must let factors through, and nobody else may read the channels. Norms
+are producers where their weight multiplies what comes out; Gemma's, which is 1 + weight, is none. Where it is not
+plain which channel is which, powers of two are tried as factors: they change no bit of the outputs, or it was wrong.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, takewhile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from qlearn.nn.language_model import Block
+from qlearn.nn.batches import Batches, Forward, call, evaluating, listed
+from qlearn.nn.flow import FLATTENS, KEEPS, MAPS, MIXES, MOVES, POOLS, TIMES, UNKNOWN, Flow, Step, say_left
+from qlearn.nn.linear_maps import LinearMap, is_linear_map
+from qlearn.nn.network import linear_maps, sharing
+from qlearn.nn.recording import refuse_unless_float, watched
+from qlearn.nn.site import Site, inputs_of, rescale
 
-
-@dataclass(frozen=True)
-class Site:
-    """A place between a producer and the layers that read what it makes.
-
-    Attributes:
-        name: of the place in the model.
-        producer: a norm with a weight for each channel, or a linear layer with a row for each.
-        consumers: linear layers with a column for each channel; nothing else reads these channels.
-    """
-
-    name: str
-    producer: nn.RMSNorm | nn.Linear
-    consumers: tuple[nn.Linear, ...]
-
-    @property
-    def channels(self) -> int:
-        """How many there are."""
-        return self.consumers[0].in_features
-
-    def rescale(self, s: Tensor) -> None:
-        """Divide what makes each channel by s (C,), and multiply what reads it by s."""
-        with torch.no_grad():
-            self.producer.weight.div_(s if self.producer.weight.ndim == 1 else s[:, None])
-            for layer in self.consumers:
-                layer.weight.mul_(s)
+# Where the channels are: a number is how many axes are behind theirs.
+LAST, BLOCKS, MOVED = 0, "blocks of columns", "somewhere else"
+SAME = 1e-5  # of the largest output: powers of two change no bit, but for kernels that sum up in another order
 
 
-def sites(model: nn.Module) -> list[Site]:
-    """The four places in each block of a `LanguageModel`, first block first.
+def sites(model: nn.Module, batches: Batches | None = None, *, forward: Forward | None = None) -> list[Site]:
+    """The places where a network can be rescaled, in the order of its calls.
 
-        norm1 → query, key, value      value → output      norm2 → gate, up      up → down
+        norm → linear maps      linear map → linear maps, with ReLU, pooling, Flatten and the like between
+        value → output of an attention      up → down of a gated MLP
+
+    Nothing else may read the channels, no layer may be used or stored twice. With batches, the network is watched on
+    the first one: that finds the places in any code. Without, they are those that can be read off the code.
+
+    Args:
+        model: a float network. It is not changed.
+        batches, forward: as for `calibrate`; only the first batch is looked at.
 
     Raises:
-        ValueError: a model without such blocks, or one that is prepared or quantized already.
+        ValueError: no such place (says why), weights that a hook computes, a model that is prepared or quantized.
+
+    Cost: without batches, the time of `flow.trace`; with them, two passes of one batch, more where something is wrong.
 
     >>> from qlearn.nn.language_model import language_model
     >>> [site.name for site in sites(language_model())][:2]
     ['blocks.0.norm1', 'blocks.0.attention.value']
     """
-    found = list(_sites(model))
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no transformer blocks (qlearn.nn.language_model.Block).")
-    for site in found:
-        for layer in (site.producer, *site.consumers):
-            if type(layer) not in (nn.RMSNorm, nn.Linear):
-                raise ValueError(f"{site.name} holds a {type(layer).__name__}: rescale before nn.prepare.")
-    return found
+    first = None if batches is None else next(iter(listed(batches)))
+    return _some(model, *find_sites(model, watched(model, first, forward), first, forward))
 
 
-def plant_outliers(model: nn.Module, *, channels: int = 2, factor: float = 64.0, seed: int = 0) -> nn.Module:
-    """Copy a language model and make some channels of its activations large, without changing what it computes.
+def plant_outliers(
+    model: nn.Module,
+    *,
+    channels: int = 2,
+    factor: float = 64.0,
+    seed: int = 0,
+    batches: Batches | None = None,
+    forward: Forward | None = None,
+    sites: Sequence[Site] | None = None,
+) -> nn.Module:
+    """Copy a transformer and make some channels of its activations large, without changing what it computes.
 
     Large language models come out of training like this: a few channels behind a norm are tens of times as large as
     all others, in nearly every text. Small ones do not; this one is made for trying out what helps.
 
     Args:
-        model: a `LanguageModel`. It is not changed.
-        channels: how many, behind each norm of each block.
+        model: a float network with norms that linear maps read. It is not changed.
+        channels: how many, behind each norm.
         factor: how much larger. A power of two changes no bit of what the model computes in between.
         seed: which channels.
+        batches, forward, sites: as for `smooth`; not needed where the places can be read off the code.
 
     Raises:
-        ValueError: more channels than there are, or fewer than none; a factor that is not above 0.
+        ValueError: more channels than there are, or fewer than none; a factor that is not above 0; no such norms.
 
     >>> from qlearn.nn.language_model import language_model, to_tokens
     >>> model, x = language_model(), to_tokens("Call me Ishmael.")
     >>> bool(torch.allclose(plant_outliers(model)(x), model(x), atol=1e-5))
     True
     """
-    planted = copy.deepcopy(model)
-    random = torch.Generator().manual_seed(seed)
-    for site in sites(planted):
-        if not isinstance(site.producer, nn.RMSNorm):
+    planted, found, _ = copied(model, batches, forward, sites)
+    random, factors = torch.Generator().manual_seed(seed), {}
+    for site in found:
+        if is_linear_map(site.producer):
             continue
         if not 0 <= channels <= site.channels or not 0 < factor < float("inf"):
             raise ValueError(
                 f"channels={channels}, factor={factor}: there are {site.channels} channels, and a factor is above 0."
             )
-        s = torch.ones(site.channels)
+        s = factors[site] = torch.ones(site.channels)
         s[torch.randperm(site.channels, generator=random)[:channels]] = 1 / factor
-        site.rescale(s)
+    if not factors:
+        raise ValueError(f"{type(model).__name__} has no norm that only linear maps read.")
+    rescale(planted, factors)
     return planted
 
 
-def _sites(model: nn.Module) -> Iterator[Site]:
-    for name, block in model.named_modules():
-        if isinstance(block, Block):
-            attention, mlp = block.attention, block.mlp
-            yield Site(f"{name}.norm1", block.norm1, (attention.query, attention.key, attention.value))
-            yield Site(f"{name}.attention.value", attention.value, (attention.output,))
-            yield Site(f"{name}.norm2", block.norm2, (mlp.gate, mlp.up))
-            yield Site(f"{name}.mlp.up", mlp.up, (mlp.down,))
+def copied(
+    model: nn.Module, batches: Batches | None, forward: Forward | None, given: Sequence[Site] | None, done: str = ""
+) -> tuple[nn.Module, list[Site], Iterable[Any]]:
+    """What all that rescales begins with: a copy of the model, the sites in it, and the batches.
+
+    Args:
+        model, batches, forward: as for `sites`.
+        given: sites of the model that are already known.
+        done: what is done with them: "smoothed". Then layers that no site reaches are named in a warning.
+    """
+    rest = iter(() if batches is None else listed(batches))
+    first = None if batches is None else next(rest)
+    if given is None:
+        flow = watched(model, first, forward)
+        found, why = find_sites(model, flow, first, forward)
+        _some(model, found, why)
+        if done:
+            left = _not_reached(model, flow, found, why)
+            count = len({layer for site in found for layer in site.consumers})
+            say_left(f"{done} the inputs of {count} of {count + len(left)} layers", left)
+    else:
+        found = _checked(model, given)
+    twin, found = copy.deepcopy((model, found))
+    return twin, found, chain([first], rest)
+
+
+def find_sites(
+    model: nn.Module, flow: Flow, batch: Any = None, forward: Forward | None = None
+) -> tuple[list[Site], dict[str, str]]:
+    """The sites in a flow, and for each other norm and linear map why there is none behind it."""
+    found: list[Site] = []
+    unsure: list[Site] = []
+    why: dict[str, str] = {}
+    for step in flow.steps:
+        if step.module is None or not (step.does == MAPS or _is_norm(step.module)):
+            continue
+        try:
+            site, sure = _site(flow, step)
+            found.append(site)
+            unsure += [] if sure and batch is None else [site]
+        except _NoSite as reason:
+            why[step.name] = str(reason)
+    if batch is None:
+        wrong = [site for site in unsure if not _holds_on_noise(model, flow, site)]
+    else:
+        wrong = _wrong(model, unsure, lambda network: _outputs(network, batch, forward))
+    why.update({site.name: "the network computes something else when it is rescaled" for site in wrong})
+    return [site for site in found if site not in wrong], why
+
+
+def _some(model: nn.Module, found: list[Site], why: Mapping[str, str]) -> list[Site]:
+    """The sites, of which there is one at least."""
+    if not found:
+        reasons = (
+            "; ".join(f"{name}: {reason}" for name, reason in list(why.items())[:5]) or "nothing could be followed"
+        )
+        raise ValueError(f"{type(model).__name__} has no place that could be rescaled ({reasons}).")
+    return found
+
+
+class _NoSite(Exception):
+    """Why there is none."""
+
+
+def _site(flow: Flow, start: Step) -> tuple[Site, bool]:
+    """The site behind a step, and whether it is certain which channel is which."""
+    producer = start.module
+    assert producer is not None
+    if reason := flow.why_not(producer):
+        raise _NoSite(reason)
+    linear = is_linear_map(producer)
+    layouts: dict[Step, Any] = {start: -1 - LinearMap.of(producer).output_axis if linear else LAST}
+    consumers: dict[nn.Module, Any] = {}
+    width = 0  # of a head
+    steps = [start]
+    for at in steps:  # grows
+        for reader in dict.fromkeys(at.readers):
+            if reader.does == MAPS:
+                if reason := flow.why_not(reader.module):
+                    raise _NoSite(f"{reader.name!r} reads it, and {reason}")
+                consumers[reader.module] = layouts[at]
+                continue
+            if reader.does == MIXES and width == 0 and at.shape:
+                width = at.shape[-1]
+            if reader not in layouts:
+                layouts[reader] = _behind(reader, at, layouts[at])
+                steps.append(reader)
+    for step in steps[1:]:
+        if sum(source in layouts for source in step.reads) > 1:
+            raise _NoSite(f"{step.name!r} reads it twice")
+    if not consumers:
+        raise _NoSite("no linear map reads it")
+    site = Site(flow.names[producer], producer, tuple(consumers))
+    reads = [_columns(flow, site, layer, layout, width) for layer, layout in consumers.items()]
+    if any(columns is not None for columns in reads):
+        if len(reads) > 1:
+            raise _NoSite("several layers read it in different orders")
+        site = Site(site.name, producer, site.consumers, reads[0])
+    _nobody_else(flow, site)
+    return site, MOVED not in consumers.values()
+
+
+def _behind(step: Step, source: Step, layout: Any) -> Any:
+    """Where the channels are behind a step."""
+    alone = len(step.reads) == 1
+    if (step.does == KEEPS and alone) or step.does == TIMES or step.does == f"{POOLS}{layout}":
+        return layout
+    if step.does == FLATTENS:
+        return BLOCKS if layout in (1, 2) else layout
+    # Attention's values are its third operand, those of a product of matrices the second.
+    values = 2 if step.name == "scaled_dot_product_attention" else 1
+    if (step.does == MOVES and alone) or (step.does == MIXES and step.reads.index(source) == values):
+        return MOVED
+    raise _NoSite(f"{step.name!r} reads it")
+
+
+def _columns(flow: Flow, site: Site, layer: nn.Module, layout: Any, width: int) -> Tensor | None:
+    """The `reads` of a site with this consumer, if they are not blocks of neighbours."""
+    axes, inputs, channels = len(layer.weight.shape) - 2, inputs_of(layer), site.channels
+    if layout in (BLOCKS, MOVED):
+        fits = axes == 0 and inputs % channels == 0 and (layout == BLOCKS or inputs == channels or width > 0)
+    else:
+        fits = axes == layout and inputs == channels
+    if not fits:
+        raise _NoSite(f"{flow.names[layer]!r} reads it in another order")
+    if layout != MOVED or inputs == channels:
+        return None
+    if channels % width:
+        raise _NoSite(f"{flow.names[layer]!r} reads it in another order")
+    # Grouped queries: several heads in a row read the same head of values.
+    heads = torch.arange(channels).reshape(-1, 1, width)
+    return heads.expand(-1, inputs // channels, -1).flatten()
+
+
+def _nobody_else(flow: Flow, site: Site) -> None:
+    """Refuse a site beside which there are layers that a batch has not reached: with another one, they may read it."""
+    if flow.way != "recorded":
+        return
+    around = _common(flow.names[layer] for layer in (site.producer, *site.consumers))
+    if not around:
+        return
+    for module, name in flow.names.items():
+        if is_linear_map(module) and name.startswith(around + ".") and not flow.calls[module]:
+            raise _NoSite(f"{name!r}, which the first batch does not reach, may read it, too")
+
+
+def _common(names: Iterable[str]) -> str:
+    """The name of the smallest module that holds all of these."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
+
+
+def _wrong(model: nn.Module, sites: Sequence[Site], run: Callable[[nn.Module], list[Tensor]]) -> list[Site]:
+    """Those sites at which the outputs do not stay the same."""
+    if not sites:
+        return []
+    twin, rescaled = copy.deepcopy((model, sites))
+    random = torch.Generator().manual_seed(0)
+    for site in rescaled:
+        site.rescale(2.0 ** torch.randint(-3, 4, (site.channels,), generator=random))
+    for before, after in zip(run(model), run(twin), strict=True):
+        if not (before - after).abs().max() <= SAME * before.abs().max():
+            half = len(sites) // 2
+            return _wrong(model, sites[:half], run) + _wrong(model, sites[half:], run) if half else list(sites)
+    return []
+
+
+def _holds_on_noise(model: nn.Module, flow: Flow, site: Site) -> bool:
+    """Whether the smallest module around a site, if it takes (N, T, I), puts out the same when it is rescaled."""
+    around = model.get_submodule(_common(flow.names[layer] for layer in (site.producer, *site.consumers)))
+    weight = site.producer.weight
+    x = torch.randn(2, 5, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight)
+    try:
+        return not _wrong(around, [site], lambda module: _outputs(module, x, None))
+    except Exception:  # whatever a module may raise that takes something else
+        return False
+
+
+def _outputs(model: nn.Module, batch: Any, forward: Forward | None) -> list[Tensor]:
+    with torch.no_grad(), evaluating(model):
+        return [part.float() for part in tree_leaves(call(model, batch, forward)) if isinstance(part, Tensor)]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module has a weight for each channel (and a bias) and its output scales with them: tried on numbers."""
+    own = dict(module.named_parameters())
+    weight = own.get("weight")
+    if weight is None or weight.ndim != 1 or not set(own) <= {"weight", "bias"}:
+        return False
+    norm = copy.deepcopy(module).eval()
+    s = 2.0 ** (torch.arange(len(weight)) % 5)
+    x = torch.sin(torch.arange(6.0 * len(weight))).reshape(2, 3, -1).to(weight)
+    with torch.no_grad():
+        try:
+            for parameter in norm.parameters():
+                parameter.copy_(torch.cos(torch.arange(len(weight))))
+            before = norm.forward(x)
+            for parameter in norm.parameters():
+                parameter.div_(s.to(parameter))
+            after = norm.forward(x)
+        except Exception:  # whatever a module may raise that takes something else
+            return False
+        return isinstance(after, Tensor) and after.shape == x.shape and torch.equal(after * s.to(after), before)
+
+
+def _not_reached(model: nn.Module, flow: Flow, found: Sequence[Site], why: Mapping[str, str]) -> dict[str, str]:
+    """The linear maps that no site ends in, and why; those that read the network's input need no words."""
+    taken = {layer for site in found for layer in site.consumers}
+    steps = {step.module: step for step in flow.steps if step.module is not None}
+    left = {}
+    for name, layer in linear_maps(model).items():
+        if layer in taken:
+            continue
+        if layer not in steps:
+            left[name] = "nobody sees who calls it"
+            continue
+        source = steps[layer]
+        while source.reads and (source is steps[layer] or source.does not in (MAPS, UNKNOWN)):
+            source = source.reads[-1]
+        if source.module is not None or source.reads or flow.way == "traced in parts":
+            left[name] = f"it reads {source.name!r}" + (f": {why[source.name]}" if source.name in why else "")
+    return left
+
+
+def _checked(model: nn.Module, given: Sequence[Site]) -> list[Site]:
+    """Sites that somebody has handed over, if they can be rescaled."""
+    refuse_unless_float(model)
+    names = {module: name for name, module in model.named_modules()}
+    shared = sharing(model)
+    read: set[nn.Module] = set()
+    for site in given:
+        for layer in (site.producer, *site.consumers):
+            if layer not in names:
+                raise ValueError(f"site {site.name!r}: its {type(layer).__name__} is no module of this model.")
+            if layer in shared:
+                raise ValueError(f"site {site.name!r}: {names[layer]!r} shares its numbers with {shared[layer][0]!r}.")
+        for layer in site.consumers:
+            if not is_linear_map(layer) or (site.reads is None and inputs_of(layer) % site.channels):
+                raise ValueError(f"site {site.name!r}: {names[layer]!r} is no linear map of {site.channels} channels.")
+            if layer in read:
+                raise ValueError(f"site {site.name!r}: another site has {names[layer]!r} as a consumer already.")
+            read.add(layer)
+        if not is_linear_map(site.producer) and not _is_norm(site.producer):
+            raise ValueError(
+                f"site {site.name!r}: the output of {names[site.producer]!r} does not scale with its weight."
+            )
+    return list(given)

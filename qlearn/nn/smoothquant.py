@@ -6,17 +6,18 @@ must reach them all, and leaves few codes to the rest. Weights are even, so they
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from array_api_compat import array_namespace
 from torch import Tensor, nn
 
-from qlearn.nn.batches import outputs
-from qlearn.nn.rescaling import Site, sites
+from qlearn.nn.batches import Batches, Forward, outputs
+from qlearn.nn.collect import LargestOfChannels, collect
+from qlearn.nn.linear_maps import LinearMap
+from qlearn.nn.rescaling import copied
+from qlearn.nn.site import Site, rescale
 
 
 def smoothing_factors(largest_x: Any, largest_w: Any, alpha: float = 0.5) -> Any:
@@ -54,22 +55,35 @@ def smoothing_factors(largest_x: Any, largest_w: Any, alpha: float = 0.5) -> Any
     )
 
 
-def smooth(model: nn.Module, batches: Iterable[Any] | Tensor, *, alpha: float = 0.5) -> nn.Module:
-    """Copy a language model and move the outliers of its activations into its weights.
+def smooth(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    alpha: float = 0.5,
+    forward: Forward | None = None,
+    sites: Sequence[Site] | None = None,
+) -> nn.Module:
+    """Copy a network and move the outliers of its activations into its weights.
 
         smooth → prepare → calibrate → convert
 
-    The function stays the same, but for rounding in the last digits.
+    The function stays the same, but for rounding in the last digits. Layers whose inputs cannot be rescaled are left
+    as they are, and named in a warning.
 
     Args:
-        model: a `LanguageModel` in float. It is not changed.
-        batches: tokens (N, T) that the model was not trained on and will not be tested on, as for `calibrate`.
+        model: a float network: a transformer, or any other that has such places; see `rescaling.sites`. It is not
+            changed.
+        batches: data that the model was not trained on and will not be tested on, as for `calibrate`. On the first
+            batch the network is watched.
         alpha: how much of the difficulty goes to the weights, 0 … 1.
+        forward: how the network is called on a batch, for all that `batches.call` does not understand.
+        sites: the places to rescale, if you know them better.
 
     Raises:
-        ValueError: no batches, alpha outside 0 … 1, a model without transformer blocks or one that is prepared.
+        ValueError: no batches, alpha outside 0 … 1, a model without such places, or prepared already; weights that a
+            hook computes; sites that share their numbers with others.
 
-    Cost: one pass through the network.
+    Cost: one pass through the network, and two more of the first batch.
     Source: Xiao et al. 2022, https://arxiv.org/abs/2211.10438.
 
     >>> from qlearn.nn.language_model import language_model, to_tokens
@@ -77,33 +91,30 @@ def smooth(model: nn.Module, batches: Iterable[Any] | Tensor, *, alpha: float = 
     >>> bool(torch.allclose(smooth(model, [x])(x), model(x), atol=1e-5))
     True
     """
-    smoothed = copy.deepcopy(model)
-    largest = largest_inputs(smoothed, batches)
-    for site in sites(smoothed):
-        largest_w = torch.stack([layer.weight.detach().abs().amax(0) for layer in site.consumers]).amax(0)
-        site.rescale(smoothing_factors(largest[site.name], largest_w, alpha))
+    smoothed, found, pieces = copied(model, batches, forward, sites, "smoothed")
+    largest = largest_inputs(smoothed, found, pieces, forward)
+    rescale(smoothed, {site: smoothing_factors(largest[site.name], site.largest_read(), alpha) for site in found})
     return smoothed
 
 
-def largest_inputs(model: nn.Module, batches: Iterable[Any] | Tensor) -> dict[str, Tensor]:
-    """For each site of a language model, the largest magnitude of each channel: name → (C,).
+def largest_inputs(
+    model: nn.Module, sites: Sequence[Site], batches: Batches, forward: Forward | None = None
+) -> dict[str, Tensor]:
+    """For each of these sites of a model, the largest magnitude of each channel: name → (C,).
 
     >>> from qlearn.nn.language_model import language_model, to_tokens
-    >>> largest_inputs(language_model(), [to_tokens("Call me")])["blocks.0.norm1"].shape
+    >>> from qlearn.nn.rescaling import sites
+    >>> model = language_model()
+    >>> largest_inputs(model, sites(model), [to_tokens("Call me")])["blocks.0.norm1"].shape
     torch.Size([192])
     """
-    found: dict[str, Tensor] = {}
-
-    def listen(site: Site) -> Any:
-        def hear(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            largest = arguments[0].abs().flatten(0, -2).amax(0)
-            found[site.name] = torch.maximum(found[site.name], largest) if site.name in found else largest
-
-        return site.consumers[0].register_forward_pre_hook(hear)
-
-    with ExitStack() as stack:
-        for site in sites(model):
-            stack.callback(listen(site).remove)
-        for _ in outputs(model, batches):
+    layers = {f"{site.name} {i}": layer for site in sites for i, layer in enumerate(site.consumers)}
+    with collect(layers, lambda layer: LargestOfChannels(LinearMap.of(layer).output_axis)) as found:
+        for _ in outputs(model, batches, forward=forward):
             pass
-    return found
+    return {
+        site.name: torch.stack(
+            [site.largest(layer, found[f"{site.name} {i}"].largest) for i, layer in enumerate(site.consumers)]
+        ).amax(0)
+        for site in sites
+    }
