@@ -2,7 +2,9 @@
 
 Which file goes with which lesson; nothing imports what comes later:
 
-    the floor        linear_maps, batches, collect, threads, network, flow, rescaling, in_turn
+    the floor        linear_maps, batches, collect, threads, network: layers, data, and what a network holds
+                     flow, tracing, recording, in_turn: which layer feeds which, and one after the other
+                     site, rescaling: where channels can be rescaled
     lesson 05        layers, integer_layers, prepared, ptq: layers of integers, and the three steps that lead to them
                      folding, storage, summary, models, training: what the other lessons need as well
     lesson 06        fake_quantize, qat

@@ -129,7 +129,7 @@ def awq(
     """
     rescaled, found, pieces = copied(model, batches, forward, sites, "rescaled")
     names = {layer: name for name, layer in rescaled.named_modules()}
-    products = hessians(rescaled, pieces, **({} if forward is None else {"forward": forward}))
+    products = hessians(rescaled, pieces, forward=forward)
     factors = {}
     for site in tqdm(found, desc="AWQ", unit="site", leave=False, disable=not progress):
         layer: Any = site.consumers[0]
