@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qlearn.nn.linear_maps import is_linear_map
-from qlearn.nn.network import sharing, used_once
-from qlearn.nn.prepared import HOOKS
+from qlearn.nn.network import HOOKS, sharing, used_once
 
 # What a step does to its channels. All but "?" let a positive factor of a channel through: f(s · x) = s · f(x).
 KEEPS, POOLS, FLATTENS = "keeps", "pools", "flattens"  # where they are; over the image; (N, C, …) → (N, C · …)

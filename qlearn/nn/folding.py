@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from qlearn.nn.flow import KEEPS, MAPS, MODULES, Flow, Step, say_left
 from qlearn.nn.linear_maps import LinearMap
-from qlearn.nn.network import set_parameter
-from qlearn.nn.prepared import replace
+from qlearn.nn.network import replace, set_parameter
 from qlearn.nn.recording import watched
 
 NORM_BEHIND = {

@@ -91,6 +91,11 @@ class LinearMap:
         return self.shape[1] * self.groups if self.transposed or self.kind == "Conv1D" else self.shape[0]
 
     @property
+    def inputs(self) -> int:
+        """How many input channels there are."""
+        return self.shape[0] if self.transposed or self.kind == "Conv1D" else self.shape[1] * self.groups
+
+    @property
     def output_axis(self) -> int:
         """Where the channels are in what comes out, counted from the end."""
         return 1 - len(self.shape) if len(self.shape) > 2 else -1

@@ -22,6 +22,10 @@ from qlearn.nn.linear_maps import KINDS, NAMES, is_linear_map
 # PyTorch's own quick path through these reads `.weight` of their children and never calls them.
 READ_THEIR_CHILDREN = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
+HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+)
 MOST_NAMES = 4  # of one kind that are written out
 
 REMEDIES = {
@@ -63,6 +67,25 @@ def copy_of(model: nn.Module, instead: Mapping[nn.Module, nn.Module] | None = No
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
+
+
+def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put new modules in the place of old ones, wherever in the tree they are used, shared ones included."""
+    if model in new:
+        return new[model]
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module in new:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, new[module])
+    return model
+
+
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Let the hooks of a module fire on the one that takes its place."""
+    for kind in HOOKS:
+        getattr(new, kind).update(getattr(old, kind))
+    if old._backward_hooks:  # of which kind they are: PyTorch has an older one
+        new._is_full_backward_hook = old._is_full_backward_hook
 
 
 def with_plain_weights(model: nn.Module) -> nn.Module:

@@ -21,7 +21,17 @@ from qlearn.affine import QParams, dequantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks
-from qlearn.nn.network import copy_of, in_float_text, left_in_float, linear_maps, plain_lists, refuse_computed_weights
+from qlearn.nn.network import (
+    HOOKS,
+    carry_hooks,
+    copy_of,
+    in_float_text,
+    left_in_float,
+    linear_maps,
+    plain_lists,
+    refuse_computed_weights,
+    replace,
+)
 from qlearn.ranges import METHODS
 
 Overrides: TypeAlias = Mapping[Any, Mapping[str, QuantConfig | None] | None]
@@ -29,10 +39,6 @@ LayerMaker: TypeAlias = Callable[[str, Supported, QuantConfig, QuantConfig | Non
 Configs: TypeAlias = tuple[QuantConfig, QuantConfig | None]
 
 MUCH = 0.05  # of the parameters: where more stays in float than this, `prepare` says so
-HOOKS = (
-    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
-)
 
 
 class PreparedLayer(nn.Module):
@@ -152,25 +158,6 @@ def prepare_layers(
 def prepared_layers(model: nn.Module) -> list[PreparedLayer]:
     """The prepared layers of a model, each once."""
     return [module for module in model.modules() if isinstance(module, PreparedLayer)]
-
-
-def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put new modules in the place of old ones, wherever in the tree they are used, shared ones included."""
-    if model in new:
-        return new[model]
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if module in new:
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, new[module])
-    return model
-
-
-def carry_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Let the hooks of a module fire on the one that takes its place."""
-    for kind in HOOKS:
-        getattr(new, kind).update(getattr(old, kind))
-    if old._backward_hooks:  # of which kind they are: PyTorch has an older one
-        new._is_full_backward_hook = old._is_full_backward_hook
 
 
 def notice_uncalled(model: nn.Module, *_: Any) -> None:

@@ -21,8 +21,8 @@ from qlearn.nn.collect import collect, unreached
 from qlearn.nn.integer_layers import quantized
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import Supported
-from qlearn.nn.network import copy_of
-from qlearn.nn.prepared import Overrides, PreparedLayer, carry_hooks, prepare_layers, prepared_layers
+from qlearn.nn.network import carry_hooks, copy_of
+from qlearn.nn.prepared import Overrides, PreparedLayer, prepare_layers, prepared_layers
 from qlearn.observers import Observer, make_observer
 
 WEIGHTS = QuantConfig(symmetric=True, granularity=PerAxis(0))

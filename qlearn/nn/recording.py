@@ -15,10 +15,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from qlearn.nn.batches import Forward, call, evaluating
 from qlearn.nn.flow import ASKS, FLATTENS, FUNCTIONS, READ, UNKNOWN, Flow, Step, function_name, is_leaf
-from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import KINDS
 from qlearn.nn.network import refuse_computed_weights
-from qlearn.nn.prepared import PreparedLayer
 from qlearn.nn.tracing import trace
 
 
@@ -29,7 +27,7 @@ def refuse_unless_float(model: nn.Module) -> None:
         ValueError: names the layer.
     """
     for name, module in model.named_modules():
-        if isinstance(module, (PreparedLayer, QuantizedLayer)):
+        if hasattr(module, "weight_qparams"):
             raise ValueError(f"{name!r} is a {type(module).__name__}: change the float network, before nn.prepare.")
     refuse_computed_weights({name: module for name, module in model.named_modules() if isinstance(module, KINDS)})
 

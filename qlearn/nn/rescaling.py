@@ -21,7 +21,7 @@ from qlearn.nn.flow import FLATTENS, KEEPS, MAPS, MIXES, MOVES, POOLS, TIMES, UN
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import linear_maps, sharing
 from qlearn.nn.recording import refuse_unless_float, watched
-from qlearn.nn.site import Site, inputs_of, rescale
+from qlearn.nn.site import Site, rescale
 
 # Where the channels are: a number is how many axes are behind theirs.
 LAST, BLOCKS, MOVED = 0, "blocks of columns", "somewhere else"
@@ -219,7 +219,7 @@ def _behind(step: Step, source: Step, layout: Any) -> Any:
 
 def _columns(flow: Flow, site: Site, layer: nn.Module, layout: Any, width: int) -> Tensor | None:
     """The `reads` of a site with this consumer, if they are not blocks of neighbours."""
-    axes, inputs, channels = len(layer.weight.shape) - 2, inputs_of(layer), site.channels
+    axes, inputs, channels = len(layer.weight.shape) - 2, LinearMap.of(layer).inputs, site.channels
     if layout in (BLOCKS, MOVED):
         fits = axes == 0 and inputs % channels == 0 and (layout == BLOCKS or inputs == channels or width > 0)
     else:
@@ -338,7 +338,7 @@ def _checked(model: nn.Module, given: Sequence[Site]) -> list[Site]:
             if layer in shared:
                 raise ValueError(f"site {site.name!r}: {names[layer]!r} shares its numbers with {shared[layer][0]!r}.")
         for layer in site.consumers:
-            if not is_linear_map(layer) or (site.reads is None and inputs_of(layer) % site.channels):
+            if not is_linear_map(layer) or (site.reads is None and LinearMap.of(layer).inputs % site.channels):
                 raise ValueError(f"site {site.name!r}: {names[layer]!r} is no linear map of {site.channels} channels.")
             if layer in read:
                 raise ValueError(f"site {site.name!r}: another site has {names[layer]!r} as a consumer already.")

@@ -51,7 +51,7 @@ class Site:
         if self.reads is not None:
             return self.reads.to(consumer.weight.device)
         channels = torch.arange(self.channels, device=consumer.weight.device)
-        return channels.repeat_interleave(inputs_of(consumer) // self.channels)
+        return channels.repeat_interleave(LinearMap.of(consumer).inputs // self.channels)
 
     def largest(self, consumer: nn.Module, values: Tensor) -> Tensor:
         """Of values (I,) ≥ 0, one for each input channel of a consumer, the largest for each channel: (C,)."""
@@ -64,7 +64,10 @@ class Site:
 
     def largest_read(self) -> Tensor:
         """The largest |weight| that reads each channel: (C,)."""
-        found = [self.largest(layer, _by_input(layer).abs().amax((1, 3)).flatten()) for layer in self.consumers]
+        found = []
+        for layer in self.consumers:
+            columns = _by_input(LinearMap.of(layer), layer.weight.detach())
+            found.append(self.largest(layer, columns.abs().amax((1, 3)).flatten()))
         return torch.stack(found).amax(0)
 
     def rescale(self, s: Tensor) -> None:
@@ -79,9 +82,12 @@ class Site:
                     rows = made.rows(parameter.double())
                     parameter.copy_(made.weight(rows / s.reshape(-1, *[1] * (rows.ndim - 1))))
             for layer in self.consumers:
-                columns = _by_input(layer)
+                read = LinearMap.of(layer)
+                columns = _by_input(read, layer.weight.detach())
                 factors = s.to(columns.device)[self.channel_of(layer)].reshape(len(columns), 1, -1, 1)
-                layer.weight.copy_((columns.double() * factors).reshape(layer.weight.shape))
+                scaled = columns.double() * factors
+                as_rows = scaled.reshape(read.outputs, -1) if read.is_matrix else scaled.reshape(read.shape)
+                layer.weight.copy_(read.weight(as_rows) if read.is_matrix else as_rows)
 
 
 def rescale(model: nn.Module, factors: Mapping[Site, Tensor]) -> None:
@@ -119,17 +125,8 @@ def in_float64(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
             raise ValueError(f"layer {name!r}: its {which} would have values that are not finite in {dtype}.")
 
 
-def inputs_of(layer: nn.Module) -> int:
-    """How many input channels a linear map has.
-
-    >>> inputs_of(nn.Conv2d(4, 2, 3, groups=2))
-    4
-    """
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-
-
-def _by_input(layer: nn.Module) -> Tensor:
+def _by_input(made: LinearMap, weight: Tensor) -> Tensor:
     """A linear map's weights as (groups, outputs of a group, input channels of a group, weights for each)."""
-    made = LinearMap.of(layer)
     outputs = 1 if made.transposed else made.outputs // made.groups
-    return layer.weight.detach().reshape(made.groups, outputs, inputs_of(layer) // made.groups, -1)
+    matrix = made.rows(weight) if made.is_matrix else weight
+    return matrix.reshape(made.groups, outputs, made.inputs // made.groups, -1)

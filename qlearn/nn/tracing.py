@@ -28,7 +28,7 @@ from qlearn.nn.flow import (
     hooks,
     is_leaf,
 )  # fmt: skip
-from qlearn.nn.prepared import HOOKS
+from qlearn.nn.network import HOOKS
 
 
 def trace(model: nn.Module) -> Flow:
