@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from qlearn.nn.network import check_model
+
 BATCH_SIZE = 256  # into which a tensor of examples is cut
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -46,9 +48,12 @@ def outputs(
     >>> [len(y) for y in outputs(nn.Identity(), [(torch.zeros(3, 2), [7, 2, 1])])]  # images and labels
     [3]
     """
-    with torch.no_grad(), evaluating(model):
+    check_model(model)
+    with evaluating(model):
         for batch in tqdm(listed(batches), desc=desc, unit="batch", leave=False, disable=not progress):
-            yield call(model, batch, forward)
+            with torch.no_grad():  # only while the network runs, not in the loop of whoever looks at what comes out
+                output = call(model, batch, forward)
+            yield output
 
 
 def listed(batches: Batches) -> Iterable[Any]:
@@ -57,6 +62,8 @@ def listed(batches: Batches) -> Iterable[Any]:
     Raises:
         ValueError: there is no batch at all.  TypeError: one batch was given where a list of them belongs.
     """
+    if isinstance(batches, Tensor) and batches.ndim == 0:
+        raise ValueError("batches is a single number, a tensor of shape (): wanted are examples, (N, …).")
     if isinstance(batches, Tensor):
         return batches.split(BATCH_SIZE) if len(batches) else _some(())
     if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
@@ -82,13 +89,17 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     tensor([1.])
     """
     if forward is not None:
+        if not callable(forward):
+            raise TypeError(
+                f"forward is a {type(forward).__name__}: wanted is a function, lambda model, batch: model(…)."
+            )
         return forward(model, batch)
     if isinstance(batch, Mapping):
         takes = _arguments(model)
         if unknown := [name for name in batch if takes is not None and name not in takes]:
             raise ValueError(f"a batch has {unknown[0]!r}, and the network takes {', '.join(takes or ())}: {HOW}.")
-        return model(**batch)
-    return model(_input_of(model, batch))
+        return _called(model, **batch)
+    return _called(model, _input_of(model, batch))
 
 
 def one_tensor(output: Any) -> Tensor:
@@ -117,6 +128,7 @@ def one_tensor(output: Any) -> Tensor:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model is in eval mode in here; afterwards every module has its own mode back."""
+    check_model(model, numbers=False)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -128,7 +140,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's numbers are; a model without any is content with the processor."""
+    check_model(model, numbers=False)
     return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def _called(model: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """What the model gives. Where it fails, the error says on what."""
+    try:
+        return model(*inputs, **named)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # no memory is left, say
+            raise
+        tensors = [x for x in (*inputs, *named.values()) if isinstance(x, Tensor)]
+        shown = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in tensors)
+        raise RuntimeError(f"the network fails on a batch of shape {shown}: {error}") from error
 
 
 def _input_of(model: nn.Module, batch: Any) -> Any:

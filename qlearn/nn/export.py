@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,9 @@ from qlearn.nn.folding import FoldedNorm
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import is_linear_map
+from qlearn.nn.network import check_model
 from qlearn.nn.prepared import PreparedLayer
+from qlearn.nn.storage import writable
 from qlearn.packing import pack
 
 OPSET = 21  # the first with 4-bit codes and with groups
@@ -70,13 +72,17 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], input_shape: Seq
         import onnx
     except ImportError as error:
         raise ImportError(f"export_onnx() needs onnx ({error}): pip install onnx.") from error
+    check_model(model)
+    path = writable(path)
+    if not isinstance(input_shape, (tuple, list, torch.Size)) or not all(isinstance(n, Integral) for n in input_shape):
+        raise TypeError(f"input_shape={input_shape!r} must be the shape of one example: (1, 28, 28).")
     steps = _steps(model)
     output_shape = _output_shape(model, tuple(input_shape))
     graph = _Graph(onnx)
     for name, module in steps:
         graph.add(name, module)
     content = graph.finished(tuple(input_shape), output_shape).SerializeToString()
-    write_whole(Path(path), content)
+    write_whole(path, content)
     return len(content)
 
 

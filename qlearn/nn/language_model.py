@@ -9,6 +9,7 @@ laptop. It has read *Moby-Dick*, all but the last chapters.
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn import functional
 from qlearn import datasets
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerGroup, PerToken
-from qlearn.nn.batches import device_of, evaluating
+from qlearn.nn.batches import call, device_of, evaluating, one_tensor
 from qlearn.nn.fake_quantize import straight_through
 
 ALPHABET = "\n !\"$&'()*,-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"
@@ -117,8 +118,19 @@ class LanguageModel(nn.Module):
         """(N, T) whole numbers → logits (N, T, 80), float32.
 
         Raises:
-            ValueError: a text of more than `CONTEXT` characters.
+            ValueError: a text of more than `CONTEXT` characters, or anything but numbers of characters.
         """
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+            shown = (
+                f"shape {tuple(tokens.shape)}, {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            )
+            raise ValueError(
+                f"tokens has {shown}: wanted are whole numbers (N, T), as nn.to_tokens makes them of a text."
+            )
+        if not torch.compiler.is_compiling() and tokens.numel():
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= len(ALPHABET):
+                raise ValueError(f"tokens go from {low} to {high}: the model knows 0 to {len(ALPHABET) - 1}.")
         if tokens.shape[-1] > CONTEXT:
             raise ValueError(
                 f"tokens has shape {tuple(tokens.shape)}: the model sees at most {CONTEXT} characters at once. "
@@ -169,6 +181,8 @@ def to_tokens(text: str) -> Tensor:
     >>> to_tokens("\\n a")
     tensor([[ 0,  1, 54]])
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text is a {type(text).__name__}: wanted is a text, 'Call me Ishmael.'")
     unknown = next((place for place, letter in enumerate(text) if letter not in ALPHABET), None)
     if unknown is not None:
         raise ValueError(
@@ -184,7 +198,12 @@ def to_text(tokens: Tensor) -> str:
     >>> to_text(to_tokens("Call me Ishmael."))
     'Call me Ishmael.'
     """
-    return "".join(ALPHABET[token] for token in tokens.reshape(-1).tolist())
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens is a {type(tokens).__name__}: wanted is a tensor of whole numbers.")
+    numbers = tokens.reshape(-1).tolist()
+    if wrong := [number for number in numbers if number not in range(len(ALPHABET))]:
+        raise ValueError(f"tokens holds {wrong[0]}: the model knows 0 to {len(ALPHABET) - 1}.")
+    return "".join(ALPHABET[number] for number in numbers)
 
 
 def windows(text: str) -> tuple[Tensor, Tensor]:
@@ -204,6 +223,19 @@ def windows(text: str) -> tuple[Tensor, Tensor]:
     if n < 1:
         raise ValueError(f"the text has {len(text)} characters: {CONTEXT + 1} are needed at least.")
     return tokens[: n * CONTEXT].reshape(n, CONTEXT), tokens[1 : n * CONTEXT + 1].reshape(n, CONTEXT)
+
+
+def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    """What a network expects after each character, if it is a language model."""
+    logits = one_tensor(call(model, tokens))
+    if logits.shape != (*tokens.shape, len(ALPHABET)):
+        raise ValueError(
+            f"for tokens of shape {tuple(tokens.shape)} the network puts out shape {tuple(logits.shape)}: wanted are "
+            f"logits, one for each of {len(ALPHABET)} characters, as a LanguageModel has them."
+        )
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the network's outputs are not finite.")
+    return logits
 
 
 def perplexity(model: nn.Module, text: str) -> float:
@@ -233,7 +265,7 @@ def perplexity(model: nn.Module, text: str) -> float:
     total, device = 0.0, device_of(model)
     with torch.no_grad(), evaluating(model):
         for x, y in zip(inputs.split(BATCH_SIZE), following.split(BATCH_SIZE), strict=True):
-            logits = model(x.to(device)).flatten(0, 1)
+            logits = _logits(model, x.to(device)).flatten(0, 1)
             total += functional.cross_entropy(logits, y.to(device).flatten(), reduction="sum").item()
     return math.exp(total / following.numel())
 
@@ -261,16 +293,21 @@ def generate(model: nn.Module, prompt: str, *, length: int = 200, temperature: f
     >>> len(generate(language_model(), "Call me", length=5))
     12
     """
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt is a {type(prompt).__name__}: wanted is a text.")
+    kinds = ((length, Integral), (temperature, Real), (seed, Integral))
+    if not all(isinstance(value, kind) for value, kind in kinds):
+        raise TypeError(f"length={length!r}, temperature={temperature!r}, seed={seed!r}: all must be numbers.")
     if not prompt or length < 0 or not temperature >= 0:
         raise ValueError(
             f"prompt={prompt!r}, length={length}, temperature={temperature}: none may be empty or negative."
         )
-    random = torch.Generator().manual_seed(seed)  # on the processor, so that a text does not depend on the device
+    random = torch.Generator().manual_seed(int(seed))  # on the processor, so that a text does not depend on the device
     tokens, device = to_tokens(prompt), device_of(model)
     with torch.no_grad(), evaluating(model):
         for _ in range(length):
-            logits = model(tokens[:, -CONTEXT:].to(device))[0, -1].cpu()
-            if temperature == 0:
+            logits = _logits(model, tokens[:, -CONTEXT:].to(device))[0, -1].cpu()
+            if temperature == 0 or not bool((logits / temperature).isfinite().all()):  # so small a temperature is 0
                 following = logits.argmax().reshape(1)
             else:
                 following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=random)

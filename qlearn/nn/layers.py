@@ -137,10 +137,12 @@ class QuantizedLayer(nn.Module):
         """Real input → real output.
 
         Raises:
-            TypeError: whole numbers.  ValueError: NaN, infinity or another shape; both name the layer.
+            TypeError: whole numbers, no tensor.  ValueError: NaN, infinity or another shape. All name the layer.
         """
         if not torch.compiler.is_compiling():
             self.called = True
+        if not isinstance(input, Tensor):
+            raise TypeError(f"layer {self.name!r}: its input is a {type(input).__name__}: it must be a tensor.")
         if not input.is_floating_point():
             raise TypeError(f"layer {self.name!r}: its input has dtype {input.dtype}: it must hold floats.")
         if input.numel() == 0:
@@ -149,6 +151,12 @@ class QuantizedLayer(nn.Module):
             return self.compute(input)
         except ValueError as error:
             raise ValueError(f"layer {self.name!r}: {error}") from error
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # no memory is left, say
+                raise
+            raise ValueError(
+                f"layer {self.name!r} does not take an input of shape {tuple(input.shape)}: {error}"
+            ) from error
 
     def compute(self, x: Tensor) -> Tensor:
         """The output for an input that holds something."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import TypeAlias
 
 import torch
@@ -69,6 +70,7 @@ def sensitivity(
     >>> {bits: round(error, 5) for bits, error in found["0"].items()}
     {8: 0.0, 2: 0.01751}
     """
+    _check_tries(bits, weights)
     seen = list(listed(batches))
     layers = list(linear_maps(model))
     target = _log_softmax(model, seen, forward)
@@ -109,6 +111,7 @@ def layer_bytes(
     >>> layer_bytes(nn.Sequential(nn.Linear(784, 100)), bits=(8, 2))  # 78,400 codes, 100 scales, 100 biases, 3 numbers
     {'0': {8: 79212, 2: 20412}}
     """
+    _check_tries(bits, weights)
     table: dict[str, dict[int, int]] = {}
     for b in bits:
         for layer in prepared_layers(prepare(model, replace(weights, bits=b, method="min_max"), activations)):
@@ -152,6 +155,8 @@ def allocate_bits(sensitivity: Table, sizes: Table, budget: float) -> dict[str, 
     {'first': 8, 'last': 4}
     """
     way = descent(sensitivity, sizes)
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        raise TypeError(f"budget={budget!r} must be a number.")
     fitting = (chosen for chosen in way if _total(sizes, chosen) <= budget)
     if (chosen := next(fitting, None)) is None:
         smallest = sum(min(options.values()) for options in sizes.values())
@@ -199,6 +204,8 @@ def overrides_for(bits: Mapping[str, int], weights: QuantConfig = WEIGHTS) -> di
     >>> overrides_for({"conv1": 8, "linear": 3})["linear"]["weights"].bits
     3
     """
+    if not isinstance(bits, Mapping):
+        raise TypeError(f"bits={bits!r} must be {{layer: bits}}, as allocate_bits gives it.")
     return {name: {"weights": replace(weights, bits=b)} for name, b in bits.items()}
 
 
@@ -221,7 +228,18 @@ def _total(sizes: Table, chosen: Mapping[str, int]) -> float:
     return sum(sizes[name][b] for name, b in chosen.items())
 
 
+def _check_tries(bits: Sequence[int], weights: QuantConfig) -> None:
+    """`prepare` says which numbers will do."""
+    if not isinstance(bits, Sequence) or not bits or not all(isinstance(b, Integral) for b in bits):
+        raise TypeError(f"bits={bits!r} must be numbers to try, (8, 4).")
+    if not isinstance(weights, QuantConfig):
+        raise TypeError(f"weights must be a QuantConfig, not {weights!r}.")
+
+
 def _check(sensitivity: Table, sizes: Table) -> None:
+    for what, found in (("sensitivity", sensitivity), ("sizes", sizes)):
+        if not isinstance(found, Mapping) or not all(isinstance(row, Mapping) for row in found.values()):
+            raise TypeError(f"{what} must be a table {{layer: {{bits: number}}}}, not {found!r}.")
     if not sensitivity or sensitivity.keys() != sizes.keys():
         raise ValueError(
             f"sensitivity has the layers {', '.join(sensitivity) or 'none'}, sizes {', '.join(sizes) or 'none'}: "
@@ -241,7 +259,19 @@ def _check(sensitivity: Table, sizes: Table) -> None:
 
 def _log_softmax(model: nn.Module, batches: Batches, forward: Forward | None) -> Tensor:
     """The logarithms of what the network takes each class's probability for, in float64."""
-    logits = torch.cat([one_tensor(output).flatten(0, -2) for output in outputs(model, batches, forward=forward)])
+    parts: list[Tensor] = []
+    for output in outputs(model, batches, forward=forward):
+        of_batch = one_tensor(output)
+        classes = parts[0].shape[-1] if parts else max(2, of_batch.shape[-1] if of_batch.ndim else 0)
+        if of_batch.ndim < 2 or of_batch.shape[-1] != classes:
+            raise ValueError(
+                f"the network puts out shape {tuple(of_batch.shape)}: wanted are logits (…, C), of two classes or more "
+                "and of as many for each batch."
+            )
+        parts.append(of_batch.flatten(0, -2))
+    logits = torch.cat(parts)
+    if len(logits) == 0:
+        raise ValueError("the batches hold no example: nothing can be measured.")
     if not bool(logits.isfinite().all()):
         raise ValueError("the network's outputs are not finite: its sensitivity cannot be measured.")
     return logits.double().log_softmax(-1)

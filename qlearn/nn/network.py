@@ -34,12 +34,30 @@ REMEDIES = {
 }
 
 
+def check_model(model: object, *, numbers: bool = True) -> None:
+    """Raise unless it is a network, and one that has numbers if they are needed.
+
+    >>> check_model(nn.Linear)
+    Traceback (most recent call last):
+    TypeError: model is the class Linear: wanted is a network, Linear(…) with its arguments.
+    """
+    if isinstance(model, type):
+        raise TypeError(
+            f"model is the class {model.__name__}: wanted is a network, {model.__name__}(…) with its arguments."
+        )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: wanted is a network, an nn.Module.")
+    if numbers and (meta := next((name for name, p in model.named_parameters() if p.is_meta), None)):
+        raise ValueError(f"{meta} is on the meta device, where it has a shape and no numbers: load the weights first.")
+
+
 def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that can be quantized: name → layer. One that stands at several places has its first name.
 
     >>> list(linear_maps(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.LSTM(3, 3))))
     ['0']
     """
+    check_model(model, numbers=False)
     read = _read_by_parents(model)
     return {name: module for name, module in model.named_modules() if module not in read and is_linear_map(module)}
 
@@ -55,6 +73,7 @@ def copy_of(model: nn.Module, instead: Mapping[nn.Module, nn.Module] | None = No
     >>> bool((model.weight != 0).all())
     True
     """
+    check_model(model, numbers=False)
     memo: dict[int, object] = {id(old): new for old, new in (instead or {}).items()}
     taken = {part for old in instead or {} for part in old.modules()}
     for module in model.modules():
@@ -243,7 +262,7 @@ def in_float_text(left: list[InFloat], total: int, width: int = 100) -> str:
         f"{', '.join(group[:MOST_NAMES])}{f' and {len(group) - MOST_NAMES} more' * (len(group) > MOST_NAMES)} ({kind})"
         for kind, group in names.items()
     ]
-    rounded = f"{share:.0f}" if share in (0, 100) or 1 <= share <= 99 else f"{share:.2g}"
+    rounded = f"{share:.0f}" if 1 <= share <= 99 else f"{share:.{2 if share < 1 else 3}g}"
     text = f"left in float: {rounded} % of the numbers{': ' if where else ''}{', '.join(where)}"
     return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 

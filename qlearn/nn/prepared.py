@@ -24,6 +24,7 @@ from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks
 from qlearn.nn.network import (
     HOOKS,
     carry_hooks,
+    check_model,
     copy_of,
     in_float_text,
     left_in_float,
@@ -130,8 +131,11 @@ def prepare_layers(
     """
     if prepared_layers(model):
         raise ValueError("this model is prepared already: call nn.prepare once, on the trained network.")
-    if meta := next((name for name, p in model.named_parameters() if p.is_meta), None):
-        raise ValueError(f"{meta} is on the meta device, where it has a shape and no numbers: load the weights first.")
+    check_model(model)
+    if not isinstance(overrides or {}, Mapping):
+        raise TypeError(
+            f"overrides={overrides!r} must be a dictionary: layer names → {{'weights': …}}, or None for float."
+        )
     _refuse_parametrized(model)
     prepared = copy_of(model)
     layers = linear_maps(prepared)
@@ -157,6 +161,7 @@ def prepare_layers(
 
 def prepared_layers(model: nn.Module) -> list[PreparedLayer]:
     """The prepared layers of a model, each once."""
+    check_model(model, numbers=False)
     return [module for module in model.modules() if isinstance(module, PreparedLayer)]
 
 
@@ -180,6 +185,8 @@ def _configs(
 ) -> dict[str, Configs]:
     """What each layer that is not to stay in float gets: a name counts more than a pattern, and that than a type."""
     for key, override in overrides.items():
+        if not isinstance(key, (str, type)):
+            raise TypeError(f"overrides has the key {key!r}: layers are called by names, in quotes, or by their type.")
         if not any(_means(key, name, layer) for name, layer in layers.items()):
             shown = repr(key) if isinstance(key, str) else getattr(key, "__name__", repr(key))
             raise ValueError(f"overrides names {shown}, which is no layer to quantize; those are {', '.join(layers)}.")

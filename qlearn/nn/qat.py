@@ -91,6 +91,8 @@ class FakeQuantizedLayer(ObservedLayer):
         if self.calibrating or input.numel() == 0:
             return super().forward(input)
         self.called = True
+        if not input.is_floating_point():
+            raise TypeError(f"layer {self.name!r}: its input has dtype {input.dtype}: it must hold floats.")
         try:
             parameters, x_hat = self._rounded(input)
         except ValueError as error:

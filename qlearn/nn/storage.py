@@ -1,7 +1,7 @@
 """Save and load networks as safetensors: plain numbers with names, no code, no pickle.
 
 Quantized layers are packed at their bit width, so the size of the file is the size of the network. What their
-numbers do not say by themselves (which codes, per channel or per group, static or dynamic, ReLU) stands in the
+numbers do not say by themselves (which codes, per channel or per group, static or dynamic) stands in the
 file's head, and `load` compares it with the network.
 """
 
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.network import check_model
 
 HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON
 
@@ -36,7 +37,8 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
     ...     save(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors") > 4 * (10 * 2 + 2)
     True
     """
-    path = Path(path)
+    check_model(model)
+    path = writable(path)
     state = {name: tensor.contiguous().clone() for name, tensor in _state(model).items()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder, path.name)
@@ -59,6 +61,7 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     ...     load(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors")
     Linear(in_features=10, out_features=2, bias=True)
     """
+    check_model(model)
     state, configurations = _read(path)
     versions = getattr(model.state_dict(), "_metadata", {})  # of the modules, which some ask for
     differences = list(_other_layers(configurations, _configurations(model))) or list(
@@ -78,8 +81,28 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     return model
 
 
+def writable(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that is to be written.
+
+    Raises:
+        TypeError: no path.  FileNotFoundError, IsADirectoryError: its folder is missing, or it is a folder itself.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is a {type(path).__name__}: wanted is the name of a file.")
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: wanted is the name of a file in it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}: make it first, or write somewhere else.")
+    return path
+
+
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The file's tensors, and how its layers were quantized."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is a {type(path).__name__}: wanted is the name of a file.")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
     try:
         with safe_open(path, framework="pt") as file:
             state = OrderedDict((name, file.get_tensor(name)) for name in list(file.keys()))

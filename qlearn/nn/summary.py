@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from qlearn.nn.layers import QuantizedLayer
-from qlearn.nn.network import InFloat, in_float_text, left_in_float
+from qlearn.nn.network import InFloat, check_model, in_float_text, left_in_float
 from qlearn.nn.prepared import PreparedLayer
 
 COLUMNS = ("layer", "kind", "weights", "inputs", "parameters", "scales", "from", "to", "bytes")
@@ -99,6 +99,7 @@ def summary(model: nn.Module) -> Summary:
     total                               78,500  314,000
     left in float: 100 % of the numbers: 0 (Linear)
     """
+    check_model(model, numbers=False)
     quantized = {module for module in model.modules() if isinstance(module, (PreparedLayer, QuantizedLayer))}
     inside = {part for module in quantized for part in module.children()}  # its row is that of the layer around it
     seen: set[Tensor] = set()

@@ -6,14 +6,17 @@ more time on collecting single images than these networks spend on learning from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import closing
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qlearn.nn.batches import Forward, call, device_of, evaluating, one_tensor
+from qlearn.nn.network import check_model
 from qlearn.nn.threads import one_thread
 
 
@@ -51,7 +54,7 @@ def train(
 
     Raises:
         ValueError: images and labels of different number, or none; labels of another shape than (N,), or outside the
-            classes; epochs or batch_size below 1.
+            classes; epochs or batch_size below 1; a loss that is not finite.
 
     Source: Kingma and Ba 2015, https://arxiv.org/abs/1412.6980.
 
@@ -75,8 +78,11 @@ def train(
         seed=seed,
         forward=forward,
     )
-    an_epoch = -(-len(images) // batch_size) if batch_size > 0 else 1
-    bar = tqdm(total=epochs * an_epoch, desc="Training", unit="step", disable=not progress)
+    right = (
+        isinstance(batch_size, Integral) and batch_size > 0 and isinstance(epochs, Integral)
+    )  # if not, the first step says so
+    an_epoch = -(-len(images) // batch_size) if right else 1
+    bar = tqdm(total=epochs * an_epoch if right else None, desc="Training", unit="step", disable=not progress)
     with bar, closing(steps):  # an interrupt in this loop, too, must end the steps: they put the model into eval mode
         for loss in steps:
             losses.append(loss)
@@ -103,10 +109,20 @@ def training_steps(
     Close the generator to stop; the model is then in eval mode.
     """
     images, labels = _paired(images, labels)
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be 1 or more.")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        _check_count(name, value)
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate={learning_rate} must be larger than 0, and finite.")
+    check_model(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "this network has nothing that can be trained: of a converted one, nn.prepare_qat makes a network that "
+            "learns, before nn.convert."
+        )
     device = device_of(model)
-    order = torch.Generator().manual_seed(seed)
+    if not isinstance(seed, Integral):
+        raise TypeError(f"seed={seed!r} must be a whole number.")
+    order = torch.Generator().manual_seed(int(seed))
     total = epochs * -(-len(images) // batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
@@ -118,11 +134,16 @@ def training_steps(
                     y = labels[batch]
                     logits = _logits(call(model, to_inputs(images[batch]).to(device), forward), y)
                     loss = nn.functional.cross_entropy(logits, y.to(device))
+                    if not math.isfinite(value := loss.item()):
+                        raise ValueError(
+                            f"the loss is {value}: images hold numbers that are not finite, or learning_rate="
+                            f"{learning_rate} is too large. The network is as it was after the step before."
+                        )
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
                     decay.step()
-                yield loss.item()
+                yield value
     finally:
         model.eval()
 
@@ -149,6 +170,8 @@ def accuracy(
     0.6666666666666666
     """
     images, labels = _paired(images, labels)
+    _check_count("batch_size", batch_size)
+    check_model(model)
     device = device_of(model)
     right = 0
     with torch.no_grad(), evaluating(model):
@@ -170,7 +193,7 @@ def to_inputs(images: Any) -> Tensor:
     >>> to_inputs(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8))
     tensor([[[[0.0000, 0.2000, 1.0000]]]])
     """
-    pixels = torch.as_tensor(images)
+    pixels = _tensor("images", images)
     if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
         raise TypeError(f"images have dtype {pixels.dtype}: they must be bytes (uint8) from 0 to 255, or floats.")
     if pixels.ndim not in (3, 4):
@@ -181,8 +204,27 @@ def to_inputs(images: Any) -> Tensor:
     return inputs.unsqueeze(1) if pixels.ndim == 3 else inputs
 
 
+def _tensor(name: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} cannot be made a tensor, which takes numbers in rows of equal length: {error}"
+        ) from error
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, Integral):
+        raise TypeError(f"{name}={value!r} must be a whole number.")
+    if value < 1:
+        raise ValueError(f"{name}={value} must be 1 or more.")
+
+
 def _paired(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    images, labels = _tensor("images", images), _tensor("labels", labels)
+    if images.ndim == 0 or labels.ndim == 0:
+        name = "images" if images.ndim == 0 else "labels"
+        raise ValueError(f"{name} is a single number: wanted is an array with one entry for each image.")
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(f"{len(images)} images and {len(labels)} labels: there must be one label for each image.")
     if labels.ndim != 1:
