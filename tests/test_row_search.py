@@ -31,12 +31,12 @@ def test_tiny_and_huge_values_are_swept_together():
     assert (lo.tolist(), hi.tolist()) == ([-1e200, -1e200], [1e200, 1e200])
 
 
-@pytest.mark.parametrize(("below", "wanted"), [(2.8e-7, np.sqrt(0.5)), (3.1e-7, 1.0)])
-def test_of_scales_whose_errors_differ_by_less_than_a_millionth_the_smaller_is_taken(below, wanted):
+def test_of_scales_whose_errors_differ_by_less_than_a_millionth_the_smaller_is_taken():
     # With b = √2 − 1 the codes 1, 0 cost b², and the codes 1, 1 as much: (1 − b)² / 2. As b falls by a share of it,
     # the first falls by 2 of them, and the second rises by √2.
-    _, hi = by_sweeping(np.array([[1.0, (np.sqrt(2) - 1) * (1 - below)]]), Search(2, symmetric=True))
-    assert hi == pytest.approx([wanted], rel=1e-6)
+    rows = np.array([[1.0, (np.sqrt(2) - 1) * (1 - below)] for below in (2.8e-7, 3.1e-7)])
+    _, hi = by_sweeping(rows, Search(2, symmetric=True))
+    assert hi == pytest.approx([np.sqrt(0.5), 1.0], rel=1e-6)  # as far as b was moved
 
 
 @pytest.mark.parametrize(("below", "wanted"), [(5e-7, 127 - 127 * 0.5 / 127**3), (2e-6, 127.0)])
@@ -134,10 +134,9 @@ def test_rows_are_long_from_65536_values_and_16_for_each_code_on(bits, least, wa
 def test_rows_of_float64_are_brought_near_one(monkeypatch):
     seen, rows = [], np.array([[-4.0, 1.0], [6.0, 0.0]])
     monkeypatch.setattr(row_search, "_of_rows", lambda rows, _: seen.append(rows.tolist()) or (np.ones(2), np.zeros(2)))
-    _, hi = by_searching(rows, Search(2))
-    by_searching(rows.astype(np.float32), Search(2))
+    assert by_searching(rows, Search(2))[1].tolist() == [3 * 8, 3 * 8]  # and the range back
+    assert by_searching(rows.astype(np.float32), Search(2))[1].tolist() == [3, 3]
     assert seen == [[[-0.5, 0.125], [0.75, 0.0]], rows.tolist()]
-    assert hi.tolist() == [3 * 8, 3 * 8]  # and back
 
 
 @pytest.mark.parametrize("unit", [1.0, 2.0**-1000, 2.0**1000])
