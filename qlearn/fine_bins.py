@@ -80,7 +80,7 @@ class FineBins:
         near, far = (end.astype(np.int32).view(np.float32).astype(np.float64) for end in ends)
         low, high = np.where(place > 0, near, -far), np.where(place < 0, -near, far)
         width = np.where(c > 0, high - low, 1)  # the empty bins at both ends may have none
-        return below + np.where(c > 0, (c * high - self.sums[bins]) * (t - low) / width, 0)
+        return below + (c * high - self.sums[bins]) * (t - low) / width
 
     def least(self, t: Any) -> Any:
         """The least that G(t) can be."""
@@ -113,20 +113,20 @@ def search_long(x: Any, search: Search) -> tuple[float, float]:
         return 0.0, 0.0  # nothing but zeros
     tried = _rivals(bins, search.tried(bins, lo, hi, mean), search)
     if not search.symmetric:
-        scale, near = np.repeat(tried.scale, 3, axis=-1), search.neighbours(tried.zero_point.T).reshape(1, -1)
+        scale, near = np.repeat(tried.scale, 3, axis=-1), search.neighbours(tried.zero_point.T).ravel()[None]
         tried = _rivals(bins, Tried(scale, near, bins.sse(scale, near, *search.limits)), search)
     errors = _judged(x, tried, search)
-    best = tried.scale[0, search.first_of_scales(bins, errors)[0]]
-    same_scale = tried.scale[0] == best
-    i = search.first_of_zero_points(bins, errors[:, same_scale])[0]
-    return float(best), float(tried.zero_point[0, same_scale][i])
+    best = tried.scale[:, search.first_of_scales(bins, errors)].item()
+    same_scale = tried.scale.ravel() == best
+    i = search.first_of_zero_points(bins, errors[:, same_scale])
+    return best, tried.zero_point[:, same_scale][:, i].item()
 
 
 def _rivals(bins: FineBins, tried: Tried, search: Search) -> Tried:
     """Those that can have the smallest error, or one that counts as equal, for all that the bins know."""
-    front = np.argsort(tried.sse[0])[:MOST_JUDGED]
+    front = np.argsort(tried.sse.ravel())[:MOST_JUDGED]
     most = bins.most(tried.scale[:, front], tried.zero_point[:, front], *search.limits).min() * (1 + ALIKE)
-    rivals = np.flatnonzero(tried.sse[0] <= most)
+    rivals = np.flatnonzero(tried.sse <= most)
     return Tried(*(values[:, rivals] for values in (tried.scale, tried.zero_point, tried.sse)))
 
 
@@ -135,15 +135,15 @@ def _judged(x: Any, tried: Tried, search: Search) -> Any:
     if tried.scale.size > MOST_JUDGED:
         return SortedView(x).sse(tried.scale, tried.zero_point, *search.limits)
     quant_min, quant_max = search.limits
-    errors = np.zeros(tried.scale.shape)
+    errors = np.zeros(tried.scale.size)
     for part in slabs(x):
         values = x[part]
-        for i, (s, z) in enumerate(zip(tried.scale[0].tolist(), tried.zero_point[0].tolist(), strict=True)):
+        for i, (s, z) in enumerate(zip(tried.scale.ravel().tolist(), tried.zero_point.ravel().tolist(), strict=True)):
             error = values / s
             np.rint(error, out=error)
             np.clip(error, quant_min - z, quant_max - z, out=error)
             error *= s
             error -= values
             error *= error
-            errors[0, i] += error.sum(dtype=np.float64)
-    return errors
+            errors[i] += error.sum(dtype=np.float64)
+    return errors[None]

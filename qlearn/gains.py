@@ -19,7 +19,7 @@ import numpy as np
 from qlearn.arrays import quietly
 
 AT_ONCE = 1 << 20  # thresholds asked for together
-EQUAL = 1e-9  # gain and loss, in steps a value, that differ by no more are equal
+EQUAL = 1e-9  # gain and loss, in steps a value, that differ by less are equal
 
 
 class View(Protocol):

@@ -53,7 +53,7 @@ def clip_grid(lo: Any, hi: Any, mean: Any, candidates: int = CANDIDATES) -> tupl
     largest = xp.maximum(-lo, hi)
     share = xp.astype(like(np.linspace(0, 1, candidates), lo), lo.dtype)
     safe = xp.where(mean > 0, mean, xp.ones_like(mean))
-    t = safe * xp.where(mean > 0, largest / safe, xp.zeros_like(mean)) ** share
+    t = safe * (largest / safe) ** share
     t = xp.where(share == 1, largest, t)  # a power rounds; the widest range is the min-max range itself
     return xp.maximum(lo, -t), xp.minimum(hi, t)
 
@@ -104,7 +104,7 @@ class Search:
             high = np.maximum(np.take_along_axis(scale, np.minimum(i + steps, last), -1), best * beside)
             # A row that is done stays as it is: what is found for it must not depend on the rows beside it.
             low, high = np.where(done, best, low), np.where(done, best, high)
-            parts.append(self._judged(view, np.geomspace(low[:, 0], high[:, 0], finer + 1, axis=-1)))
+            parts.append(self._judged(view, np.squeeze(np.geomspace(low, high, finer + 1, axis=-1), 1)))
             done = np.log(high / low) <= FINE * finer
             steps, beside, finer = 1, 1.0, HALVES
         scale, zero_point, errors = (
@@ -143,8 +143,8 @@ class Search:
         if self.symmetric:
             return scale, np.zeros_like(scale)
         below = np.floor(-np.minimum(lo, 0) / scale + NEAR)
-        both = np.clip(np.stack([below, below + 1], -1), 0, self.limits[1])
-        return np.repeat(scale, 2), both.reshape(-1)
+        both = np.minimum(np.stack([below, below + 1], -1), self.limits[1])
+        return np.repeat(scale, 2), both.ravel()
 
     def settled(self, lo: float, hi: float) -> tuple[float, float]:
         """A range like this one whose ends are ticks; where −lo / scale lies halfway, or nearly, it is rounded up.
@@ -154,7 +154,7 @@ class Search:
         """
         scale = self.scale_of(lo, hi)
         zero_point = np.floor(-min(lo, 0.0) / scale + 0.5 + NEAR)
-        first, last = self.range_of(scale, np.clip(zero_point, 0, self.limits[1]), np.float64)
+        first, last = self.range_of(scale, np.minimum(zero_point, self.limits[1]), np.float64)
         return float(first), float(last)
 
     def best(self, view: View, tried: Tried) -> tuple[Any, Any]:
@@ -169,16 +169,17 @@ class Search:
             near = self.neighbours(zero_point)
             errors = view.sse(np.broadcast_to(scale, near.shape), near, *self.limits)
             zero_point = np.take_along_axis(near, self.first_of_zero_points(view, errors)[:, None], -1)
-        something = np.reshape(view.squares, -1) > 0  # of nothing but zeros the range is 0 … 0
-        return np.where(something, scale[:, 0], 0.0), np.where(something, zero_point[:, 0], 0.0)
+        something = view.squares > 0  # of nothing but zeros the range is 0 … 0
+        scale, zero_point = (np.squeeze(np.where(something, found, 0.0), 1) for found in (scale, zero_point))
+        return scale, zero_point
 
     def first_of_scales(self, view: View, errors: Any) -> Any:
         """The place of the first error in each row that counts as equal to the smallest one."""
-        return _first(errors, TIE, EXACT * np.reshape(view.squares, (-1, 1)))
+        return _first(errors, TIE, EXACT * view.squares)
 
     def first_of_zero_points(self, view: View, errors: Any) -> Any:
         """The same for zero points beside each other, of one scale."""
-        return _first(errors, ALIKE, EXACT * np.reshape(view.squares, (-1, 1)))
+        return _first(errors, ALIKE, EXACT * view.squares)
 
     def neighbours(self, zero_point: Any) -> Any:
         """The zero points beside each one, and itself, in order: (rows, 3) of (rows, 1)."""

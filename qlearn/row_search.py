@@ -74,9 +74,9 @@ def _sweep(rows: Any, quant_min: int, quant_max: int) -> Any:
     )
     order = np.argsort(-points, axis=-1, kind="stable")
     sum_xq = np.cumsum(np.take_along_axis(xq, order, -1), -1)
-    sum_qq = np.maximum(np.cumsum(np.take_along_axis(qq, order, -1), -1), 1)
+    sum_qq = np.cumsum(np.take_along_axis(qq, order, -1), -1)  # from 1 on: code 1 of the largest value
     squares = (magnitude**2).sum((-2, -1))[:, None]
     error = squares - sum_xq**2 / sum_qq
     equal = error <= error.min(-1, keepdims=True) * (1 + TIE) + EXACT * squares
     last = equal.shape[-1] - 1 - equal[:, ::-1].argmax(-1)[:, None]
-    return np.take_along_axis(sum_xq / sum_qq, last, -1)[:, 0] * unit[:, 0]
+    return np.squeeze(np.take_along_axis(sum_xq / sum_qq, last, -1) * unit, -1)

@@ -60,3 +60,27 @@ def test_zero_points_of_equal_errors():
     assert best_zero_points(SortedView([-1.0, 0.0, 0.0, 1.0]), np.array([1.0]), 1).tolist() == [0.0]
     none = best_zero_points(SortedView([1.0, 2.0, 3.0]), np.array([1.0]), 3)
     assert none.tolist() == [0.0] and not np.signbit(none).any()
+
+
+@pytest.mark.parametrize(("below", "n", "wanted"), [(0.5, 1, 0), (1.0, 1, 1), (1.5, 2, 0), (2.0, 2, 1)])
+def test_gain_and_loss_are_equal_if_they_differ_by_less_than_a_billionth_of_a_step_a_value(below, n, wanted):
+    x = [-0.5e9 - below] + [0.0] * (n - 1)  # so far nearer to the tick at −1e9, which the zero point 1 has
+    assert best_zero_points(SortedView(x), np.array([1e9]), 1).tolist() == [wanted]
+
+
+class Counting(SortedView):
+    """Counts the questions."""
+
+    asked = 0
+
+    def gains(self, t):
+        self.asked += 1
+        assert self.asked <= 8
+        return super().gains(t)
+
+
+@pytest.mark.parametrize("x", [-1000.0, -100.0, 0.0, 1000.0])
+def test_one_of_256_places_is_found_in_eight_halvings(x):
+    view = Counting([x])
+    best_zero_points(view, np.array([1.0, 2.0]), 255)
+    assert view.asked == 8

@@ -19,6 +19,7 @@ from qlearn import (
     fake_quantize,
     find_qparams,
     find_range,
+    range_search,
     row_search,
 )
 from qlearn.arrays import block_rows
@@ -26,7 +27,7 @@ from qlearn.errors import mse as mse_of
 from qlearn.fine_bins import FineBins
 from qlearn.gains import best_zero_points
 from qlearn.histogram import LogHistogram
-from qlearn.range_search import ALIKE, TIE, Search, clip_grid
+from qlearn.range_search import ALIKE, TIE, Search, Tried, clip_grid
 from qlearn.sorted_rows import SortedRows
 from qlearn.sorted_view import SortedView
 from strategies import codes_of
@@ -299,6 +300,200 @@ def test_a_single_number_has_a_range():
     assert find_range(5.0, "mse") == find_range([5.0], "mse")
     lo, hi = find_range(torch.tensor(5.0), "mse")
     assert lo == 0 and hi == 5
+
+
+# The search, step by step
+
+
+class Valley:
+    """A view of rows whose error depends on the scale alone: the smallest is at a scale of our choice."""
+
+    def __init__(self, lowest, count=1, squares=1.0):
+        self.lowest, self.count = np.reshape(lowest, (-1, 1)), count
+        self.squares, self.asked = np.full(self.lowest.shape, squares), 0
+
+    def sse(self, scale, zero_point, quant_min, quant_max):
+        self.asked += 1
+        assert self.asked < 20  # a search that goes on for ever
+        return np.log(scale / self.lowest) ** 2
+
+
+def test_the_grid_by_hand():
+    for lo, hi, mean in ((-16.0, 1.0, 0.25), (-1.0, 16.0, 0.25)):
+        clips = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
+        low, high = clip_grid(lo, hi, mean, 7)
+        assert low == pytest.approx([max(lo, -t) for t in clips], rel=1e-14)
+        assert high == pytest.approx([min(hi, t) for t in clips], rel=1e-14)
+    for largest in np.random.default_rng(0).uniform(1, 2, 50):  # powers are rounded, and the last range is not
+        assert [end[-1] for end in clip_grid(-largest, 1.0, 0.3)] == [-largest, 1.0]
+    with np.errstate(all="raise"):
+        assert [end.tolist() for end in clip_grid(0.0, 0.0, 0.0, 3)] == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_eight_bits_are_asymmetric_and_a_hundred_scales_are_tried_if_nothing_is_said():
+    assert Search(8) == Search(8, symmetric=False, narrow_range=True, candidates=100)
+    assert len(clip_grid(-1.0, 1.0, 0.5)[0]) == 100
+    search, tried = Search(8), Search(3, True).tried(Valley([1.0]), -1.0, 1.0, 0.5)
+    for thing in (search, tried):
+        with pytest.raises(AttributeError):
+            thing.scale = thing.bits = 1
+
+
+@pytest.mark.parametrize(
+    ("search", "lo", "hi", "wanted"),
+    [
+        (Search(2), -1.0, 2.0, 1.0),
+        (Search(2), 0.5, 3.0, 1.0),
+        (Search(2), -3.0, -0.5, 1.0),
+        (Search(3), -3.0, 0.5, 0.5),
+        (Search(2), 0.0, 0.0, 1.0),
+        (Search(2, True), -3.0, 1.0, 3.0),
+        (Search(2, True), -1.0, 3.0, 3.0),
+        (Search(2, True), 0.25, 0.5, 0.5),
+        (Search(2, True), -0.5, -0.25, 0.5),
+        (Search(2, True, False), -3.0, 1.0, 1.5),
+        (Search(2, True, False), -3.0, 2.0, 2.0),
+        (Search(3, True), -3.0, 6.0, 2.0),
+        (Search(2, True), 0.0, 0.0, 1.0),
+    ],
+)
+def test_scales_of_ranges_by_hand(search, lo, hi, wanted):
+    assert search.scale_of(lo, hi) == wanted
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_first_scales_are_those_of_140_ranges(symmetric):
+    rows = [(-1.0, 16.0, 1.0), (-9.0, 2.0, 0.5), (0.5, 4.0, 2.0), (-4.0, -0.5, 2.0)]
+    wanted = []
+    for lo, hi, mean in rows:
+        clips = [mean * 2 ** (k / 20 - 1) for k in range(20)]
+        clips += [mean ** (1 - i / 99) * max(-lo, hi) ** (i / 99) for i in range(100)]
+        ranges = [(min(max(lo, -t), 0), max(min(hi, t), 0)) for t in clips]
+        scales = [max(-low, high) / 3 if symmetric else (high - low) / 7 for low, high in ranges]
+        wanted.append(scales + [scales[-1] * 2 ** (k / 20) for k in range(1, 21)])
+    found = Search(3, symmetric).scales(*np.transpose(rows))
+    assert found == pytest.approx(np.array(wanted), rel=1e-12)  # roots and powers
+    assert Search(3, symmetric).scales(*rows[0]).tolist() == found[:1].tolist()
+
+
+def rounds_of(scales, lowest, count):
+    """The scales that are tried for one row, round after round, and whether that is enough."""
+    steps, beside, parts = 2, 1.02, 32 if count < 2**16 else 96
+    while True:
+        i = min(range(len(scales)), key=lambda k: abs(np.log(scales[k] / lowest)))
+        low = min(scales[max(i - steps, 0)], scales[i] / beside)
+        high = max(scales[min(i + steps, len(scales) - 1)], scales[i] * beside)
+        scales = [low * (high / low) ** (k / parts) for k in range(parts + 1)]
+        yield scales, np.log(high / low) / parts <= 0.0025
+        steps, beside, parts = 1, 1, 4
+
+
+@pytest.mark.parametrize("count", [1, 2**16 - 1, 2**16, 2**20])
+@pytest.mark.parametrize("largest", [1.5, 1e3, 1e9])
+def test_finer_grids_are_laid_around_the_best_scale(count, largest):
+    search = Search(3, symmetric=True)
+    rows = np.array([[-largest, 1.0, 1.0]] * 8 + [[-3.0, 7.0, 2.0]])
+    first = search.scales(*rows.T)
+    lowest = first[range(9), [0, 1, 2, 3, 60, 136, 138, 139, 60]] * 1.001
+    with np.errstate(all="raise"):
+        found = search.tried(Valley(lowest, count), *rows.T)
+    each: list[list[list[float]]] = []
+    for scales, best in zip(first.tolist(), lowest, strict=True):
+        each.append([scales])
+        for finer, enough in rounds_of(scales, best, count):
+            each[-1].append(finer)
+            if enough:
+                break
+    rounds = max(len(parts) for parts in each)
+    for i, parts in enumerate(each):
+        best = min(parts[-1], key=lambda scale: abs(np.log(scale / lowest[i])))
+        again = [best] * (5 * (rounds - len(parts)))  # a row that is done stays as it is
+        assert found.scale[i] == pytest.approx(np.sort(np.concatenate([*parts, again])), rel=1e-11)  # roots of powers
+    assert found.sse == pytest.approx(np.log(found.scale / lowest[:, None]) ** 2)
+    assert not found.zero_point.any()
+
+
+def test_steps_that_are_fine_enough_are_not_cut_again(monkeypatch):
+    search, grid = Search(3, symmetric=True), (-9.0, 1.0, 1.0)
+    first = search.scales(*grid)[0]
+    monkeypatch.setattr(range_search, "FINE", np.log(first[62] / first[58]) / 32)
+    assert search.tried(Valley(first[60]), *grid).scale.shape == (1, 140 + 33)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_every_scale_is_judged_with_its_best_zero_point(symmetric):
+    rows = np.random.default_rng(0).gumbel(size=(3, 40))
+    view, search = SortedRows(rows), Search(3, symmetric)
+    tried = search.tried(view, rows.min(-1), rows.max(-1), np.abs(rows).mean(-1))
+    wanted = 0 * tried.scale if symmetric else best_zero_points(view, tried.scale, 7)
+    assert (np.diff(tried.scale) >= 0).all() and tried.zero_point.tolist() == wanted.tolist()
+    assert tried.sse == pytest.approx(view.sse(tried.scale, wanted, *search.limits), rel=1e-12)
+
+
+def test_errors_that_count_as_equal():
+    search, two = Search(2), Valley([1.0, 1.0], squares=0.0)
+    errors = np.array([[9.0, 1 + 1e-6, 1.0], [1.5, 1 + 2e-6, 1.0]])
+    assert search.first_of_scales(two, errors).tolist() == [1, 2]
+    errors = np.array([[9.0, 1 + 1e-5, 1.0], [1.5, 1 + 2e-5, 1.0]])
+    assert search.first_of_zero_points(two, errors).tolist() == [1, 2]
+    many, errors = Valley([1.0, 1.0], squares=100.0), np.array([[1.0, 9e-11, 0.0], [1.0, 2e-10, 0.0]])
+    assert search.first_of_scales(many, errors).tolist() == [1, 2]
+    assert search.first_of_zero_points(many, errors).tolist() == [1, 2]
+
+
+def test_neighbours_by_hand():
+    assert Search(2).neighbours(np.array([[0.0], [1.0], [3.0]])).tolist() == [[0, 0, 1], [0, 1, 2], [2, 3, 3]]
+
+
+def test_the_best_of_those_tried_by_hand():
+    rows = np.array([[-1.0, 0.0, 1.0, 2.0], [-3.0, -2.0, -1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [-0.5, 0.0, 0.0, 0.25]])
+    view, scale = SortedRows(rows), np.array([[0.5, 1.0, 2.0]] * 3 + [[0.125, 0.25, 0.5]])
+    for search, wanted in ((Search(2), [1, 3, 0, 2]), (Search(2, True, False), [0, 0, 0, 0])):
+        zero_point = np.minimum(np.array(wanted)[:, None] + [0.0, 1.0, 1.0], 3) * (not search.symmetric)
+        tried = Tried(scale, zero_point, view.sse(scale, np.array(wanted)[:, None] + 0 * scale, *search.limits))
+        found = search.best(view, tried)
+        assert [numbers.tolist() for numbers in found] == [[1, 1, 0, 0.25], wanted]
+    nothing = Search(2).best(Valley([1.0], squares=0.0), Tried(np.ones((1, 2)), 2 * np.ones((1, 2)), np.ones((1, 2))))
+    assert [numbers.tolist() for numbers in nothing] == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("bits", "lo", "hi", "scale", "zero_points", "settled"),
+    [
+        (2, -1.0, 2.0, 1.0, [1, 2], (-1.0, 2.0)),
+        (2, -1.0, 1.0, 2 / 3, [1, 2], (-4 / 3, 2 / 3)),
+        (2, 0.0, 3.0, 1.0, [0, 1], (0.0, 3.0)),
+        (2, 2.0, 3.0, 1.0, [0, 1], (0.0, 3.0)),
+        (2, -3.0, -2.0, 1.0, [3, 3], (-3.0, 0.0)),
+        (2, -1.4996, 1.5004, 1.0, [1, 2], (-2.0, 1.0)),  # a thousandth below a half counts as a half
+        (2, -1.498, 1.502, 1.0, [1, 2], (-1.0, 2.0)),
+        (3, -0.9992, 6.0008, 1.0, [1, 2], (-1.0, 6.0)),  # and one below a code as that code
+        (3, -0.998, 6.002, 1.0, [0, 1], (-1.0, 6.0)),
+        (4, -1e-322, 0.0, 5e-324, [15, 15], (-15 * 5e-324, 0.0)),  # the smallest scale there is
+    ],
+)
+def test_zero_points_beside_a_range_by_hand(bits, lo, hi, scale, zero_points, settled):
+    twice = [numbers.tolist() for numbers in Search(bits).quantizers_of(np.array([lo, -3.0]), np.array([hi, 3.0]))]
+    other = 6 / (2**bits - 1)
+    middle = 2 ** (bits - 1) - 1
+    assert twice == [pytest.approx([scale] * 2 + [other] * 2, rel=1e-14), [*zero_points, middle, middle + 1]]
+    assert Search(bits).settled(lo, hi) == pytest.approx(settled, rel=1e-14)
+
+
+def test_symmetric_codes_have_the_zero_point_0():
+    scale, zero_point = Search(2, True).quantizers_of(np.array([-3.0, -1.0]), np.array([3.0, 2.0]))
+    assert (scale.tolist(), zero_point.tolist()) == ([3.0, 2.0], [0.0, 0.0])
+
+
+def test_ranges_by_hand():
+    search = Search(2)
+    lo, hi = search.range_of(np.array([1.0, 0.5, 0.0]), np.array([1.0, 0.0, 2.0]), np.float64)
+    assert (lo.tolist(), hi.tolist()) == ([-1.0, 0.0, 0.0], [2.0, 1.5, 0.0]) and not np.signbit(lo[1:]).any()
+    lo, hi = search.range_of(np.array([1.0, 1.0]), np.array([1.0, 2.0]), np.float32, np.array([3, -1]))
+    assert (lo.tolist(), hi.tolist()) == ([-8.0, -1.0], [16.0, 0.5]) and lo.dtype == hi.dtype == np.float32
+    top = float(np.finfo(np.float32).max)
+    lo, hi = search.range_of(np.array([top, 1e300]), np.array([1.0, 1.0]), np.float32)
+    assert (lo.tolist(), hi.tolist()) == ([-top, -top], [top, top])
 
 
 # No coin toss

@@ -316,6 +316,8 @@ def test_the_histogram_has_2048_bins_and_the_clip_is_one_of_their_edges():
     place = hi * 2048 / (16 * (1 + 1e-6))
     assert place == pytest.approx(round(place), rel=1e-12) and 2 < hi < 16
     assert lo == max(x.min(), -hi)
+    with pytest.raises(ValueError, match="bins=2 must be a whole number of at least 128,"):  # half of the 256 codes
+        entropy([-1.0, 1.0], bins=2)
     for bins in (2048.0, "2048"):
         with pytest.raises(ValueError, match=f"bins={bins!r} must be a whole number"):
             entropy(x, bins=bins)
@@ -345,6 +347,7 @@ def test_the_smallest_error_is_that_of_eight_asymmetric_bits_if_nothing_is_said(
     assert all(mse(x, **option) != plain for option in ({"bits": 7}, {"bits": 9}, {"symmetric": True}))
     narrow = {"bits": 2, "symmetric": True}
     assert mse(x, **narrow) == mse(x, narrow_range=True, **narrow) != mse(x, narrow_range=False, **narrow)
+    assert find_range(x, "mse", **narrow) == mse(x, **narrow)
 
 
 @pytest.mark.parametrize("narrow_range", [False, True])
@@ -393,3 +396,6 @@ def test_zeros_have_no_range_to_lose():
 def test_logits_may_lie_further_apart_than_the_largest_number():
     lo, hi = cross_entropy([[1.7e308, -1.7e308, 1e308, 0.0]], bits=2)
     assert (lo / 1.1e308, hi / 1.1e308) == pytest.approx((-2 / 3, 4 / 3))  # codes tell the two largest apart
+    # With a smaller mean the first ranges do not: their last tick but one must come to lie nearer to 1e308.
+    lo, hi = cross_entropy([[1.7e308, -1.7e308, 1e308] + [0.0] * 6], bits=2)
+    assert (lo / 1e308, hi / 1e308) == pytest.approx((-2 / 3, 4 / 3), rel=0.013)  # ranges are tried 1.3 % apart

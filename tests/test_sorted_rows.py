@@ -29,6 +29,22 @@ def test_gains_are_sums_over_all_values_of_the_row(n):
     assert view.total[:, 0] == pytest.approx(rows.sum(-1)) and view.squares[:, 0] == pytest.approx((rows**2).sum(-1))
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 200])  # of 49 values: for one threshold, two or four
+def test_gains_of_short_rows_are_added_up_in_parts_that_change_nothing(at_once, monkeypatch):
+    view, t = SortedRows(rows_of(7)), np.linspace(-9, 9, 11) * np.ones((7, 1))
+    whole = view.gains(t)
+    monkeypatch.setattr(sorted_rows, "AT_ONCE", at_once)
+    monkeypatch.setattr(np, "empty", lambda shape: np.full(shape, np.nan))  # and not what was there before
+    assert view.gains(t).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize(("n", "looked_up"), [(32, False), (33, True)])
+def test_gains_of_rows_of_more_than_32_values_are_looked_up(n, looked_up):
+    view = SortedRows(rows_of(n))
+    view.sums *= np.nan
+    assert np.isnan(view.gains(np.ones((7, 1)))).all() == looked_up
+
+
 def test_a_row_of_one_value_and_rows_far_apart():
     view = SortedRows(np.array([[1.0, 3.0], [1e6, 3e6]], np.float32))
     assert view.gains(np.array([[2.0, 4.0], [2e6, 5e6]])).tolist() == [[1.0, 4.0], [1e6, 6e6]]
