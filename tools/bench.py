@@ -1,8 +1,8 @@
 """How quick qlearn is, against named peers in the same run: `make bench`, or `make bench ONLY="quantize mse"`.
 
-Parts: import, quantize, mse, observers, ptq, qat, gptq, mixed_precision, kernel, memory, lessons, page (which takes
-most of the time). The table is printed, and written with more digits to bench.json, which git ignores. Times depend
-on the machine and on what else it does, so nothing here fails.
+Parts: import, quantize, mse, observers, ptq, qat, gptq, layers, mixed_precision, kernel, memory, lessons, page (which
+takes most of the time). The table is printed, and written with more digits to bench.json, which git ignores. Times
+depend on the machine and on what else it does, so nothing here fails.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from bench_explorers import kernel, memory, page
+from bench_layers import layers
 from bench_maths import imports, lesson_times, mse, quantize
 from bench_networks import gptq, mixed_precision, observers, ptq, qat
 from bench_rows import Row, heading, line
@@ -31,6 +32,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "ptq": ptq,
     "qat": qat,
     "gptq": gptq,
+    "layers": layers,
     "mixed_precision": mixed_precision,
     "kernel": kernel,
     "memory": memory,

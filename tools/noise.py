@@ -96,6 +96,8 @@ def disturb_networks(seed: int) -> None:
     class Weights(np.ndarray):
         def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
             plain = [np.asarray(x) if isinstance(x, Weights) else x for x in inputs]
+            if "out" in options:  # else the ufunc would come back here
+                options["out"] = tuple(np.asarray(x) if isinstance(x, Weights) else x for x in options["out"])
             result = getattr(ufunc, method)(*plain, **options)
             return disturbed(result, seed, SUMS) if ufunc is np.matmul else result
 
