@@ -424,7 +424,7 @@ def test_what_cannot_be_rounded_is_named(images):
         qlearn.nn.hessians(nn.ReLU(), images)
     broken = network()
     broken[2].bias.data[0] = torch.nan
-    with pytest.raises(ValueError, match="layer '6': hessian holds .* not finite"):
+    with pytest.raises(ValueError, match="layer '6': its input cannot be used: the input holds .* not finite"):
         qlearn.nn.gptq(qlearn.nn.prepare(broken), images, progress=False)
 
     class Half(nn.Sequential):

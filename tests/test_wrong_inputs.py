@@ -58,6 +58,11 @@ SHOWN = {
     "calibrate": lambda batches: qnn.calibrate(qnn.prepare(network()), batches, progress=False),
     "calibrate, for training": lambda batches: qnn.calibrate(qnn.prepare_qat(network()), batches, progress=False),
     "sensitivity": lambda batches: qnn.sensitivity(network(), batches, bits=(4,)),
+    "hessians": lambda batches: qnn.hessians(network(), batches),
+    "gptq": lambda batches: qnn.gptq(qnn.prepare(network(), FOUR), batches, progress=False),
+    "correct_bias": lambda batches: qnn.correct_bias(converted(), network(), batches, progress=False),
+    "smooth": lambda batches: qnn.smooth(network(), batches),
+    "awq": lambda batches: qnn.awq(network(), batches, FOUR, progress=False),
 }
 NO_BATCHES = {
     "nothing": (None, TypeError, r"batches is a NoneType: wanted is a list of batches, \[batch\] for one"),
@@ -106,6 +111,16 @@ TAKE_MODELS = {
     "export_onnx": lambda model: qnn.export_onnx(model, "never.onnx", (1, 3, 5)),
     "perplexity": lambda model: qnn.perplexity(model, TEXT),
     "generate": lambda model: qnn.generate(model, "Call me", length=2),
+    "hessians": lambda model: qnn.hessians(model, X),
+    "gptq": lambda model: qnn.gptq(model, X, progress=False),
+    "correct_bias": lambda model: qnn.correct_bias(model, network(), X, progress=False),
+    "correct_bias, float": lambda model: qnn.correct_bias(converted(), model, X, progress=False),
+    "fold_batch_norm": qnn.fold_batch_norm,
+    "equalize": qnn.equalize,
+    "unequalize": qnn.unequalize,
+    "smooth": lambda model: qnn.smooth(model, X),
+    "awq": lambda model: qnn.awq(model, X, FOUR, progress=False),
+    "plant_outliers": qnn.plant_outliers,
 }
 
 
@@ -117,7 +132,10 @@ def test_networks(function, model, error, message):
 
 @pytest.mark.parametrize(
     "function",
-    ["prepare", "prepare_qat", "sensitivity", "layer_bytes", "accuracy", "train", "save", "load", "export_onnx"],
+    [
+        *("prepare", "prepare_qat", "sensitivity", "layer_bytes", "accuracy", "train", "save", "load", "export_onnx"),
+        *("hessians", "gptq", "correct_bias, float", "fold_batch_norm", "equalize", "unequalize", "smooth", "awq"),
+    ],
 )
 def test_networks_without_numbers(function):
     message = r"1\.weight is on the meta device, where it has a shape and no numbers: load the weights first"
@@ -130,7 +148,7 @@ AT_ANOTHER_STEP = {
     "convert twice": (lambda: qnn.convert(converted()), ValueError, "has no observers"),
     "convert what has seen nothing": (
         lambda: qnn.convert(qnn.prepare(network())), RuntimeError,
-        r"call nn\.calibrate\(model, batches\) before convert: no data has reached 1, 3\. .*overrides=\{'1': None\}",
+        r"call nn\.calibrate\(model, batches\) before convert: no data has reached 1, 3\. .*overrides=\{'1, 3': None\}",
     ),
     "prepare twice": (lambda: qnn.prepare(qnn.prepare(network())), ValueError, "prepared already: call nn.prepare once"),
     "prepare for training twice": (lambda: qnn.prepare_qat(qnn.prepare(network())), ValueError, "prepared already"),

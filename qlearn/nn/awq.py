@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from qlearn import gptq
 from qlearn.affine import fake_quantize
 from qlearn.config import QuantConfig
-from qlearn.nn.batches import Batches, Forward
+from qlearn.nn.batches import Batches, Forward, listed
 from qlearn.nn.gptq import hessians
 from qlearn.nn.linear_maps import LinearMap, rows_of
 from qlearn.nn.rescaling import copied
@@ -127,7 +127,7 @@ def awq(
     >>> bool((rescaled(x) - model(x)).abs().max() < 1e-5)
     True
     """
-    rescaled, found, pieces = copied(model, batches, forward, sites, "rescaled")
+    rescaled, found, pieces = copied(model, listed(batches), forward, sites, "rescaled")
     names = {layer: name for name, layer in rescaled.named_modules()}
     products = hessians(rescaled, pieces, forward=forward)
     factors = {}

@@ -20,6 +20,7 @@ from qlearn.nn.in_turn import in_turn, trace
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import KINDS, LinearMap
+from qlearn.nn.network import check_model
 
 
 def corrected_bias(bias: Any, float_mean: Any, quantized_mean: Any) -> Any:
@@ -80,6 +81,8 @@ def correct_bias(
     >>> bool((fine(x) - float_model(x)).mean().abs() < 0.51 * fine.output_scale)  # half a step of the accumulator
     True
     """
+    check_model(quantized)
+    check_model(model)
     corrected = copy.deepcopy(quantized).eval()
     layers: dict[str, Any] = {n: layer for n, layer in corrected.named_modules() if isinstance(layer, QuantizedLayer)}
     if not layers:

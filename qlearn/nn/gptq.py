@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from qlearn.affine import dequantize, quantize
+from qlearn.arrays import check_finite
 from qlearn.gptq import gptq_quantize
 from qlearn.nn.batches import Batches, Forward, evaluating, listed, outputs
 from qlearn.nn.collect import collect
 from qlearn.nn.in_turn import in_turn, trace
 from qlearn.nn.linear_maps import NAMES, LinearMap
-from qlearn.nn.network import linear_maps, set_parameter, sharing
+from qlearn.nn.network import check_model, linear_maps, set_parameter, sharing
 from qlearn.nn.prepared import PreparedLayer
 from qlearn.nn.ptq import ObservedLayer
 
@@ -78,6 +79,7 @@ def gptq(
     >>> gptq(prepared, both_alike, progress=False).weight.data
     tensor([[0., 1.]])
     """
+    check_model(model)
     rounded = copy.deepcopy(model)
     layers: Any = {name: module for name, module in rounded.named_modules() if isinstance(module, PreparedLayer)}
     if not layers or any(type(layer) is not ObservedLayer for layer in layers.values()):
@@ -130,6 +132,7 @@ def hessians(model: nn.Module, batches: Batches, *, forward: Forward | None = No
     tensor([[ 5., -1.],
             [-1.,  1.]], dtype=torch.float64)
     """
+    check_model(model)
     layers = linear_maps(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no {NAMES} layer.")
@@ -165,6 +168,7 @@ class SecondMoment:
 
     def add(self, values: Tensor) -> None:
         """Take in one batch."""
+        check_finite(values, "the input")
         for part in self._parts(values):
             columns = self.map.columns(part)
             size = max(1, SLICE // columns[..., 0].numel())

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from qlearn.nn.batches import Forward, call, evaluating
 from qlearn.nn.flow import ASKS, FLATTENS, FUNCTIONS, READ, UNKNOWN, Flow, Step, function_name, is_leaf
 from qlearn.nn.linear_maps import KINDS
-from qlearn.nn.network import refuse_computed_weights
+from qlearn.nn.network import check_model, refuse_computed_weights
 from qlearn.nn.tracing import trace
 
 
@@ -26,6 +26,7 @@ def refuse_unless_float(model: nn.Module) -> None:
     Raises:
         ValueError: names the layer.
     """
+    check_model(model)
     for name, module in model.named_modules():
         if hasattr(module, "weight_qparams"):
             raise ValueError(f"{name!r} is a {type(module).__name__}: change the float network, before nn.prepare.")

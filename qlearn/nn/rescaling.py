@@ -146,6 +146,8 @@ def find_sites(
     if batch is None:
         wrong = [site for site in unsure if not _holds_on_noise(model, flow, site)]
     else:
+        if any(part.isnan().any() for part in _outputs(model, batch, forward)):
+            raise ValueError("the network's outputs are not finite: look for NaN in the first batch or its weights.")
         wrong = _wrong(model, unsure, lambda network: _outputs(network, batch, forward))
     why.update({site.name: "the network computes something else when it is rescaled" for site in wrong})
     return [site for site in found if site not in wrong], why

@@ -13,7 +13,7 @@ import torch
 from array_api_compat import array_namespace
 from torch import Tensor, nn
 
-from qlearn.nn.batches import Batches, Forward, outputs
+from qlearn.nn.batches import Batches, Forward, listed, outputs
 from qlearn.nn.collect import LargestOfChannels, collect
 from qlearn.nn.linear_maps import LinearMap
 from qlearn.nn.rescaling import copied
@@ -91,7 +91,7 @@ def smooth(
     >>> bool(torch.allclose(smooth(model, [x])(x), model(x), atol=1e-5))
     True
     """
-    smoothed, found, pieces = copied(model, batches, forward, sites, "smoothed")
+    smoothed, found, pieces = copied(model, listed(batches), forward, sites, "smoothed")
     largest = largest_inputs(smoothed, found, pieces, forward)
     rescale(smoothed, {site: smoothing_factors(largest[site.name], site.largest_read(), alpha) for site in found})
     return smoothed
