@@ -251,7 +251,7 @@ def _number(zero_point: Any, codes: Array) -> Any:
 
 def _cut(array: Any, axis: int, start: int, step: int) -> Any:
     """A piece of an array along an axis, counted from the end; what has one entry for all of it stays."""
-    if isinstance(array, int) or array.ndim < -axis or array.shape[axis] == 1 or step >= array.shape[axis]:
+    if isinstance(array, int) or array.ndim < -axis or step >= array.shape[axis]:
         return array
     places = [slice(None)] * array.ndim
     places[axis] = slice(start, start + step)

@@ -410,3 +410,42 @@ def test_the_last_halves_go_away_from_zero():
 def test_the_largest_bias_counts():
     with pytest.raises(ValueError, match="of K=1 products can reach 2147483648"):
         matmul([[1]], [[1, 1]], bias=[0, 2**31 - 1])
+
+
+# --- integers that travel as floats -----------------------------------------------------------------------------------
+
+
+def test_sums_that_float32_cannot_hold_are_exact():
+    """Odd sums beyond 2²⁴ are no float32: they are added up in pieces, the zero points of all rows in each of them."""
+    a, b = np.full((2, 701), 255, np.uint8), np.full((701, 1), 127, np.int8)
+    assert matmul(a, b).tolist() == [[701 * 255 * 127]] * 2
+    zero_points = np.array([[0], [3]])
+    assert matmul(a, b, a_zero_point=zero_points).tolist() == [[701 * 255 * 127], [701 * 252 * 127]]
+    columns = np.arange(701).reshape(-1, 1) % 3  # a zero point for each place in the sum is cut with the codes
+    wanted = int(((b.astype(np.int64) - columns) * 255).sum())
+    assert matmul(a, b, b_zero_point=columns).tolist() == [[wanted]] * 2
+
+
+def test_a_piece_is_never_one_product_too_long():
+    """673 · 97 · 257 = 2²⁴ + 1: so many products are one too many."""
+    a, b = np.full((1, 1346), 97, np.int16), np.full((1346, 1), 257, np.int16)
+    assert matmul(a, b).tolist() == [[2 * (2**24 + 1)]]
+
+
+def test_codes_too_wide_for_float32_are_exact():
+    assert matmul([[32769, 3]], [[32767], [5]]).tolist() == [[32769 * 32767 + 15]]
+    assert matmul([[7, 7]], [[0], [0]], a_zero_point=7).tolist() == [[0]]
+
+
+def test_the_bound_is_that_of_the_codes_without_their_zero_points():
+    assert matmul([[40_000]], [[100_000]], a_zero_point=30_000).tolist() == [[10**9]]
+    assert matmul([[60_000]], [[100_000]], a_zero_point=np.array([[60_000]])).tolist() == [[0]]
+    with pytest.raises(ValueError, match="can reach 3000000000, beyond int32"):
+        matmul([[0], [10]], [[30_000_000]], a_zero_point=np.array([[100], [10]]))
+
+
+def test_a_bound_that_is_known_is_not_looked_for():
+    a, b = [[46_000, 0]], [[46_000], [46_000]]
+    with pytest.raises(ValueError, match="can reach"):
+        matmul(a, b)
+    assert matmul(a, b, largest_sum=46_000**2).tolist() == [[46_000**2]]
