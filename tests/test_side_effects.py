@@ -243,3 +243,20 @@ def test_reading_and_writing_leave_no_trace(function):
     with pytest.raises(ValueError, match="the text has '€'"):
         qnn.generate(model, "€") if function == "generate" else qnn.perplexity(model, "€" * 200)
     watch.unchanged()
+
+
+def test_dropout_draws_from_the_seed_and_from_nobody_else_s_numbers():
+    images, labels = torch.rand(30, 1, 2, 2), torch.arange(30) % 3
+
+    def train(seed):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        torch.manual_seed(7)
+        losses = qnn.train(model, images, labels, epochs=2, batch_size=10, seed=seed, progress=False)
+        return losses, torch.rand(1)
+
+    torch.manual_seed(7)
+    untouched = torch.rand(1)
+    first, again, other = train(1), train(1), train(2)
+    assert first[0] == again[0] != other[0]
+    assert first[1] == again[1] == other[1] == untouched

@@ -7,8 +7,8 @@ more time on collecting single images than these networks spend on learning from
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -123,6 +123,7 @@ def training_steps(
     if not isinstance(seed, Integral):
         raise TypeError(f"seed={seed!r} must be a whole number.")
     order = torch.Generator().manual_seed(int(seed))
+    chance = torch.Generator().manual_seed(int(seed))
     total = epochs * -(-len(images) // batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
@@ -130,7 +131,8 @@ def training_steps(
     try:
         for _ in range(epochs):
             for batch in torch.randperm(len(images), generator=order).split(batch_size):
-                with one_thread():  # their number changes the sums' last digits, and with them the trained model
+                # The number of threads changes the sums' last digits, and with them the trained model.
+                with one_thread(), own_random(model, chance):
                     y = labels[batch]
                     logits = _logits(call(model, to_inputs(images[batch]).to(device), forward), y)
                     loss = nn.functional.cross_entropy(logits, y.to(device))
@@ -146,6 +148,24 @@ def training_steps(
                 yield value
     finally:
         model.eval()
+
+
+@contextmanager
+def own_random(model: nn.Module, chance: torch.Generator) -> Iterator[None]:
+    """What Dropout draws in here comes from `chance` and goes on there; torch's own random state stays as it is.
+
+    >>> with own_random(nn.Dropout(), torch.Generator().manual_seed(0)):
+    ...     first = torch.rand(1)
+    >>> bool(first == torch.rand(1, generator=torch.Generator().manual_seed(0)))
+    True
+    """
+    if not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.set_rng_state(chance.get_state())
+        yield
+        chance.set_state(torch.get_rng_state())
 
 
 def accuracy(
