@@ -18,6 +18,7 @@ first.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import inspect
@@ -155,6 +156,7 @@ class Judge:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
+            gc.freeze()  # what the parent has left over may wait for threads, which the child does not have
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             try:
