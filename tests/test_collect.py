@@ -64,8 +64,9 @@ def test_layers_appear_in_the_order_of_their_first_calls():
     assert list(found) == ["b", "a"]
     assert unreached(["a", "b"], found) == ""
     assert unreached(["a", "b", "never", "ever"], found) == (
-        "no data has reached never, ever. A layer that the network never calls can be left in float: "
-        "overrides={'never': None}."
+        "no data has reached never, ever. Layers that the network never calls, as it reads their weights itself, can "
+        "be left in float, overrides={'never, ever': None}, or quantized but for their inputs: "
+        "overrides={'never, ever': {'activations': None}}."
     )
 
 
