@@ -130,7 +130,7 @@ class StaticLayer(IntegerLayer):
     Raises:
         ValueError: sums that might not fit into 32 bits.
 
-    >>> layer = nn.Linear(2, 1)
+    >>> layer = torch.nn.Linear(2, 1)
     >>> layer.weight.data, layer.bias.data = torch.tensor([[1.0, -0.5]]), torch.tensor([2.0])
     >>> static = StaticLayer(layer, QParams(0.5, 0, -7, 7), QParams(0.25, 0, 0, 15))
     >>> codes = torch.tensor([[4, 8]])
@@ -215,7 +215,7 @@ class DynamicLayer(IntegerLayer):
         layer, weight_qparams: as for `StaticLayer`.
         inputs: bits, scheme and granularity of the input.
 
-    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
     >>> layer.weight.data = torch.tensor([[1.0, -0.5]])
     >>> dynamic = DynamicLayer(layer, QParams(0.5, 0, -7, 7), QuantConfig(bits=2))
     >>> dynamic(torch.tensor([[0.0, 3.0]])), dynamic(torch.tensor([[30.0, 0.0]]))
