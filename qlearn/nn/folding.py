@@ -63,7 +63,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     """Copy a trained network and fold each batch norm into the layer in front of it.
 
     Found are `BatchNorm2d` behind `Conv2d` and `ConvTranspose2d`, and `BatchNorm1d` behind `Conv1d` and `Linear`, with
-    nothing or an `nn.Identity` between, in any code that `flow.trace` can follow. An `nn.Identity` takes the batch
+    nothing or an `nn.Identity` between, in any code that `tracing.trace` can follow. An `nn.Identity` takes the batch
     norm's place, so that all names stay. Every other batch norm is left as it is, and named in a warning.
 
     Behind a `Linear` the batch norm takes (N, C) and (N, L, C) alike, and normalizes L in the second: no layer can do

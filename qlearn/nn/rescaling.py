@@ -44,7 +44,7 @@ def sites(model: nn.Module, batches: Batches | None = None, *, forward: Forward 
     Raises:
         ValueError: no such place (says why), weights that a hook computes, a model that is prepared or quantized.
 
-    Cost: without batches, the time of `flow.trace`; with them, two passes of one batch, more where something is wrong.
+    Cost: without batches, that of `tracing.trace`; with them, two passes of one batch, more where something is wrong.
 
     >>> from qlearn.nn.language_model import language_model
     >>> [site.name for site in sites(language_model())][:2]
