@@ -99,7 +99,7 @@ def good():
         new_markdown_cell(
             "## A section\n\nSee [above](#A-section), [the start](00_start_here.ipynb#Go) and `x[0](y)`."
         ),
-        new_code_cell("# NBVAL_IGNORE_OUTPUT\nloss = train()"),
+        new_code_cell("loss = train()", metadata={"tags": ["nbval-ignore-output"]}),
         new_code_cell("assert loss < 1"),
         new_code_cell("draw()", outputs=[picture]),
         new_code_cell("def f(x):\n    ...\n\n\nexercises.check('01.1', f)", outputs=untouched),
@@ -203,13 +203,12 @@ BROKEN = [
     ("no_path_tricks", "uses %cd", cell(5, "%cd ..\nassert loss < 1")),
     ("no_path_tricks", "installs something", cell(5, "%pip install numpy\nassert loss < 1")),
     ("no_path_tricks", "installs something", cell(5, "run([sys.executable, '-m', 'pip', 'install'])\nassert loss < 1")),
-    ("markers", "must stand alone", cell(4, "loss = train()  # NBVAL_IGNORE_OUTPUT")),
-    ("markers", "must stand alone", cell(4, "# NBVAL_IGNORE_OUTPUT: a time\nloss = train()")),
-    ("markers", "knows no marker", cell(4, "# NBVAL_IGNORE\nloss = train()")),
-    ("markers", "leaves the cell unchecked", cell(4, "# NBVAL_SKIP\nloss = train()")),
-    ("markers", "write the marker as a comment", put(4, metadata={"tags": ["nbval-ignore-output"]})),
+    ("markers", "as a tag of the cell", cell(4, "# NBVAL_IGNORE_OUTPUT\nloss = train()")),
+    ("markers", "as a tag of the cell", cell(4, "# NBVAL_SKIP\nloss = train()")),
+    ("markers", "leaves the cell unchecked", put(4, metadata={"tags": ["nbval-skip"]})),
+    ("markers", "leaves the cell unchecked", put(4, metadata={"tags": ["raises-exception"]})),
     ("ignored_is_asserted", "must assert something", cell(5, "print(loss)")),
-    ("ignored_is_asserted", "must assert something", cell(5, "# NBVAL_IGNORE_OUTPUT\nassert loss < 1")),
+    ("ignored_is_asserted", "must assert something", put(5, metadata={"tags": ["nbval-ignore-output"]})),
     ("ignored_is_asserted", "must assert something", lambda nb: nb.update(cells=nb["cells"][:4])),
     ("exercises", "last line must be", swap(7, "exercises.check('01.1', f)", "exercises.check('01.1', f)\nprint(1)")),
     ("exercises", "does not define", swap(7, "def f", "def g")),
@@ -309,7 +308,6 @@ class Explorer:  # as the package's explorers do it: the live widget, and beside
 
 Explorer()"""
 BAR = """\
-# NBVAL_IGNORE_OUTPUT
 import time
 from tqdm.auto import tqdm
 for _ in tqdm(range(3)):
@@ -322,6 +320,9 @@ plt.show()"""
 
 def lesson_file(folder, *sources):
     notebook = new_notebook(cells=[new_markdown_cell("# Title"), *map(new_code_cell, sources)])
+    for cell in notebook.cells:
+        if cell.source == BAR:
+            cell.metadata["tags"] = ["nbval-ignore-output"]
     path = folder / "01_title.ipynb"
     nbformat.write(notebook, path)
     return path

@@ -24,6 +24,7 @@ from dev import ROOT, notebook_environment
 
 NOTEBOOKS = ROOT / "notebooks"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+IGNORED = "nbval-ignore-output"  # the tag of a cell whose output comes out of training, or of a clock
 TIMING_METADATA = ("execution", "ExecuteTime", "trusted", "scrolled")
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 LANGUAGE = {
@@ -127,7 +128,7 @@ def clean(notebook: Any) -> list[str]:
             cell.metadata.pop(name, None)
         if cell.cell_type != "code":
             continue
-        ignored = "NBVAL_IGNORE_OUTPUT" in cell.source
+        ignored = IGNORED in cell.metadata.get("tags", [])
         kept: list[Any] = []
         for output in cell.outputs:
             data = output.get("data", {})
@@ -174,9 +175,13 @@ def with_solution(source: str, solution: str) -> str:
 
 
 def exercise_of(source: str) -> tuple[str, str] | None:
-    """(id, name of the attempt) if a cell's last line is `exercises.check("01.2", name)`, else None."""
+    """(id, attempt's name) if a cell's last line is `exercises.check("01.2", name)` or `.challenge(…)`, else None."""
     lines = source.strip().splitlines()
-    found = re.fullmatch(r"""exercises\.check\(["']([\w.]+)["'],\s*(\w+)\);?""", lines[-1].strip()) if lines else None
+    found = (
+        re.fullmatch(r"""exercises\.(?:check|challenge)\(["']([\w.]+)["'],\s*(\w+)\);?""", lines[-1].strip())
+        if lines
+        else None
+    )
     return (found[1], found[2]) if found else None
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from lessons import NOTEBOOKS, WIDGET_VIEW, exercise_of, find, text_of
+from lessons import IGNORED, NOTEBOOKS, WIDGET_VIEW, exercise_of, find, text_of
 
 Notebook = dict[str, Any]
 Targets = Mapping[str, set[str]]  # what a lesson may link to: path, as seen from notebooks/ → the anchors in it
@@ -27,8 +27,7 @@ SECTIONS = ("In the field", "Recap", "Quiz", "References")
 NO_FRAME = ("glossary.ipynb",)
 CELLS, WORDS, LINES, EXERCISES = (40, 70), (1200, 2500), (100, 200), (3, 5)
 LESSON_NUMBERS = re.compile(r"\blessons?\s+(\d\d(?:(?:\s*(?:,|-|–|to|and|or)\s*)+\d\d)*)", re.IGNORECASE)
-MARKERS = ("NBVAL_IGNORE_OUTPUT", "NBVAL_CHECK_OUTPUT")
-SKIPPING = ("NBVAL_SKIP", "NBVAL_RAISES_EXCEPTION", "PYTEST_VALIDATE_IGNORE_OUTPUT")
+WIDTH = 80  # characters of code: longer lines are cut off on a page 800 pixels wide
 
 
 def lint(notebook: Notebook, name: str, targets: Targets) -> list[str]:
@@ -88,6 +87,22 @@ def sections(notebook: Notebook) -> Iterator[str]:
 
 
 def quiz(notebook: Notebook) -> Iterator[str]:
+    """The quiz is one cell, `exercises.quiz("03")`, whose five questions are stored, each with choices to unfold."""
+    cells = [cell for _, cell in cells_of(notebook, "code") if "exercises.quiz(" in source_of(cell)]
+    if not cells:
+        yield from quiz_in_prose(notebook)
+        return
+    if len(cells) != 1:
+        yield f"there must be one cell with exercises.quiz(…), and here are {len(cells)}"
+        return
+    stored = "".join("".join(output.get("data", {}).get("text/html", "")) for output in cells[0].get("outputs", []))
+    if len(numbers := re.findall(r"<b>\d\.</b>", stored)) != 5:
+        yield f"the quiz must have five questions, and shows {len(numbers)}"
+    if stored.count("<details>") < 2 * len(numbers):
+        yield "a question of the quiz has fewer than two choices"
+
+
+def quiz_in_prose(notebook: Notebook) -> Iterator[str]:
     """The quiz has five numbered questions, each answer folded in <details>."""
     text = section_text(notebook, "Quiz")
     if not text:
@@ -191,30 +206,32 @@ def no_path_tricks(notebook: Notebook) -> Iterator[str]:
 
 
 def markers(notebook: Notebook) -> Iterator[str]:
-    """nbval's markers stand alone on their comment line, or nbval does not see them; nothing is left unchecked."""
+    """nbval's marks are tags, where no reader stumbles over them, and leave nothing unchecked but an output."""
     for number, cell in cells_of(notebook, "code"):
-        for line in source_of(cell).splitlines():
-            found = re.search(r"\b(NBVAL_\w+|PYTEST_VALIDATE_\w+)", line)
-            if not found:
-                continue
-            if found[1] in SKIPPING:
-                yield f"cell {number}: {found[1]} leaves the cell unchecked"
-            elif found[1] not in MARKERS:
-                yield f"cell {number}: nbval knows no marker {found[1]}"
-            elif line.strip() != f"# {found[1]}":
-                yield f"cell {number}: the marker {found[1]} must stand alone on its line, as '# {found[1]}'"
+        if found := re.search(r"\b(NBVAL_\w+|PYTEST_VALIDATE_\w+)", source_of(cell)):
+            yield f"cell {number}: write {found[1]} as a tag of the cell, not into its code: tags = [{IGNORED!r}]"
         for tag in cell.get("metadata", {}).get("tags", []):
-            if tag.startswith("nbval-") or tag == "raises-exception":
-                yield f"cell {number} has the tag {tag}; write the marker as a comment, so that a reader sees it"
+            if tag != IGNORED and (tag.startswith(("nbval-", "pytest-")) or tag == "raises-exception"):
+                yield f"cell {number} has the tag {tag}, which leaves the cell unchecked"
+
+
+def width(notebook: Notebook) -> Iterator[str]:
+    """Code fits a narrow page, in cells and in solutions."""
+    for number, cell in cells_of(notebook):
+        text = source_of(cell)
+        blocks = [text] if cell["cell_type"] == "code" else re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+        for line in "\n".join(blocks).splitlines():
+            if len(line) > WIDTH:
+                yield f"cell {number} has a line of {len(line)} characters of code, and {WIDTH} fit: {line[:30]!r}"
 
 
 def ignored_is_asserted(notebook: Notebook) -> Iterator[str]:
     """A cell whose output is not compared is followed by one that asserts something about it, and is compared."""
-    cells = list(code_cells(notebook))
-    for (number, source), (_, after) in pairwise([*cells, (0, "")]):
-        if not is_ignored(source):
+    cells = [(number, cell) for number, cell in cells_of(notebook, "code") if source_of(cell).strip()]
+    for (number, cell), (_, after) in pairwise([*cells, (0, {"source": ""})]):
+        if not is_ignored(cell):
             continue
-        tree = parse(after)
+        tree = parse(source_of(after))
         if is_ignored(after) or tree is None or not any(isinstance(n, ast.Assert) for n in ast.walk(tree)):
             yield f"cell {number} is not compared, so the next code cell must assert something about its result"
 
@@ -223,7 +240,7 @@ def exercises(notebook: Notebook) -> Iterator[str]:
     """An exercise is a stub of `...` that ends with its checker, and is stored as not attempted."""
     for number, cell in cells_of(notebook, "code"):
         source = source_of(cell)
-        if "exercises.check(" not in source:
+        if not re.search(r"\bexercises\.(check|challenge)\(", source):
             continue
         found = exercise_of(source)
         if found is None:
@@ -350,9 +367,9 @@ def parse(source: str) -> ast.Module | None:
         return None
 
 
-def is_ignored(source: str) -> bool:
+def is_ignored(cell: dict[str, Any]) -> bool:
     """Does nbval leave this cell's output uncompared?"""
-    return any(line.strip() == "# NBVAL_IGNORE_OUTPUT" for line in source.splitlines())
+    return IGNORED in cell.get("metadata", {}).get("tags", [])
 
 
 def words(text: str) -> str:

@@ -22,6 +22,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
 
+from qlearn.exercises.time_limit import SECONDS, TookTooLong, within
+
 Case = Mapping[str, Any]  # one call's arguments by name
 
 SEARCH = settings(
@@ -54,6 +56,9 @@ class Exercise:
         cases: many more calls.
         mistakes: what goes wrong often, most telling first.
         hints: from a nudge to almost the answer.
+        also_right: says of a case and an answer to it whether it is right, too, though it is not the solution's.
+        forbidden: says what a function must not do that its answers do not show, in a sentence; "" if it does not.
+        consequence: runs what the learner wrote where it matters, in a network, and says what came out.
     """
 
     id: str
@@ -62,6 +67,9 @@ class Exercise:
     cases: SearchStrategy[Case]
     mistakes: tuple[Mistake, ...]
     hints: tuple[str, ...]
+    also_right: Callable[[Case, Any], bool] | None = None
+    forbidden: Callable[[Callable[..., Any]], str] | None = None
+    consequence: Callable[[Callable[..., Any]], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,23 +99,17 @@ class _Wrong(Exception):
         self.case = case
 
 
+class _Endless(BaseException):
+    """A call did not end. No `Exception`: Hypothesis would look for a simpler one that does not end, either."""
+
+
 def examine(exercise: Exercise, attempt: Any) -> Result:
     """Try an attempt on the examples, then on many more inputs, and say in words what came out.
 
     Whatever the attempt does, this returns: an exception inside it becomes part of the message.
     """
-    if attempt is Ellipsis or (callable(attempt) and _is_stub(attempt)):
-        return Result(
-            "not attempted",
-            f"… {exercise.id} not attempted yet. Replace the three dots above with your code and run the cell again.\n"
-            f'  Stuck? exercises.hint("{exercise.id}") helps, exercises.solution("{exercise.id}") shows it all.',
-        )
-    if not callable(attempt):
-        return Result(
-            "wrong",
-            f"✗ {exercise.id}: the checker got {_show(attempt)}, which is not a function. "
-            f"Pass {exercise.solution.__name__} itself, without brackets behind it.",
-        )
+    if early := no_function(exercise.id, exercise.solution.__name__, attempt):
+        return early
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             for case in exercise.examples:
@@ -115,9 +117,30 @@ def examine(exercise: Exercise, attempt: Any) -> Result:
             _search(exercise, attempt)
     except _Wrong as wrong:
         return Result("wrong", f"✗ {exercise.id}: {wrong}{_diagnose(exercise, attempt, wrong.case)}")
+    except _Endless as endless:
+        return Result("wrong", f"✗ {exercise.id}: {endless}")
     except Flaky:
         return Result("wrong", f"✗ {exercise.id}: your function gives different answers to the same call.")
+    if exercise.forbidden is not None and (complaint := exercise.forbidden(attempt)):
+        return Result("wrong", f"✗ {exercise.id}: the answers are right, but {complaint}")
     return Result("correct", f"✓ {exercise.id} correct.")
+
+
+def no_function(exercise_id: str, name: str, attempt: Any) -> Result | None:
+    """What to say of something that cannot be tried: a stub, or no function at all."""
+    if attempt is Ellipsis or (callable(attempt) and _is_stub(attempt)):
+        return Result(
+            "not attempted",
+            f"… {exercise_id} not attempted yet. Replace the three dots above with your code and run the cell again.\n"
+            f'  Stuck? exercises.hint("{exercise_id}") helps, exercises.solution("{exercise_id}") shows it all.',
+        )
+    if not callable(attempt):
+        return Result(
+            "wrong",
+            f"✗ {exercise_id}: the checker got {_show(attempt)}, which is not a function. "
+            f"Pass {name} itself, without brackets behind it.",
+        )
+    return None
 
 
 def _search(exercise: Exercise, attempt: Callable[..., Any]) -> None:
@@ -134,10 +157,15 @@ def _search(exercise: Exercise, attempt: Callable[..., Any]) -> None:
 def _try(exercise: Exercise, attempt: Callable[..., Any], case: Case) -> None:
     """Raise `_Wrong` unless the attempt does on this case what the solution does."""
     wanted = exercise.solution(**copy.deepcopy(case))
-    arguments = copy.deepcopy(case)
+    arguments = dict(copy.deepcopy(case))
     call = f"{exercise.solution.__name__}({', '.join(f'{name}={_show(value)}' for name, value in case.items())})"
     try:
-        given_ = attempt(**arguments)
+        given_ = within(SECONDS, attempt, arguments)
+    except TookTooLong:
+        raise _Endless(
+            f"your function had not ended after {SECONDS:.0f} seconds, and was stopped. "
+            f"Is there a loop without an end?\n  in the call {call}"
+        ) from None
     except (Exception, SystemExit) as error:
         renamed = isinstance(error, TypeError) and "unexpected keyword argument" in str(error)
         advice = "\n  Keep the names of the parameters as they were." if renamed else ""
@@ -152,7 +180,7 @@ def _try(exercise: Exercise, attempt: Callable[..., Any], case: Case) -> None:
             "  Work on a copy: whoever calls it still needs the original.",
         )
     complaint = _compare(wanted, given_)
-    if complaint:
+    if complaint and not (exercise.also_right is not None and exercise.also_right(case, given_)):
         raise _Wrong(case, f"{complaint}\n  call    {call}\n  wanted  {_show(wanted)}\n  yours   {_show(given_)}")
 
 
@@ -161,6 +189,7 @@ def _compare(wanted: Any, given_: Any) -> str:
     if given_ is None:
         return "your function returned nothing. Is there a return at its end?"
     if isinstance(wanted, tuple):
+        given_ = _as_tuple(given_)
         if not isinstance(given_, tuple) or len(given_) != len(wanted):
             return f"your function must return {len(wanted)} values, separated by commas."
         complaints = (_compare(w, g) for w, g in zip(wanted, given_, strict=True))
@@ -187,7 +216,15 @@ def _compare(wanted: Any, given_: Any) -> str:
     return "" if _same(wanted, given_) else "your result has other values than wanted."
 
 
+def _as_tuple(value: Any) -> Any:
+    """A list, or an array with one axis, as a tuple: `return np.array([lo, hi])` gives two values as well."""
+    one_axis = isinstance(value, np.ndarray) and value.ndim == 1
+    return tuple(value) if one_axis or isinstance(value, list) else value
+
+
 def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) != isinstance(b, tuple):
+        a, b = _as_tuple(a), _as_tuple(b)
     if isinstance(a, tuple) or isinstance(b, tuple):
         same_kind = isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b)
         return same_kind and all(_same(x, y) for x, y in zip(a, b, strict=True))
@@ -205,34 +242,39 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _diagnose(exercise: Exercise, attempt: Callable[..., Any], failed: Case) -> str:
-    """The diagnosis of the first known mistake that gives the attempt's answers; nothing if none does."""
+    """The diagnosis of the first known mistake that gives the attempt's answers; nothing if none does.
+
+    Where none has them in the same type either, a mistake with the same wrong values in another type is meant.
+    """
     cases = (failed, *exercise.examples)
     with contextlib.redirect_stdout(io.StringIO()):
         answers = [_outcome(attempt, case) for case in cases]
-        for mistake in exercise.mistakes:
-            if all(
-                _equal_outcomes(answer, _outcome(mistake.function, case))
-                for answer, case in zip(answers, cases, strict=True)
-            ):
+        right = [_outcome(exercise.solution, case) for case in cases]
+        known = [(mistake, [_outcome(mistake.function, case) for case in cases]) for mistake in exercise.mistakes]
+    for types in (True, False):
+        for mistake, theirs in known:
+            alike = all(_equal_outcomes(mine, other, types) for mine, other in zip(answers, theirs, strict=True))
+            wrong_values = not all(_equal_outcomes(a, b, False) for a, b in zip(theirs, right, strict=True))
+            if alike and (types or wrong_values):
                 return f"\n  {mistake.diagnosis}"
     return ""
 
 
 def _outcome(function: Callable[..., Any], case: Case) -> tuple[str, Any]:
-    arguments = copy.deepcopy(case)
+    arguments = dict(copy.deepcopy(case))
     try:
-        value = function(**arguments)
-    except (Exception, SystemExit) as error:
+        value = within(SECONDS, function, arguments)
+    except (Exception, SystemExit, TookTooLong) as error:
         return "raised", type(error).__name__
     return "returned", (value, tuple(arguments.values()))  # a mistake may be to change the input
 
 
-def _equal_outcomes(a: tuple[str, Any], b: tuple[str, Any]) -> bool:
+def _equal_outcomes(a: tuple[str, Any], b: tuple[str, Any], types: bool) -> bool:
     if a[0] != b[0] or a[0] == "raised":
         return a == b
     (mine, my_inputs), (theirs, their_inputs) = a[1], b[1]
     same_type = getattr(mine, "dtype", None) == getattr(theirs, "dtype", None)
-    return same_type and _same(mine, theirs) and _same(my_inputs, their_inputs)
+    return (same_type or not types) and _same(mine, theirs) and _same(my_inputs, their_inputs)
 
 
 def _is_stub(function: Any) -> bool:

@@ -1,0 +1,52 @@
+"""Calls that end: a learner's loop may not, and the lesson must go on."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from typing import Any
+
+SECONDS = 10.0  # for one call on small inputs, which takes milliseconds: only what never ends takes longer
+
+
+class TookTooLong(BaseException):
+    """A call was stopped. No `Exception`, so that an `except Exception` in the function does not catch it."""
+
+
+def within(seconds: float, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """Call a function, and stop it when its time is over.
+
+    What is stopped is Python code, between two of its steps; one long call into a library is waited for. In a browser,
+    which gives Python no threads, there is no limit.
+
+    Raises:
+        TookTooLong: the time is over.
+
+    >>> within(1.0, lambda x: x + 1, {"x": 1})
+    2
+    """
+    thread, ended, lock = threading.get_ident(), threading.Event(), threading.Lock()
+
+    def watch() -> None:
+        wait = seconds
+        while not ended.wait(wait):  # again and again: a bare `except` in a loop swallows the first one
+            wait = 0.2
+            with lock:
+                if not ended.is_set():
+                    _raise_in(thread, TookTooLong)
+
+    try:
+        threading.Thread(target=watch, daemon=True).start()
+    except RuntimeError:
+        return function(**arguments)
+    try:
+        return function(**arguments)
+    finally:
+        with lock:
+            ended.set()
+            _raise_in(thread, None)  # one that is on its way must not arrive later, in other code
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
