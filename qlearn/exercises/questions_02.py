@@ -68,7 +68,7 @@ QUESTIONS = (
         (
             Choice(
                 "The percentile: 9,999 values get finer ticks",
-                "They do, and each gains a little. One value loses 850, and its square is what counts. See the next cell.",
+                "They do, and each gains a little. What one value loses is squared. See the next cell.",
             ),
             Choice(
                 "Min-max",
@@ -77,7 +77,7 @@ QUESTIONS = (
             ),
             Choice(
                 "They are level: one of 10,000 does not count",
-                "Squared, it does: 850² divided by 10,000 is more than any rounding here. See the next cell.",
+                "Squared, it does: even divided by 10,000 it is more than any rounding here. See the next cell.",
             ),
         ),
     ),
