@@ -722,7 +722,10 @@ CROSS_ENTROPY = Exercise(
         {"logits": np.array([[4.0, 6, -12], [1, 3, -10]]), "logits_hat": np.array([[4.0, 6, 0], [0, 4, 0]])},
         {"logits": np.array([[900.0, 899, 898]]), "logits_hat": np.array([[900.0, 900, 898]])},
         {"logits": np.array([[-900.0, 5, 6], [0, 1, 2]]), "logits_hat": np.array([[-900.0, 7, 6], [800, 1, 0]])},
-        {"logits": np.array([[4.0, 6], [-900, -899]]), "logits_hat": np.array([[4.0, 4], [-900, -898]])},
+        {
+            "logits": np.array([[4.0, 6, 1], [-900, -899, -901]]),
+            "logits_hat": np.array([[4.0, 4, 1], [-900, -898, -902]]),
+        },
     ),
     cases=st.fixed_dictionaries({"logits": _logits, "logits_hat": _logits}),
     mistakes=(
