@@ -273,8 +273,13 @@ def _equal_outcomes(a: tuple[str, Any], b: tuple[str, Any], types: bool) -> bool
     if a[0] != b[0] or a[0] == "raised":
         return a == b
     (mine, my_inputs), (theirs, their_inputs) = a[1], b[1]
-    same_type = getattr(mine, "dtype", None) == getattr(theirs, "dtype", None)
+    same_type = _types(mine) == _types(theirs)
     return (same_type or not types) and _same(mine, theirs) and _same(my_inputs, their_inputs)
+
+
+def _types(value: Any) -> Any:
+    """The dtype of what a function has returned, or of each of several things."""
+    return tuple(map(_types, value)) if isinstance(value, tuple) else getattr(value, "dtype", None)
 
 
 def _is_stub(function: Any) -> bool:
