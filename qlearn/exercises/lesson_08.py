@@ -224,6 +224,15 @@ def _ties_to_the_larger(x, levels):
     return _moved(x, levels, _ties_upward(x, levels), np.mean)
 
 
+def _assigned_and_emptied(assign, empty):
+    """Two mistakes at once: another level than the nearest, and empty levels that do not stay."""
+
+    def step(x, levels):
+        return _moved(x, np.full(len(levels), empty), assign(x, levels), np.mean)
+
+    return step
+
+
 def _trailing_lost(x, levels):
     codes = nearest_level(x, levels)
     return np.array([x[codes == c].mean() if (codes == c).any() else levels[c] for c in range(codes.max() + 1)])
@@ -307,6 +316,7 @@ def _in_the_network_after_steps(attempt):
 
 _EMPTY_IS_LOST = "A level without values is missing from your result. It stays where it is."
 _NOT_NEAREST = "A value belongs to its nearest level, whether that lies above or below it: assign as in 08.1."
+_TIE = "In the middle between two levels, a value belongs to the smaller one, as in 08.1."
 
 LLOYD_STEP = Exercise(
     id="08.2",
@@ -341,8 +351,15 @@ LLOYD_STEP = Exercise(
             _assigned_again_in_between,
             "You assign anew after each level that has moved. All values go to the old levels first, then all move.",
         ),
-        Mistake(
-            _ties_to_the_larger, "In the middle between two levels, a value belongs to the smaller one, as in 08.1."
+        Mistake(_ties_to_the_larger, _TIE),
+        *(
+            Mistake(_assigned_and_emptied(assign, empty), diagnosis)
+            for assign, diagnosis in (
+                (_ties_upward, _TIE),
+                (_next_below_clipped, _NOT_NEAREST),
+                (_next_above_clipped, _NOT_NEAREST),
+            )
+            for empty in (0.0, math.nan)
         ),
         Mistake(_divided_by_all, "You divide by the number of all values. Divide by how many the level itself has."),
         Mistake(_median, "That is the median. The squared error is smallest at the mean."),
@@ -363,7 +380,7 @@ LLOYD_STEP = Exercise(
     hints=(
         "Two steps: which level is nearest to each value? And what is the mean of the values with the same answer?",
         "Find the codes as in 08.1. `x[codes == 2]` are the values of level 2.",
-        "Begin with `moved = levels.copy()` and overwrite a level only if it has values: "
+        "Begin with a copy of the levels, and overwrite a level with the mean of its values only if it has any: "
         "`np.unique(codes)` lists those that have.",
     ),
     consequence=_in_the_network_after_steps,
@@ -706,6 +723,7 @@ MX_SCALE = Exercise(
         {"block": np.array([0.5, -7.0, 3.0, 1.0]), "largest_exponent": 2},
         {"block": np.array([0.3125, 0.1875, -0.25]), "largest_exponent": 2},
         {"block": np.array([96.0, -512.0, 512.0, 17.0]), "largest_exponent": 8},
+        {"block": np.array([5.5, 23.0, 0.0]), "largest_exponent": 4},  # 23/16 lies between √2 and 1.5
     ),
     cases=_mx_blocks(),
     mistakes=(
