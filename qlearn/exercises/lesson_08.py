@@ -395,7 +395,10 @@ def float_value(code, exponent_bits, significand_bits):
     exponent = (code >> significand_bits) % 2**exponent_bits
     significand = code % 2**significand_bits / 2**significand_bits
     bias = 2 ** (exponent_bits - 1) - 1
-    value = significand * 2.0 ** (1 - bias) if exponent == 0 else (1 + significand) * 2.0 ** (exponent - bias)
+    if exponent == 0:
+        value = significand * 2.0 ** (1 - bias)
+    else:
+        value = (1 + significand) * 2.0 ** (exponent - bias)
     return -value if sign else value
 
 
@@ -943,14 +946,18 @@ def my_format(x):
     largest = np.abs(blocks).max(axis=-1)
     scale_levels = codebooks.kmeans(largest, 16)
     scale_codes = codebooks.encode(largest, scale_levels)
-    levels = codebooks.kmeans(blocks / scale_levels[scale_codes][..., None], 16)
+    scaled = blocks / scale_levels[scale_codes][..., None]
+    levels = codebooks.kmeans(scaled, 16)
 
-    def cast(scale):
-        return codebooks.decode(codebooks.encode(blocks, levels, scale), levels, scale)
+    def errors(scale):  # of each block with this scale
+        codes = codebooks.encode(blocks, levels, scale)
+        x_hat = codebooks.decode(codes, levels, scale)
+        return ((blocks - x_hat) ** 2).sum(axis=-1)
 
-    errors = [((blocks - cast(scale)) ** 2).sum(axis=-1) for scale in scale_levels]
-    scale_codes = np.argmin(errors, axis=0)  # of all sixteen scales the one with the least error
-    return codebooks.encode(x, levels, scale_levels[scale_codes]), levels, scale_codes, scale_levels
+    # For each block the scale that gives the least error.
+    scale_codes = np.argmin([errors(scale) for scale in scale_levels], axis=0)
+    codes = codebooks.encode(x, levels, scale_levels[scale_codes])
+    return codes, levels, scale_codes, scale_levels
 
 
 def _as_list(numbers, name):

@@ -19,7 +19,7 @@ QUESTIONS = (
             ),
             Choice(
                 "C, somewhere in between",
-                "Yes. Some of its numbers stand for few weights, and none of them is far away from those.",
+                "Some of its numbers stand for few weights, and none of them is far away from those.",
                 right=True,
             ),
             Choice("About the same, it is two bits each time", "The bits are the same. What they say is not: run on."),
@@ -31,17 +31,17 @@ QUESTIONS = (
         (
             Choice(
                 "Yes: each step lowers the error, until no step can",
-                "No step can, but a step moves each level only to the mean of the weights that it has now. "
-                "Several levels would have to move at once.",
+                "A step moves each level only to the mean of the weights that it has now. "
+                "For less error, several levels would have to move at once.",
             ),
             Choice(
                 "Yes, since the histogram has a single peak",
-                "The peak is in the histogram of the weights. The error as a function of sixteen levels is another hill "
-                "country, with many valleys.",
+                "That peak is one of weights. The error as a function of sixteen levels is another country, "
+                "with many valleys.",
             ),
             Choice(
                 "Not for certain: another start may lead to better ones",
-                "Yes. Lloyd's steps end in the first valley. The next cell starts elsewhere.",
+                "Lloyd's steps end in the first valley. The next cell starts elsewhere.",
                 right=True,
             ),
         ),
@@ -57,7 +57,7 @@ QUESTIONS = (
             Choice("For the even values only", "For the even ones most of all, and the next cell shows which others."),
             Choice(
                 "For all but Student t",
-                "Yes. Only there do values lie so far out that one step for all is too long for the rest.",
+                "Only there do values lie so far out that one step for all is too long for the rest.",
                 right=True,
             ),
             Choice(
@@ -75,7 +75,7 @@ QUESTIONS = (
             Choice("rceil: no more room than needed", "Nothing is cut off, and 6 is used. It comes close."),
             Choice(
                 "even: a little may be cut off",
-                "Yes: a little clipping buys shorter steps for the whole block, as in lesson 02.",
+                "A little clipping buys shorter steps for the whole block, as in lesson 02.",
                 right=True,
             ),
         ),
@@ -125,7 +125,7 @@ QUESTIONS = (
     ),
     Question(
         "08.q5",
-        "All values of a tensor become ten times as large. It gets a scale (float32) of its own. What happens to the SQNR?",
+        "A tensor becomes ten times as large, and gets a scale (float32) of its own again. What happens to the SQNR?",
         (
             Choice(
                 "int8's falls, FP8's does not",
