@@ -238,7 +238,7 @@ def _trailing_lost(x, levels):
     return np.array([x[codes == c].mean() if (codes == c).any() else levels[c] for c in range(codes.max() + 1)])
 
 
-def _one_for_each_value(x, levels):
+def _levels_of_all_values(x, levels):
     return lloyd_step(x, levels)[nearest_level(x, levels)]
 
 
@@ -338,7 +338,7 @@ LLOYD_STEP = Exercise(
         ),
         Mistake(_codes_alone, "Those are the codes of the values. Wanted are the levels, each moved to its mean."),
         Mistake(
-            _one_for_each_value,
+            _levels_of_all_values,
             "Those are the new levels of all values. Wanted is the list: each level once, in order.",
         ),
         Mistake(_nothing_moved, "Your levels are the old ones. Each moves to the mean of the values nearest to it."),
@@ -1049,7 +1049,7 @@ FORMAT = Challenge(
         "NF4, blocks of 64, 256 even scales": _normal_float_in_blocks,
     },
     hints=(
-        "`4.3` is 4 bits for a code and 0.3 for the rest. A scale of how many bits fits, in blocks of how many weights?",
+        "4.3 is 4 bits for a code and 0.3 for the rest. A scale of how many bits fits, in blocks of how many weights?",
         "Scales are numbers like any others: a codebook of 16 does for them, too. Then blocks of 16 cost 0.25 bits.",
         "`codebooks.kmeans` of the blocks' largest magnitudes, then of the weights divided by their scale. "
         "Still short? Try for each block which of the scales gives the least error.",

@@ -14,12 +14,11 @@ QUESTIONS = (
             ),
             Choice(
                 "B, each used by a quarter of the weights",
-                "Tempting: no number idles. But weights far out are few and matter most, "
-                "and B moves them furthest. See the next cell.",
+                "Tempting: no number idles. But B has none for the larger weights, and moves them furthest of the three.",
             ),
             Choice(
                 "C, somewhere in between",
-                "Some of its numbers stand for few weights, and none of them is far away from those.",
+                "It moves the larger weights less than B, and has no number idle as A has.",
                 right=True,
             ),
             Choice("About the same, it is two bits each time", "The bits are the same. What they say is not: run on."),
