@@ -14,7 +14,7 @@ QUESTIONS = (
             ),
             Choice(
                 "B, each used by a quarter of the weights",
-                "Tempting: no number idles. But B has none for the larger weights, and moves them furthest of the three.",
+                "Tempting: no number idles. But B has none for the larger weights, and moves those furthest.",
             ),
             Choice(
                 "C, somewhere in between",
