@@ -215,11 +215,29 @@ def whole_bias(code, exponent_bits, significand_bits):
     return sign * (m * 2.0 ** (1 - bias) if e == 0 else (1 + m) * 2.0 ** (e - bias))
 
 
+def two_things_missing(code, exponent_bits, significand_bits):
+    m = 2**significand_bits
+    return (1 + code % m / m) * 2.0 ** (code // m % 2**exponent_bits - 2 ** (exponent_bits - 1) + 1)
+
+
+def masks_that_are_none(code, exponent_bits, significand_bits):
+    e, m = code >> significand_bits & exponent_bits, (code & significand_bits) / 2**significand_bits
+    value = (e != 0) + m
+    sign = 1 - 2 * (code >> exponent_bits + significand_bits)
+    return sign * value * 2.0 ** ((e or 1) - 2 ** (exponent_bits - 1) + 1)
+
+
+def by_text(codes, bits, order):
+    text = "".join(format(code, f"0{bits}b")[::order] for code in codes)
+    return np.array([int(text[i : i + 8], 2) for i in range(0, len(text), 8)], np.uint8)
+
+
 @pytest.mark.parametrize(
     ("exercise_id", "attempt", "message"),
     [
         ("08.1", lambda x, levels: np.digitize(x, levels).astype(np.uint8), "begins with 1"),
         ("08.1", lambda x, levels: (np.digitize(x, levels) - 1).astype(np.uint8), "next level below"),
+        ("08.1", lambda x, levels: np.digitize(x, levels) - 1, "next level below"),
         ("08.1", lambda x, levels: (np.searchsorted(levels, x) - 1).astype(np.uint8), "next level below"),
         ("08.1", lambda x, levels: np.searchsorted(levels, x).astype(np.uint8), "next level above"),
         ("08.1", lambda x, levels: np.abs(x[..., None] - levels).argmin(-1), "the values are right"),
@@ -242,6 +260,8 @@ def whole_bias(code, exponent_bits, significand_bits):
         ("08.2", lambda x, levels: levels, "Your levels are the old ones"),
         ("08.2", lambda x, levels: list(step_by_lists(x, levels)), "a NumPy array is wanted"),
         ("08.3", always_one_in_front, "no 1 in front"),
+        ("08.3", two_things_missing, "Two things are missing"),
+        ("08.3", masks_that_are_none, "keeps the wrong bits"),
         ("08.3", bias_of_eight_bits, "127 is the bias of 8 exponent bits"),
         ("08.3", whole_bias, "Yours is half of what is wanted"),
         ("08.3", lambda code, **bits: -float_by_text(code, **bits), "other values"),
@@ -279,7 +299,15 @@ def whole_bias(code, exponent_bits, significand_bits):
             "to a negative power",
         ),
         ("08.4", lambda block, largest_exponent: block / scale_by_frexp(block, largest_exponent), "divided by its"),
+        (
+            "08.4",
+            lambda block, largest_exponent: 2.0 ** np.round(np.log2(np.max(block)) - largest_exponent),
+            "may belong to a negative number",
+        ),
         ("08.5", of_a_course, "codes are lost"),
+        ("08.5", lambda codes, bits: np.packbits(codes, bitorder="little"), "packs single bits"),
+        ("08.5", lambda codes, bits: by_text(codes, bits, 1), "lies in the high bits"),
+        ("08.5", lambda codes, bits: by_text(codes, bits, -1), "from the top bit down"),
         ("08.5", loses_at_the_byte, "loses those upper bits"),
         ("08.5", lambda codes, bits: codes, "still have a byte each"),
         ("08.5", lambda codes, bits: np.append(pack_bit_by_bit(codes, bits), np.uint8(0)), "has shape"),

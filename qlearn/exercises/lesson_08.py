@@ -53,6 +53,10 @@ def _next_below_or_none(x, levels):
     return (np.searchsorted(levels, x) - 1).astype(np.uint8)
 
 
+def _next_below_signed(x, levels):
+    return np.searchsorted(levels, x, side="right") - 1
+
+
 def _counted_from_one(x, levels):
     return np.digitize(x, levels).astype(np.uint8)
 
@@ -139,6 +143,7 @@ NEAREST_LEVEL = Exercise(
         Mistake(_next_below, _ROUNDED_DOWN),
         Mistake(_next_below_clipped, _ROUNDED_DOWN),
         Mistake(_next_below_or_none, _ROUNDED_DOWN),
+        Mistake(_next_below_signed, _ROUNDED_DOWN),
         Mistake(
             _counted_from_one,
             "np.digitize(x, levels) counts the levels up to x: it rounds down and begins with 1. "
@@ -419,6 +424,17 @@ def _only_zero_is_special(code, exponent_bits, significand_bits):
     return 0.0 if exponent == significand == 0 else _all_normal(code, exponent_bits, significand_bits)
 
 
+def _all_normal_and_positive(code, exponent_bits, significand_bits):
+    return abs(_all_normal(code, exponent_bits, significand_bits))
+
+
+def _masked_with_counts(code, exponent_bits, significand_bits):
+    sign, _, _, bias = _parts(code, exponent_bits, significand_bits)
+    exponent = (code >> significand_bits) & exponent_bits
+    significand = (code & significand_bits) / 2**significand_bits
+    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - bias)
+
+
 def _flushed_to_zero(code, exponent_bits, significand_bits):
     _, exponent, _, _ = _parts(code, exponent_bits, significand_bits)
     return 0.0 if exponent == 0 else _all_normal(code, exponent_bits, significand_bits)
@@ -532,6 +548,14 @@ FLOAT_VALUE = Exercise(
     mistakes=(
         Mistake(_all_normal, _SUBNORMAL),
         Mistake(_only_zero_is_special, _SUBNORMAL),
+        Mistake(
+            _all_normal_and_positive,
+            "Two things are missing: the sign, which is the top bit, and exponent field 0, which has no 1 in front.",
+        ),
+        Mistake(
+            _masked_with_counts,
+            "& exponent_bits keeps the wrong bits: a mask of the lowest n bits is 2**n − 1.",
+        ),
         Mistake(_subnormal_with_a_one, _SUBNORMAL),
         Mistake(_bias_of_float32, "127 is the bias of 8 exponent bits. Here it is 2 ** (exponent_bits − 1) − 1."),
         Mistake(
@@ -603,6 +627,14 @@ def _signed_maximum(block, largest_exponent):
 def _abs_of_the_maximum(block, largest_exponent):
     with np.errstate(all="ignore"):
         return 2.0 ** (np.floor(np.log2(np.abs(block.max()))) - largest_exponent)
+
+
+def _signed_and_rounded_by(round_exponent):
+    def scale(block, largest_exponent):
+        with np.errstate(all="ignore"):
+            return 2.0 ** (round_exponent(np.log2(block.max())) - largest_exponent)
+
+    return scale
 
 
 def _ceil(block, largest_exponent):
@@ -732,6 +764,7 @@ MX_SCALE = Exercise(
     mistakes=(
         Mistake(_signed_maximum, _SIGN_MATTERS),
         Mistake(_abs_of_the_maximum, _SIGN_MATTERS),
+        *(Mistake(_signed_and_rounded_by(rounding), _SIGN_MATTERS) for rounding in (np.rint, np.ceil, np.trunc)),
         Mistake(_ceil, "You round the exponent up. The rule here is floor: the power of two at or below max|x|."),
         Mistake(
             _nearest_exponent,
@@ -810,6 +843,26 @@ def _first_code_on_top(codes, bits):
     return np.packbits((codes[:, None] >> np.arange(bits)[::-1]) & 1, bitorder="big")
 
 
+def _bytes_of_text(text):
+    return np.array([int(text[i : i + 8], 2) for i in range(0, len(text), 8)], np.uint8)
+
+
+def _text_from_the_top(codes, bits):
+    return _bytes_of_text("".join(f"{code:0{bits}b}" for code in codes))
+
+
+def _text_of_turned_codes(codes, bits):
+    return _bytes_of_text("".join(f"{code:0{bits}b}"[::-1] for code in codes))
+
+
+def _zero_or_not(codes, bits):
+    return np.packbits(codes, bitorder="little")
+
+
+def _zero_or_not_from_the_top(codes, bits):
+    return np.packbits(codes)
+
+
 def _codes_turned_round(codes, bits):
     return np.packbits((codes[:, None] >> np.arange(bits)[::-1]) & 1, bitorder="little")
 
@@ -873,6 +926,9 @@ def _in_the_network_unpacked(attempt):
     )
 
 
+_FROM_THE_TOP = 'You fill bytes from the top bit down. Fill from the lowest: bitorder="little".'
+_FIRST_ON_TOP = "Your first code lies in the high bits of the first byte. Here it takes the lowest ones."
+_SINGLE_BITS = "np.packbits packs single bits, and takes every code that is not 0 for a 1: give it the codes' bits."
 _ACROSS = "A code that begins near a byte's end goes on in the next byte. Yours loses those upper bits."
 
 PACK = Exercise(
@@ -905,11 +961,12 @@ PACK = Exercise(
         Mistake(_not_packed, "Your codes still have a byte each. Put their bits side by side."),
         Mistake(_cut_at_the_byte, _ACROSS),
         Mistake(_too_large_for_a_byte, _ACROSS),
-        Mistake(_top_bit_first, 'You fill bytes from the top bit down. Fill from the lowest: bitorder="little".'),
-        Mistake(
-            _first_code_on_top,
-            "Your first code lies in the high bits of the first byte. Here it takes the lowest ones.",
-        ),
+        Mistake(_top_bit_first, _FROM_THE_TOP),
+        Mistake(_text_of_turned_codes, _FROM_THE_TOP),
+        Mistake(_first_code_on_top, _FIRST_ON_TOP),
+        Mistake(_text_from_the_top, _FIRST_ON_TOP),
+        Mistake(_zero_or_not, _SINGLE_BITS),
+        Mistake(_zero_or_not_from_the_top, _SINGLE_BITS),
         Mistake(
             _codes_turned_round, "Your codes lie in the bytes with their bits reversed: the lowest bit comes first."
         ),
