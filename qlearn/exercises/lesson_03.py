@@ -644,7 +644,8 @@ def _stored(bits, granularity, method="min_max"):
 
 
 def store_layer(w):
-    qparams = qlearn.find_qparams(w, "mse", bits=3, symmetric=True, granularity=PerAxis(0))
+    codes = {"bits": 3, "symmetric": True, "granularity": PerAxis(0)}
+    qparams = qlearn.find_qparams(w, "mse", **codes)
     return qlearn.quantize(w, qparams), qparams.scale
 
 
