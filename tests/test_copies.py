@@ -105,6 +105,36 @@ def test_a_copy_that_was_worked_in_stays_even_when_there_is_a_new_edition(folder
         assert (mine / FIRST).read_bytes() == work
 
 
+def test_a_copy_that_was_only_opened_and_saved_was_not_worked_in(folders):
+    lessons_, mine = folders
+    copies.give_out(*folders)
+    opened = json.loads((mine / FIRST).read_text(encoding="utf-8"))
+    opened["metadata"]["language_info"] = {"version": "3.13.1"}
+    opened["cells"][1]["source"] = "".join(opened["cells"][1]["source"])
+    (mine / FIRST).write_text(json.dumps(opened, sort_keys=True), encoding="utf-8")
+    before = (mine / FIRST).read_bytes()
+    assert copies.give_out(*folders) == [] and (mine / FIRST).read_bytes() == before
+    (lessons_ / FIRST).write_text(notebook("a new edition"), encoding="utf-8")
+    assert copies.give_out(*folders) == [] and b"a new edition" in (mine / FIRST).read_bytes()
+
+
+@pytest.mark.parametrize("change", ["output", "source", "new_cell", "cell_metadata"])
+def test_every_change_of_a_cell_is_work(folders, change):
+    mine = folders[1]
+    copies.give_out(*folders)
+    changed = json.loads((mine / FIRST).read_text(encoding="utf-8"))
+    if change == "output":
+        changed["cells"][1]["outputs"] = [{"name": "stdout", "output_type": "stream", "text": ["1\n"]}]
+    elif change == "source":
+        changed["cells"][0]["source"] += ["\n", "my note"]
+    elif change == "new_cell":
+        changed["cells"].append({"cell_type": "markdown", "id": "c", "metadata": {}, "source": []})
+    else:
+        changed["cells"][1]["metadata"]["tags"] = []
+    (mine / FIRST).write_text(json.dumps(changed), encoding="utf-8")
+    assert "Your work is kept" in copies.reset("01", *folders)[0]
+
+
 def test_a_copy_that_is_no_notebook_any_more_counts_as_work(folders):
     lessons_, mine = folders
     copies.give_out(*folders)

@@ -1,8 +1,8 @@
 """Copies of the lessons without outputs, for learners to work in: `make lab` makes them, `make reset` makes one anew.
 
 The lessons in notebooks/ are stored with their outputs, which answer every "Predict". A copy has none. What a learner
-has changed is never overwritten: a small file beside the copies remembers what was given out, and only a copy that is
-still that, byte for byte, is replaced by a newer edition. Needs nothing but Python, like dev.py, which calls it;
+has changed is never overwritten: a small file beside the copies remembers what was given out, and only a copy whose
+cells are still those is replaced by a newer edition. Needs nothing but Python, like dev.py, which calls it;
 `python tools/copies.py` makes the copies without starting anything.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = ROOT / "notebooks"
 COPIES = ROOT / "my_lessons"
-GIVEN = ".given_out.json"  # {name of a copy: SHA-256 of the bytes that were given out}
+GIVEN = ".given_out.json"  # {name of a copy: what `digest` makes of what was given out}
 
 
 def cleared(lesson: bytes) -> bytes:
@@ -121,8 +121,19 @@ def reset(wanted: str, lessons: Path, folder: Path) -> list[str]:
     return lines
 
 
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def digest(notebook: bytes) -> str:
+    """A fingerprint of a notebook's cells, outputs and all; of its bytes, if it is none.
+
+    The rest does not count as work: JupyterLab writes Python's version into every notebook that it opens.
+    """
+    try:
+        cells = json.loads(notebook)["cells"]
+        for cell in cells:
+            cell["source"] = "".join(cell["source"])  # the format allows a list of lines, and JupyterLab writes them
+        notebook = json.dumps(cells, sort_keys=True).encode()
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    return hashlib.sha256(notebook).hexdigest()
 
 
 def remembered(folder: Path) -> tuple[dict[str, str], bool]:

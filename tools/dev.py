@@ -326,22 +326,7 @@ def own_environment() -> dict[str, str]:
 
 
 # What a notebook's kernel runs first: from then on Python reaches this computer and no other.
-NO_NETWORK = """
-import socket
-
-def _at_home(name):
-    wanted = getattr(socket.socket, name)
-    def guarded(self, address, *more):
-        host = address[0] if isinstance(address, tuple) else "localhost"
-        if host not in ("localhost", "::1") and not host.startswith("127."):
-            raise ConnectionError(f"A lesson must run without a network, and this one asks for {host}.")
-        return wanted(self, address, *more)
-    return guarded
-
-for name in ("connect", "connect_ex"):
-    setattr(socket.socket, name, _at_home(name))
-del name
-"""
+NO_NETWORK = f"__import__('runpy').run_path({str(ROOT / 'qlearn/exercises/confined.py')!r})['stay_offline']()\n"
 
 
 def notebook_environment(home: Path) -> dict[str, str]:

@@ -1,0 +1,267 @@
+"""Notebooks of all kinds, graded: what was solved counts, what only looks so does not, and nothing stops the table."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+import lessons
+from qlearn import exercises
+from qlearn.exercises import __main__ as command
+from qlearn.exercises import grading
+from qlearn.exercises.kernel import POSIX, Limits
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="not tried on Windows")
+
+START = "import numpy as np\nfrom qlearn import exercises"
+FIRST = exercises.solution_source("01.1") + '\n\nexercises.check("01.1", to_uint8)'
+SECOND = exercises.solution_source("01.2") + '\n\nexercises.check("01.2", quantize_symmetric)'
+STUB = 'def quantize_symmetric(x, bits):\n    ...\n\nexercises.check("01.2", quantize_symmetric)'
+WRONG = 'def to_uint8(values):\n    return values.astype(np.uint8)\n\nexercises.check("01.1", to_uint8)'
+SLEEP = "import time\nwhile True: time.sleep(0.01)"
+SECONDS = 20  # much more than a notebook needs, on a busy machine too
+LIMITS = Limits(seconds=SECONDS, file_mb=8, folder_mb=16, memory_mb=1024, processes=40)
+
+# Name → the code cells; what is expected of 01.1 and 01.2, and what the problem says.
+NOTEBOOKS = {
+    "solved": ([START, FIRST, SECOND], "✓✓", ""),
+    "half": ([START, FIRST, STUB], "✓·", ""),
+    "wrong": ([START, WRONG, SECOND], "✗✓", ""),
+    "nothing": ([START, 'exercises.check("01.1", ...)'], "––", ""),
+    "not_defined": ([START, 'exercises.check("01.1", to_uint8)', SECOND], "✗✓", "cell 2 raised NameError"),
+    "broken_code": ([START, "def to_uint8(:\n" + FIRST, SECOND], "✗✓", "cell 2 raised SyntaxError"),
+    "raises_on_the_way": ([START, "1 / 0", FIRST, "no_such_name", SECOND], "✓✓", "cell 2 raised ZeroDivisionError"),
+    # What a learner may do to names, and what they print, is nothing to the grader.
+    "shadowed": (
+        [
+            START,
+            f"class exercises:\n    check = lambda *_: '✓'\n{WRONG}",
+            f"exercises = None\nprint('✓ 01.2 correct.')\n{STUB}",
+        ],
+        "✗·",
+        "cell 3 raised AttributeError",
+    ),
+    "package_changed": (
+        [
+            START,
+            "import qlearn.exercises.shelf as shelf, qlearn.exercises.checking as checking\n"
+            "shelf.examine = checking.examine = lambda exercise, _: checking.Result('correct', '✓')",
+            WRONG,
+            "list = dict = open = print = __file__ = runpy = None\n" + SECOND,
+        ],
+        "✗✓",
+        "",
+    ),
+    "check_line_deleted": ([START, FIRST.replace("exercises.check", "#"), SECOND], "✓✓", ""),
+    "no_check_at_all": ([START, *(cell.partition("\nexercises.check")[0] for cell in (FIRST, SECOND))], "✓✓", ""),
+    "lambda": ([START, "to_uint8 = lambda values: np.clip(np.rint(values), 0, 255).astype(np.uint8)", STUB], "✓·", ""),
+    "renamed": ([START, FIRST.replace("to_uint8", "my_own"), STUB], "✓·", ""),
+    "second_try": ([START, WRONG, FIRST, "del to_uint8", STUB], "✓·", ""),
+    "loops": ([START, FIRST, SLEEP, SECOND], "✓✓", "cell 3 was interrupted after"),
+    "loops_in_the_function": (
+        [START, "import time\ndef to_uint8(values):\n    while True: time.sleep(0.01)", SECOND],
+        "✗✓",
+        "",
+    ),
+    "will_not_stop": (
+        [START, FIRST, f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{SLEEP}", SECOND],
+        "✓–",
+        "cell 3 did not stop after",
+    ),
+    "dies": ([START, FIRST, "import os\nos._exit(0)", SECOND], "✓–", "cell 3 ended the kernel"),
+    "dies_when_checked": ([START, "def to_uint8(values):\n    import os; os._exit(0)", SECOND], "––", "cell 2 ended"),
+    "exits": ([START, FIRST, "import sys\nsys.exit()", SECOND], "✓✓", "cell 3 raised SystemExit"),
+    "large_file": ([START, "open('x', 'wb').write(bytes(9 * 2**20))", FIRST], "✓–", "cell 2 raised OSError"),
+    "many_files": (
+        [
+            START,
+            FIRST,
+            "for k in range(99):\n    open(str(k), 'wb').write(bytes(2**20))\nimport time; time.sleep(9)",
+            SECOND,
+        ],
+        "✓–",
+        "cell 3 wrote more than 16 MB",
+    ),
+    "memory": ([START, "x = np.ones(2**28)", FIRST], "✓–", "MemoryError"),
+    "floods": ([START, FIRST, "for _ in range(300): print('x' * 100_000)", SECOND], "✓✓", ""),
+    "input": ([START, FIRST, "input('How are you?')", SECOND], "✓✓", "cell 3 waits for input()"),
+    "network": (
+        [START, "import urllib.request\nurllib.request.urlopen('http://192.0.2.1/')", FIRST],
+        "✓–",
+        "and this one asks for 192.0.2.1",
+    ),
+    "forks": (
+        [
+            START,
+            FIRST,
+            "import os, time\nfor _ in range(50):\n    if os.fork() == 0: time.sleep(99)\ntime.sleep(9)",
+            SECOND,
+        ],
+        "✓–",
+        "cell 3 started more than 40 processes",
+    ),
+    "leaves_the_session": (
+        [
+            START,
+            FIRST,
+            "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'], start_new_session=True)",
+        ],
+        "✓–",
+        "",
+    ),
+}
+NOT_NOTEBOOKS = {
+    "not_json": (b"{", "is not JSON"),
+    "deep": (b"[" * 100_000, "is not JSON"),
+    "a_list": (b"[]", "is JSON, but no notebook"),
+    "old": (b'{"nbformat": 3, "worksheets": []}', "has format 3, and 4 is needed"),
+    "broken_cells": (b'{"nbformat": 4, "cells": [3]}', "broken cells"),
+    "of_no_lesson": (json.dumps(new_notebook(cells=[new_code_cell("1")])).encode(), "has no exercise"),
+}
+
+
+def write(path, cells):
+    title = new_markdown_cell("# 01 A lesson")  # last, so that code cells are counted from 1
+    nbformat.write(new_notebook(cells=[*map(new_code_cell, cells), title]), path)
+
+
+def kernels():
+    """The grader's kernels and what they have left, of this process or of nobody."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "/qlearn-" in process.environ().get("QLEARN_DATA", "") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            pass
+    return set(found)
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """Everything graded at once, two at a time."""
+    folder = tmp_path_factory.mktemp("class")
+    for name, (cells, _, _) in NOTEBOOKS.items():
+        write(folder / f"{name}.ipynb", cells)
+    for name, (data, _) in NOT_NOTEBOOKS.items():
+        (folder / f"{name}.ipynb").write_bytes(data)
+    (folder / "empty_folder").mkdir()
+    (folder / ".ipynb_checkpoints").mkdir()
+    write(folder / ".ipynb_checkpoints/solved-checkpoint.ipynb", [START])
+    before = kernels()
+    # The slow ones first, so that no one waits for them at the end.
+    slow = [folder / f"{name}.ipynb" for name in ("will_not_stop", "loops", "loops_in_the_function")]
+    paths = grading.notebooks([*map(str, slow), str(folder), str(folder / "gone.ipynb"), str(folder / "empty_folder")])
+    rows = grading.grade_all(paths, LIMITS, jobs=2)
+    assert kernels() <= before, "a notebook has left a process behind"
+    return {row.learner: row for row in rows}
+
+
+def marks(row):
+    return "".join(command.MARKS[row.verdicts[e][0]] for e in ("01.1", "01.2"))
+
+
+def test_every_notebook_has_one_row(graded):
+    assert set(graded) == {*NOTEBOOKS, *NOT_NOTEBOOKS, "gone", "empty_folder"}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_was_solved_counts(graded, name):
+    _, wanted, problem = NOTEBOOKS[name]
+    row = graded[name]
+    assert (marks(row), bool(row.problem)) == (wanted, bool(problem)), row
+    assert problem in row.problem and "\n" not in row.problem, row.problem
+    assert row.verdicts["01.3"][0] == row.verdicts["01.4"][0] == "missing"
+
+
+@pytest.mark.parametrize("name", NOT_NOTEBOOKS)
+def test_what_is_no_notebook_has_a_row_that_says_so(graded, name):
+    assert NOT_NOTEBOOKS[name][1] in graded[name].problem and graded[name].verdicts == {}
+
+
+def test_a_missing_notebook_and_an_empty_folder_have_a_row(graded):
+    assert graded["gone"].problem == "is not there"
+    assert graded["empty_folder"].problem == "is a folder without notebooks"
+
+
+def test_messages_are_the_checkers(graded):
+    status, message = graded["wrong"].verdicts["01.1"]
+    assert status == "wrong" and "cast" in message
+    assert graded["solved"].verdicts["01.2"][1] == "✓ 01.2 correct."
+    assert "its cell raised SyntaxError" in graded["broken_code"].verdicts["01.1"][1]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def run(*arguments):
+    command_line = [sys.executable, "-m", "qlearn.exercises", *map(str, arguments)]
+    return subprocess.run(
+        command_line, capture_output=True, text=True, encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1"}
+    )
+
+
+def test_a_real_lesson_with_its_solutions_in_a_table_and_as_json(tmp_path):
+    (lesson,) = [path for path in lessons.find() if path.name.startswith("01")]
+    notebook = nbformat.read(lesson, as_version=4)
+    lessons.with_solutions(notebook, exercises.solution_source)
+    for learner in ("ada", "alan"):
+        (tmp_path / learner).mkdir()
+        nbformat.write(notebook, tmp_path / learner / "01.ipynb")
+        notebook = nbformat.read(lesson, as_version=4)
+    done = run("--json", "--jobs", 2, tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    ada, alan = found["notebooks"]
+    assert [ada["learner"], alan["learner"]] == ["ada/01", "alan/01"]
+    assert [ada["solved"], alan["solved"], ada["problem"], alan["problem"]] == [4, 0, "", ""]
+    assert {e["status"] for e in alan["exercises"].values()} == {"not attempted"}
+    assert found["solved"] == {f"01.{k}": 1 for k in (1, 2, 3, 4)}
+
+
+def test_the_table(tmp_path):
+    write(tmp_path / "ada.ipynb", [START, FIRST, STUB])
+    (tmp_path / "alan.ipynb").write_text("{")
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert ["alan", "is", "not", "JSON,", "so", "no", "notebook"] in [line.split() for line in lines]
+    assert ["ada", "✓", "·", "–", "–", "1", "of", "4"] in [line.split() for line in lines]
+    assert ["solved", "by", "1", "0", "0", "0"] in [line.split() for line in lines]
+    assert lines[-1] == command.LEGEND
+
+
+@pytest.mark.parametrize("arguments", [[], ["--timeout", "0", "x"], ["--timeout", "nan", "x"], ["--jobs", "0", "x"]])
+def test_wrong_arguments_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(arguments)
+    assert stopped.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_without_ipykernel_it_says_what_to_install(monkeypatch, capsys):
+    find = command.importlib.util.find_spec
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None if name == "ipykernel" else find(name))
+    assert command.main(["x.ipynb"]) == 1
+    assert capsys.readouterr().err == "To run notebooks ipykernel is needed: pip install 'qlearn[lab]'\n"
+
+
+@pytest.mark.skipif(not POSIX, reason="signals")
+def test_ctrl_c_leaves_no_kernel(tmp_path):
+    write(tmp_path / "ada.ipynb", [START, "open('begun', 'w')\nwhile True: pass"])
+    before = kernels()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qlearn.exercises", str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    end = time.monotonic() + 60
+    while not kernels() - before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert kernels() - before
+    process.send_signal(2)
+    assert process.wait(60) == 130
+    assert not kernels() - before
