@@ -27,6 +27,7 @@ from qlearn.exercises import confined
 
 POSIX = os.name == "posix"
 START = 120.0  # seconds for a kernel to start, however busy the machine is
+QUESTION = 180.0  # seconds for the checker, which stops most attempts much earlier by itself
 GRACE = 5.0  # seconds for what was interrupted to stop
 PAUSE = 0.5  # seconds between two looks at folder and processes
 HERE = Path(__file__).resolve().parent
@@ -158,7 +159,7 @@ class Kernel:
         """
         side = f"__import__('runpy').run_path({str(HERE / 'kernel_side.py')!r})"
         call = f"{side}['answer'](globals(), {exercise!r}, {list(names)!r})"
-        share = min(60.0, self._share())
+        share = min(QUESTION, self._share())
         content, interrupted = self._execute("", share, silent=True, user_expressions={"answer": call})
         if interrupted:
             raise TimeoutError(f"did not come back within {share:.0f} s")
