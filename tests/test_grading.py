@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -16,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import lessons
 from qlearn import exercises
 from qlearn.exercises import __main__ as command
-from qlearn.exercises import grading
+from qlearn.exercises import grading, kernel_side
 from qlearn.exercises.kernel import Limits
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="not tried on Windows")
@@ -212,6 +213,20 @@ def test_messages_are_the_checkers(graded):
     assert status == "wrong" and "cast" in message
     assert graded["solved"].verdicts["01.2"][1] == "✓ 01.2 correct."
     assert "its cell raised SyntaxError" in graded["no_function"].verdicts["01.1"][1]
+
+
+def test_a_challenge_is_asked_about_like_an_exercise():
+    def check(exercise_id, _):
+        raise ValueError(f"there is no exercise {exercise_id}")
+
+    def challenge(_, attempt):
+        return SimpleNamespace(status="correct", message=f"✓ {attempt}")
+
+    package = SimpleNamespace(check=check, challenge=challenge)
+    assert kernel_side.check(package, "01.C", "it") == ("correct", "✓ it")
+    assert kernel_side.check(SimpleNamespace(check=check), "01.C", "it")[0] == "missing"
+    by_cell, rest = grading.exercises_of([("code", "exercises.challenge('01.C', mine)")], "x.ipynb")
+    assert "mine" in by_cell[0]["01.C"] and {"01.1", "01.C"} <= set(rest)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

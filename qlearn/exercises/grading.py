@@ -121,6 +121,8 @@ def grade(path: Path, learner: str, limits: Limits, stop: threading.Event) -> Gr
         graded.problem = "; ".join(_run(cells, by_cell, rest, graded, limits, stop))
     except Unreadable as error:
         graded.problem = str(error)
+    except Ended:
+        graded.problem = "could not be run: its kernel did not start"
     except Stopped:
         graded.problem = "was not graded to its end"
     except Exception as error:  # of the grader or the system: a row, and the table goes on
