@@ -1,9 +1,11 @@
 # Each target is one line; tools/dev.py makes .venv and installs what is missing. Without make: python tools/dev.py lab
 PYTHON ?= python3
-.PHONY: lab test lessons weights bench mutants test-colab test-processors wheel links front
+.PHONY: lab reset test lessons weights bench mutants test-colab test-processors wheel links front
 
-# JupyterLab on the lessons. PORT=8999 chooses the port, BROWSER=none opens no window.
+# JupyterLab on my_lessons/, copies of the lessons to work in. PORT=8999 chooses the port, BROWSER=none opens no window.
 lab: ; @$(PYTHON) tools/dev.py lab
+# A fresh copy of one lesson; the one you worked in is kept beside it. LESSON=03 says which, LESSON=all takes all.
+reset: ; @$(PYTHON) tools/dev.py reset
 # Every check there is.
 test: ; @$(PYTHON) tools/dev.py test
 # Run the lessons afresh and store their outputs. LESSON=05 runs one.
@@ -18,7 +20,7 @@ mutants: ; @$(PYTHON) tools/dev.py mutants
 test-colab: ; @$(PYTHON) tools/dev.py test-colab
 # The lessons and the tests of the maths as on other processors, with a table. SETTING=nehalem runs one setting.
 test-processors: ; @$(PYTHON) tools/dev.py test-processors
-# The package as one file in dist/, to upload where it cannot be downloaded.
+# The package as one file in dist/, and the lessons without outputs in dist/lessons/, to upload into Colab.
 wheel: ; @$(PYTHON) tools/dev.py wheel
 # Stamp into every lesson how Colab opens it: from [project.urls] in pyproject.toml.
 links: ; @$(PYTHON) tools/dev.py links

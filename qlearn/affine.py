@@ -114,10 +114,13 @@ class QParams:
 
 
 @quietly
-def choose_qparams(lo: Any, hi: Any, *, bits: int = 8, symmetric: bool = False, narrow_range: bool = True) -> QParams:
+def choose_qparams(
+    lo: Any, hi: Any, *, bits: int = 8, symmetric: bool = False, narrow_range: bool = True, signed: bool = False
+) -> QParams:
     """Find the quantizer whose ticks span the range from `lo` to `hi`, widened to hold 0.
 
         asymmetric:  scale = (hi − lo) / (2ᵇ − 1)                zero_point = rint(−lo / scale)   codes 0 … 2ᵇ − 1
+        … signed:    the same ticks                              and all codes 2ᵇ⁻¹ smaller       −2ᵇ⁻¹ … 2ᵇ⁻¹ − 1
         symmetric:   scale = max(−lo, hi) / (2ᵇ⁻¹ − 1)           zero_point = 0                   codes ±(2ᵇ⁻¹ − 1)
         … full:      scale = max(−lo / 2ᵇ⁻¹, hi / (2ᵇ⁻¹ − 1))    zero_point = 0                   codes −2ᵇ⁻¹ … 2ᵇ⁻¹ − 1
 
@@ -130,13 +133,14 @@ def choose_qparams(lo: Any, hi: Any, *, bits: int = 8, symmetric: bool = False, 
         bits: 1 … 16, or 2 … 16 if symmetric.
         symmetric: signed codes, zero point 0.
         narrow_range: for symmetric codes, leave out −2ᵇ⁻¹, so that the codes are symmetric too.
+        signed: for asymmetric codes, count from −2ᵇ⁻¹, as ONNX Runtime and LiteRT do. Symmetric codes always are.
 
     Returns:
         `QParams`; Python numbers for Python numbers, else scale of lo's library and type (float32 for half types).
 
     Raises:
         ValueError: bits outside its limits, lo > hi, NaN or infinity.
-        TypeError: `symmetric` or `narrow_range` neither True nor False.
+        TypeError: `symmetric`, `narrow_range` or `signed` neither True nor False.
 
     Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 2.1 and equation 5.
 
@@ -144,8 +148,10 @@ def choose_qparams(lo: Any, hi: Any, *, bits: int = 8, symmetric: bool = False, 
     QParams(scale=1.3333333333333333, zero_point=1, quant_min=0, quant_max=3)
     >>> choose_qparams(-1.0, 3.0, bits=8, symmetric=True)
     QParams(scale=0.023622047244094488, zero_point=0, quant_min=-127, quant_max=127)
+    >>> choose_qparams(-1.0, 3.0, bits=2, signed=True)
+    QParams(scale=1.3333333333333333, zero_point=-1, quant_min=-2, quant_max=1)
     """
-    quant_min, quant_max = quant_limits(bits, symmetric=symmetric, narrow_range=narrow_range)
+    quant_min, quant_max = quant_limits(bits, symmetric=symmetric, narrow_range=narrow_range, signed=signed)
     low, high, dtype = _range_in_float64(lo, hi)
     xp = array_namespace(low)
     low, high = xp.minimum(low, xp.zeros_like(low)), xp.maximum(high, xp.zeros_like(high))
@@ -154,11 +160,12 @@ def choose_qparams(lo: Any, hi: Any, *, bits: int = 8, symmetric: bool = False, 
         # −quant_min is 2ᵇ⁻¹ − 1 in the narrow range and 2ᵇ⁻¹ in the full one: one line is both formulas.
         exact = xp.maximum(low / quant_min, high / quant_max)
     else:
-        exact = high / quant_max - low / quant_max  # = (high − low) / quant_max, and cannot overflow
+        steps = quant_max - quant_min
+        exact = high / steps - low / steps  # = (high − low) / steps, and cannot overflow
     scale = xp.astype(xp.clip(exact, max=xp.finfo(dtype).max), dtype)
     scale = xp.where(scale == 0, xp.ones_like(scale), scale)
 
-    zero_point = xp.zeros_like(low) if symmetric else xp.round(-low / xp.astype(scale, xp.float64))
+    zero_point = xp.zeros_like(low) if symmetric else quant_min + xp.round(-low / xp.astype(scale, xp.float64))
     zero_point = xp.astype(xp.clip(zero_point, quant_min, quant_max), xp.int32)
 
     if low.ndim > 0:
@@ -257,13 +264,15 @@ def fake_quantize(x: Any, qparams: QParams) -> Array:
     return _dequantize(quantize(floats, qparams), qparams, x.dtype if "float" in dtype_name(x) else floats.dtype)
 
 
-def quant_limits(bits: int, *, symmetric: bool = False, narrow_range: bool = True) -> tuple[int, int]:
+def quant_limits(
+    bits: int, *, symmetric: bool = False, narrow_range: bool = True, signed: bool = False
+) -> tuple[int, int]:
     """The smallest and the largest code: 0 … 2ᵇ − 1, or symmetric ±(2ᵇ⁻¹ − 1), or −2ᵇ⁻¹ … 2ᵇ⁻¹ − 1.
 
     >>> quant_limits(8), quant_limits(8, symmetric=True), quant_limits(8, symmetric=True, narrow_range=False)
     ((0, 255), (-127, 127), (-128, 127))
     """
-    for name, value in (("symmetric", symmetric), ("narrow_range", narrow_range)):
+    for name, value in (("symmetric", symmetric), ("narrow_range", narrow_range), ("signed", signed)):
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name}={value!r} must be True or False.")
     fewest = 2 if symmetric else 1
@@ -272,10 +281,10 @@ def quant_limits(bits: int, *, symmetric: bool = False, narrow_range: bool = Tru
             f"bits={bits!r} must be a whole number from {fewest} to 16"
             + (" (symmetric codes need one bit for the sign)." if symmetric else ".")
         )
-    if not symmetric:
-        return 0, 2 ** int(bits) - 1
-    largest = 2 ** (int(bits) - 1) - 1
-    return (-largest if narrow_range else -largest - 1), largest
+    half = 2 ** (int(bits) - 1)
+    if symmetric:
+        return (1 - half if narrow_range else -half), half - 1
+    return (-half, half - 1) if signed else (0, 2 * half - 1)
 
 
 @quietly

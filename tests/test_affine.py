@@ -131,6 +131,23 @@ def test_symmetric_qparams_by_hand(narrow_range, scale, limits):
     assert qparams.zero_point == 0
 
 
+@given(moderate, moderate, st.integers(1, 16), arrays())
+def test_signed_asymmetric_codes_are_the_same_ticks_counted_from_below(a, b, bits, x):
+    usual = choose_qparams(min(a, b), max(a, b), bits=bits)
+    signed = choose_qparams(min(a, b), max(a, b), bits=bits, signed=True)
+    half = 2 ** (bits - 1)
+    assert (signed.quant_min, signed.quant_max) == (-half, half - 1)
+    assert (signed.scale, signed.zero_point) == (usual.scale, usual.zero_point - half)
+    assert np.array_equal(quantize(x, signed).astype(int) + half, quantize(x, usual))
+    assert np.array_equal(fake_quantize(x, signed), fake_quantize(x, usual))
+
+
+def test_signed_changes_no_symmetric_codes_and_is_true_or_false():
+    assert choose_qparams(-1.0, 3.0, symmetric=True, signed=True) == choose_qparams(-1.0, 3.0, symmetric=True)
+    with pytest.raises(TypeError, match="signed=1 must be True or False"):
+        choose_qparams(-1.0, 3.0, signed=1)
+
+
 def test_a_range_far_from_zero_survives():
     x = np.array([10.0, 10.5, 11.0])
     assert np.abs(fake_quantize(x, find_qparams(x)) - x).max() <= 11 / 255 / 2

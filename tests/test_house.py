@@ -234,7 +234,9 @@ def repository_files():
         return [ROOT / name for name in listed.stdout.split("\0") if name]
     found = []
     for base, folders, files in os.walk(ROOT):
-        folders[:] = [f for f in folders if f in (".ci", ".github") or not f.startswith((".", "__pycache__"))]
+        folders[:] = [
+            f for f in folders if f in (".ci", ".github") or not f.startswith((".", "__pycache__", "my_lessons"))
+        ]
         found += [Path(base, name) for name in files]
     return found
 

@@ -425,21 +425,29 @@ def test_lesson_bears_the_stamp_of_make_links(path):
     assert not links.stamp(notebook, path.name, links.repository(), links.wheel())
 
 
-def test_a_stamp_replaces_the_one_before():
-    opening = new_markdown_cell("# 01 A lesson\n\n*5 minutes*")
-    notebook = new_notebook(
-        cells=[opening, new_code_cell("import numpy as np\n\nimport qlearn\nfrom qlearn import plots")]
-    )
-    first = copy.deepcopy(notebook)
+@pytest.mark.parametrize("earlier", ["", "\n\n*In Colab:* `make wheel` builds it.", "\n\n[Open in Colab](https://x/y)"])
+def test_a_stamp_replaces_the_one_before(earlier):
+    text = "# 01 A lesson\n\n*5 minutes*"
+    code = new_code_cell("import numpy as np\n\nimport qlearn\nfrom qlearn import plots")
+    notebook = new_notebook(cells=[new_markdown_cell(text + earlier), code])
+    opening, first = notebook.cells
+
     assert links.stamp(notebook, "01_a.ipynb", "", "qlearn-1.0-py3-none-any.whl")
-    assert "%pip install --quiet qlearn-1.0-py3-none-any.whl\n" in notebook.cells[1].source
-    assert "colab.research" not in notebook.cells[0].source
-    assert links.stamp(notebook, "01_a.ipynb", "https://github.com/someone/qlearn", "unused.whl")
+    assert "%pip install --quiet qlearn-1.0-py3-none-any.whl\n" in first.source
+    before, _, folded = opening.source.rpartition("\n\n")
+    assert before == text
+    assert folded.startswith("<details><summary>In Colab</summary>") and folded.endswith("</details>")
+    assert "dist/qlearn-1.0-py3-none-any.whl" in folded and "dist/lessons/" in folded and "href" not in folded
+
+    address = "https://github.com/someone/qlearn"
+    assert links.stamp(notebook, "01_a.ipynb", address, "unused.whl")
+    before, _, folded = opening.source.rpartition("\n\n")
+    assert before == text and "\n" not in folded
     page = "https://colab.research.google.com/github/someone/qlearn/blob/main/notebooks/01_a.ipynb"
-    assert notebook.cells[0].source == f"{first.cells[0].source}\n\n[Open in Colab]({page})"
-    assert notebook.cells[1].source.count("import qlearn\n") == 2
-    assert "    %pip install --quiet git+https://github.com/someone/qlearn\n" in notebook.cells[1].source
-    assert not links.stamp(notebook, "01_a.ipynb", "https://github.com/someone/qlearn", "unused.whl")
+    assert f'<a href="{page}">' in folded and "Clear all outputs" in folded
+    assert first.source.count("import qlearn\n") == 2
+    assert "    %pip install --quiet git+https://github.com/someone/qlearn\n" in first.source
+    assert not links.stamp(notebook, "01_a.ipynb", address, "unused.whl")
 
 
 # --- no network ------------------------------------------------------------------------------------------------------

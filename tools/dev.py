@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The project's everyday commands. Needs nothing but Python, so that it can install the rest.
 
-    python tools/dev.py lab        JupyterLab on the lessons             PORT=8999  BROWSER=none
+    python tools/dev.py lab        JupyterLab on copies of the lessons   PORT=8999  BROWSER=none
+    python tools/dev.py reset      a fresh copy of one, yours is kept    LESSON=03
     python tools/dev.py test       every check there is
     python tools/dev.py lessons    run the lessons, store their outputs  LESSON=05
     python tools/dev.py weights    train the shipped networks again
@@ -9,7 +10,7 @@
     python tools/dev.py mutants    changes that no test notices          MODULE=affine  AT_MOST=40
     python tools/dev.py test-colab tests with Colab's versions           TORCH=1
     python tools/dev.py test-processors  the same on other processors  SETTING=nehalem
-    python tools/dev.py wheel      build the package into dist/
+    python tools/dev.py wheel      package and lessons, to upload        into dist/
     python tools/dev.py links      stamp the address of the lessons into them
     python tools/dev.py front      make the pictures of README.md
     python tools/dev.py floors     print the oldest versions that are allowed, as pip's constraints
@@ -31,6 +32,8 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import copies
+
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMP = VENV / "qlearn-installed.txt"
@@ -50,7 +53,7 @@ def main(arguments: list[str]) -> int:
         os.environ[name] = value
     commands = [a for a in arguments if "=" not in a]
     known = {
-        **{"lab": lab, "test": test, "lessons": lessons, "weights": weights, "bench": bench},
+        **{"lab": lab, "reset": reset, "test": test, "lessons": lessons, "weights": weights, "bench": bench},
         **{
             "mutants": mutants,
             "test-colab": test_colab,
@@ -77,15 +80,21 @@ def main(arguments: list[str]) -> int:
 
 
 def lab() -> int:
-    """Start JupyterLab on notebooks/, on this computer only, with its token."""
+    """Start JupyterLab on copies of the lessons without outputs, on this computer only, with its token."""
     python = environment()
-    command = [python, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT / 'notebooks'}", "--ServerApp.ip=127.0.0.1"]
+    folder = copies.COPIES
+    try:
+        lines = copies.give_out(copies.LESSONS, folder)
+    except OSError as error:
+        fail(copies.cannot(error))
+    say("\n".join([*lines, f"The lessons are in {folder.name}/, without outputs. What you change in them is yours."]))
+    command = [python, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}", "--ServerApp.ip=127.0.0.1"]
     if os.environ.get("PORT"):
         command += [f"--ServerApp.port={os.environ['PORT']}", "--ServerApp.port_retries=0"]
     if os.environ.get("BROWSER") == "none":
         del os.environ["BROWSER"]
         command += ["--no-browser"]
-    if (ROOT / "notebooks/00_start_here.ipynb").exists():
+    if (folder / "00_start_here.ipynb").exists():
         command += ["--LabApp.default_url=/lab/tree/00_start_here.ipynb"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command += ["--allow-root"]
@@ -99,6 +108,23 @@ def lab() -> int:
                 return server.wait()
             except KeyboardInterrupt:
                 pass  # the server got it too, and asks before it stops
+
+
+def reset() -> int:
+    """Put a fresh copy in the place of a lesson's; one that was worked in is kept beside it."""
+    lesson = os.environ.get("LESSON", "")
+    if not lesson:
+        say(
+            "Which lesson? make reset LESSON=03, or LESSON=all. What you have done in it is kept beside the fresh copy."
+        )
+        return 2
+    try:
+        say("\n".join(copies.reset(lesson, copies.LESSONS, copies.COPIES)))
+    except LookupError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(copies.cannot(error))
+    return 0
 
 
 def lessons() -> int:
@@ -135,11 +161,17 @@ def test_processors() -> int:
 
 
 def wheel() -> int:
-    """Build the wheel that a learner uploads where qlearn cannot be downloaded."""
+    """Build what a learner uploads where qlearn cannot be downloaded: the wheel, and the lessons without outputs."""
     command = [environment(), "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", "."]
     code = subprocess.call(command, env=own_environment())
     if code == 0:
-        say(f"Built {', '.join(sorted(f'dist/{path.name}' for path in (ROOT / 'dist').glob('*.whl')))}.")
+        folder = ROOT / "dist/lessons"
+        folder.mkdir(exist_ok=True)
+        editions, lines = copies.editions(copies.LESSONS)
+        for name, edition in editions.items():
+            copies.write(folder / name, edition)
+        built = sorted(f"dist/{path.name}" for path in (ROOT / "dist").glob("*.whl"))
+        say("\n".join([*lines, f"Built {', '.join(built)}, and dist/lessons/ without outputs."]))
     return code
 
 
@@ -294,22 +326,7 @@ def own_environment() -> dict[str, str]:
 
 
 # What a notebook's kernel runs first: from then on Python reaches this computer and no other.
-NO_NETWORK = """
-import socket
-
-def _at_home(name):
-    wanted = getattr(socket.socket, name)
-    def guarded(self, address, *more):
-        host = address[0] if isinstance(address, tuple) else "localhost"
-        if host not in ("localhost", "::1") and not host.startswith("127."):
-            raise ConnectionError(f"A lesson must run without a network, and this one asks for {host}.")
-        return wanted(self, address, *more)
-    return guarded
-
-for name in ("connect", "connect_ex"):
-    setattr(socket.socket, name, _at_home(name))
-del name
-"""
+NO_NETWORK = f"__import__('runpy').run_path({str(ROOT / 'qlearn/exercises/confined.py')!r})['stay_offline']()\n"
 
 
 def notebook_environment(home: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Stamp into every lesson how Colab opens it and gets qlearn: `make links`.
 
 The address comes from one place, `Repository` in [project.urls] of pyproject.toml. Until it is set, lessons have
-no link that leads nowhere: they say how to upload the wheel instead.
+no link that leads nowhere: they say what to upload instead. `make wheel` builds that, the lessons without outputs. A
+link leads to the lesson as it is stored, so it says how to clear the outputs, which would answer every prediction.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import lessons
 from dev import ROOT
 
 # The last paragraph of the first cell, and the import in the first cell with code, as an earlier stamp left them.
-INVITATION = re.compile(r"\n\n(?:\*In Colab:\*|\[Open in Colab\]).*\Z")
+INVITATION = re.compile(r"\n\n(?:\*In Colab:\*|\[Open in Colab\]|<details><summary>In Colab</summary>).*\Z")
 IMPORT = re.compile(
     r"^import qlearn$|^try:\n    import qlearn\nexcept ModuleNotFoundError:.*\n    %pip .*\n    import qlearn$",
     re.MULTILINE,
@@ -26,8 +27,8 @@ IMPORT = re.compile(
 
 
 def main() -> int:
-    """Stamp all lessons; say which ones changed."""
-    for path in numbered():
+    """Stamp all lessons and their template; say which ones changed."""
+    for path in [*numbered(), ROOT / "docs/template.ipynb"]:
         notebook = nbformat.read(path, as_version=4)
         if stamp(notebook, path.name, repository(), wheel()):
             lessons.store(notebook, path)
@@ -58,14 +59,21 @@ def stamp(notebook: Any, name: str, address: str, file: str) -> bool:
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     if address:
         page = address.replace("https://github.com/", "https://colab.research.google.com/github/")
-        invitation = f"[Open in Colab]({page}/blob/main/notebooks/{name})"
+        help_ = (
+            f'<a href="{page}/blob/main/notebooks/{name}">Open this lesson in Colab</a>, then choose '
+            "<i>Edit</i>, <i>Clear all outputs</i>: the stored ones answer every prediction."
+        )
         package = f"git+{address}"
     else:
-        invitation = (
-            f"*In Colab:* `make wheel` builds `{file}`. Upload it with the folder symbol on the left; the cell below "
-            "installs it, and changes nothing that Colab has."
+        help_ = (
+            f"<code>make wheel</code> makes <code>dist/{file}</code> and <code>dist/lessons/</code>. Upload this "
+            "lesson from there, then the wheel with the folder symbol on the left."
         )
         package = file
+    invitation = (  # one folded line; inside HTML there is no Markdown
+        f"<details><summary>In Colab</summary>{help_} The cell below installs qlearn and changes nothing that Colab "
+        "has.</details>"
+    )
     try_it = (
         "try:\n    import qlearn\nexcept ModuleNotFoundError:  # as in Colab\n"
         f"    %pip install --quiet {package}\n    import qlearn"

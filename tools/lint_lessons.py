@@ -25,6 +25,7 @@ Rule = Callable[[Notebook], Iterator[str]]
 
 SECTIONS = ("In the field", "Recap", "Quiz", "References")
 NO_FRAME = ("glossary.ipynb",)
+NOT_OURS = ("my_lessons", "build", "dist")  # made from the lessons, and perhaps changed by a learner
 CELLS, WORDS, LINES, EXERCISES = (40, 70), (1200, 2500), (100, 200), (3, 5)
 LESSON_NUMBERS = re.compile(r"\blessons?\s+(\d\d(?:(?:\s*(?:,|-|–|to|and|or)\s*)+\d\d)*)", re.IGNORECASE)
 WIDTH = 80  # characters of code: longer lines are cut off on a page 800 pixels wide
@@ -427,7 +428,7 @@ def known_targets(folder: Path = NOTEBOOKS) -> dict[str, set[str]]:
     root = folder.parent
     targets: dict[str, set[str]] = {}
     for base, folders, files in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith((".", "__pycache__"))]
+        folders[:] = [f for f in folders if not f.startswith((".", "__pycache__")) and f not in NOT_OURS]
         for name in [*files, *folders, "."]:
             path = Path(base, name)
             anchors: set[str] = set()

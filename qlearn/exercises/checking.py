@@ -244,7 +244,8 @@ def _same(a: Any, b: Any) -> bool:
 def _diagnose(exercise: Exercise, attempt: Callable[..., Any], failed: Case) -> str:
     """The diagnosis of the first known mistake that gives the attempt's answers; nothing if none does.
 
-    Where none has them in the same type either, a mistake with the same wrong values in another type is meant.
+    Where none has just the same, one with the same wrong values in another type is meant, or with an error of the
+    same kind.
     """
     cases = (failed, *exercise.examples)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -265,16 +266,23 @@ def _outcome(function: Callable[..., Any], case: Case) -> tuple[str, Any]:
     try:
         value = within(SECONDS, function, arguments)
     except (Exception, SystemExit, TookTooLong) as error:
-        return "raised", type(error).__name__
+        return "raised", f"{type(error).__name__}: {error}"
     return "returned", (value, tuple(arguments.values()))  # a mistake may be to change the input
 
 
 def _equal_outcomes(a: tuple[str, Any], b: tuple[str, Any], types: bool) -> bool:
-    if a[0] != b[0] or a[0] == "raised":
-        return a == b
+    if a[0] != b[0]:
+        return False
+    if a[0] == "raised":  # the same error; or, less strictly, one of the same kind
+        return bool(a == b if types else a[1].partition(":")[0] == b[1].partition(":")[0])
     (mine, my_inputs), (theirs, their_inputs) = a[1], b[1]
-    same_type = getattr(mine, "dtype", None) == getattr(theirs, "dtype", None)
+    same_type = _types(mine) == _types(theirs)
     return (same_type or not types) and _same(mine, theirs) and _same(my_inputs, their_inputs)
+
+
+def _types(value: Any) -> Any:
+    """The dtype of what a function has returned, or of each of several things."""
+    return tuple(map(_types, value)) if isinstance(value, tuple) else getattr(value, "dtype", None)
 
 
 def _is_stub(function: Any) -> bool:

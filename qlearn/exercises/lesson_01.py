@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
 
 _values = st.integers(-4000, 4000).map(lambda n: n / 8)  # exact in binary, many halves among them
@@ -46,6 +47,14 @@ def _not_cast(values):
     return np.clip(np.rint(values), 0, 255)
 
 
+def _cast_too_wide(values):
+    return np.clip(np.rint(values), 0, 255).astype(np.int64)
+
+
+def _absolute(values):
+    return np.clip(np.rint(np.abs(values)), 0, 255).astype(np.uint8)
+
+
 def _lower_end_open(values):
     return np.minimum(np.rint(values), 255).astype(np.int64).astype(np.uint8)
 
@@ -77,14 +86,19 @@ TO_UINT8 = Exercise(
         Mistake(_half_up, "You round halves up. np.rint rounds them to the even neighbour: 0.5 to 0, 1.5 to 2."),
         Mistake(_clamp_in_place, "values[...] = ... writes into the caller's array. np.clip gives you a new one."),
         Mistake(_not_cast, "The values are right, but they are still floats: end with .astype(np.uint8)."),
+        Mistake(
+            _cast_too_wide, "The values are right, in a wider type of integers than a code needs: cast to np.uint8."
+        ),
+        Mistake(_absolute, "You take the absolute value: −3.2 is not 3.2. What lies below 0 becomes 0."),
         Mistake(_lower_end_open, "Below 0 your codes still wrap around: clamp both ends."),
         Mistake(_upper_end_open, "Above 255 your codes still wrap around: clamp both ends."),
         Mistake(_one_too_many, "You clamp at 256, which is no code: uint8 ends at 255, and 256 wraps to 0."),
         Mistake(_one_too_few, "The largest of 256 codes that start at 0 is 255."),
     ),
     hints=(
-        "What does a cast from 300.0 to uint8 do, and what would you rather have?",
-        "Three steps in this order: np.rint, np.clip to 0 and 255, .astype(np.uint8).",
+        "What does a cast from 300.0 to `uint8` do, and what would you rather have?",
+        "Three things are to be done: round, clamp, cast. Which must be the last, so that nothing is left to wrap?",
+        "`np.rint` rounds, `np.clip` clamps at two ends, `.astype` casts. Each takes what the one before it gives.",
     ),
 )
 
@@ -138,6 +152,33 @@ def _not_cast_to_int8(x, bits):
     return codes.astype(np.float64), scale
 
 
+def _cast_to_int64(x, bits):
+    codes, scale = quantize_symmetric(x, bits)
+    return codes.astype(np.int64), scale
+
+
+def _cast_to_uint8(x, bits):
+    codes, scale = quantize_symmetric(x, bits)
+    return codes.astype(np.uint8), scale
+
+
+def _without_rounding(x, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.max(np.abs(x)) / quant_max
+    return np.clip(x / scale, -quant_max, quant_max).astype(np.int8), scale
+
+
+def _range_over_steps(x, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = (np.max(x) - np.min(x)) / (2 * quant_max)
+    return np.clip(np.rint(x / scale), -quant_max, quant_max).astype(np.int8), scale
+
+
+def _scale_of_codes(x, bits):
+    codes, scale = quantize_symmetric(x, bits)
+    return codes, scale * (2 ** (bits - 1) - 1)
+
+
 def _other_order(x, bits):
     codes, scale = quantize_symmetric(x, bits)
     return scale, codes
@@ -179,11 +220,25 @@ QUANTIZE_SYMMETRIC = Exercise(
         Mistake(_eight_bits, "127 is the largest code of 8 bits. For other widths it is 2**(bits − 1) − 1."),
         Mistake(_rounded_down, "You round down. Divide with / and round to the nearest integer with np.rint."),
         Mistake(_not_cast_to_int8, "The codes are right, but they are still floats: end with .astype(np.int8)."),
+        Mistake(
+            _cast_to_int64,
+            "The codes are right, in a type eight times as wide as they need: end with .astype(np.int8).",
+        ),
+        Mistake(_cast_to_uint8, "uint8 has no negative codes, so yours have wrapped: symmetric codes need int8."),
+        Mistake(_without_rounding, "A cast cuts the fraction off. Round to the nearest integer first, with np.rint."),
+        Mistake(
+            _range_over_steps, "You divide the whole range, max − min. Symmetric codes reach max|x| on both sides."
+        ),
+        Mistake(
+            _scale_of_codes,
+            "You return max|x|. The scale is the length of one step: max|x| divided by the largest code.",
+        ),
         Mistake(_other_order, "Both results are right, in the other order: the codes first, then the scale."),
     ),
     hints=(
         "Which value must land on the outermost code? Which code is that, with one bit spent on the sign?",
-        "quant_max = 2 ** (bits - 1) - 1, scale = max|x| / quant_max; then round x / scale, clip to ±quant_max, cast to int8.",
+        "The largest code is `2 ** (bits - 1) - 1`. The scale is the size of one step: the largest |x| shared out over that many.",
+        "With `np.abs(x).max()` you have the largest |x|. Then it is exercise 01.1 with `x / scale`, other ends and `np.int8`.",
     ),
 )
 
@@ -213,6 +268,10 @@ def _cast_to_int8(codes, scale, zero_point):
 
 def _divided(codes, scale, zero_point):
     return (codes.astype(np.float64) - zero_point) / scale
+
+
+def _rounded_back(codes, scale, zero_point):
+    return np.rint(dequantize_uint8(codes, scale, zero_point)).astype(np.int64)
 
 
 def _zero_point_forgotten(codes, scale, zero_point):
@@ -247,11 +306,15 @@ DEQUANTIZE = Exercise(
         ),
         Mistake(_cast_to_int8, "int8 ends at 127, so code 255 became −1. Cast the codes to float."),
         Mistake(_divided, "Quantizing divided by the scale; the way back multiplies."),
+        Mistake(
+            _rounded_back, "x̂ is a real number: what is between two whole numbers must stay there. Do not round it."
+        ),
         Mistake(_zero_point_forgotten, "The zero point is missing: code zero_point must come back as 0.0."),
     ),
     hints=(
-        "Which code must come back as 0.0? And what does uint8 do with 0 − 64?",
-        "Cast the codes to float, subtract zero_point, multiply by scale.",
+        "Which code must come back as 0.0? And what does `uint8` do with 0 − 64?",
+        "The formula is x̂ = scale · (code − zero_point). The difference may be negative, so compute it in a type that has a sign.",
+        "`codes.astype(np.float64)` has one. The brackets of the formula say what comes first.",
     ),
 )
 
@@ -296,6 +359,27 @@ def _zero_point_not_rounded(lo, hi, bits):
     return scale, -lo / scale
 
 
+def _truncated(lo, hi, bits):
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / (2**bits - 1)
+    return scale, int(-lo / scale)
+
+
+def _symmetric_instead(lo, hi, bits):
+    return max(abs(lo), abs(hi)) / (2 ** (bits - 1) - 0.5), 2 ** (bits - 1)
+
+
+def _other_order_of_two(lo, hi, bits):
+    scale, zero_point = asymmetric_qparams_repaired(lo, hi, bits)
+    return zero_point, scale
+
+
+def _no_whole_number(function):
+    _, zero_point = function(-1.0, 3.0, 8)
+    whole = isinstance(zero_point, (int, np.integer)) or getattr(zero_point, "dtype", np.dtype(float)).kind in "iu"
+    return "" if whole else f"your zero point {zero_point!r} is a float. A code is a whole number: int(…)."
+
+
 def _sign_lost(lo, hi, bits):
     lo, hi = min(lo, 0.0), max(hi, 0.0)
     scale = (hi - lo) / (2**bits - 1)
@@ -325,12 +409,106 @@ ASYMMETRIC_QPARAMS = Exercise(
         Mistake(_only_hi_widened, "You widen hi only. A range such as [10, 11] needs lo widened to 0."),
         Mistake(_one_step_too_many, "Between 256 ticks there are 255 steps: divide by 2**bits − 1."),
         Mistake(_zero_point_not_rounded, "zero_point is a code, so it must be a whole number: round it."),
+        Mistake(_truncated, "int() cuts the fraction off. Round to the nearest code first."),
+        Mistake(
+            _symmetric_instead,
+            "That is the symmetric way, with the zero point in the middle. Let the ticks run from lo to hi.",
+        ),
+        Mistake(
+            _other_order_of_two, "Both numbers are right, in the other order: the scale first, then the zero point."
+        ),
         Mistake(_sign_lost, "The tick at lo has code 0, and 0.0 lies −lo / scale ticks further right: mind the sign."),
     ),
     hints=(
         "Where on the line of ticks is 0.0, if the ticks run from 10 to 11?",
-        "Before anything else: lo = min(lo, 0.0) and hi = max(hi, 0.0).",
+        "Move the ends of the range first, so that 0.0 lies between them. Then the two formulas are the old ones.",
+        "`min(lo, 0.0)` is lo or 0.0, whichever is smaller. The other end needs its own. And a code is a whole number: `int(…)`.",
+    ),
+    forbidden=_no_whole_number,
+)
+
+
+# 01.C a ruler for anything
+
+_BITS, _ENOUGH = 4, 19.5
+
+
+def _unseen():
+    random = np.random.default_rng(2)
+    normal, spoilt = random.normal(size=(2, 4000))
+    spoilt[:4] = [30, -25, 40, 28]
+    return {
+        "normal": normal,
+        "outliers": spoilt,
+        "ReLU": np.maximum(random.normal(size=4000), 0),
+        "far": random.uniform(5, 9, size=4000),
+        "tails": random.laplace(size=4000),
+    }
+
+
+def _sqnr(x, scale, zero_point):
+    codes = np.clip(np.rint(x / scale) + zero_point, 0, 2**_BITS - 1)
+    return 10 * np.log10(np.sum(x**2) / np.sum((x - scale * (codes - zero_point)) ** 2))
+
+
+def _judge_ruler(answer):
+    found = {}
+    for name, x in _unseen().items():
+        given_ = answer(x.copy(), _BITS)
+        if not isinstance(given_, (tuple, list)) or len(given_) != 2:
+            raise CannotBeJudged("return two numbers, the scale and the zero point.")
+        scale, zero_point = (np.asarray(part) for part in given_)
+        if scale.ndim or zero_point.ndim or scale.dtype.kind not in "iuf" or not 0 < float(scale) < np.inf:
+            raise CannotBeJudged(f"the scale must be one number above 0, and yours is {given_[0]!r}.")
+        if zero_point.dtype.kind not in "iuf" or zero_point != np.rint(zero_point) or not 0 <= zero_point < 2**_BITS:
+            raise CannotBeJudged(
+                f"the zero point must be a whole number from 0 to {2**_BITS - 1}, and yours is {given_[1]!r}."
+            )
+        found[name] = float(_sqnr(x, float(scale), float(zero_point)))
+    mean = float(np.mean(list(found.values())))
+    return Score({**{name: f"{value:.1f}" for name, value in found.items()}, "mean": f"{mean:.1f} dB"}, mean >= _ENOUGH)
+
+
+def _min_max(x, bits):
+    return asymmetric_qparams_repaired(x.min(), x.max(), bits)
+
+
+def _symmetric_ruler(x, bits):
+    return np.abs(x).max() / (2 ** (bits - 1) - 1), 2 ** (bits - 1)
+
+
+def _three_sigma(x, bits):
+    lo, hi = x.mean() - 3 * x.std(), x.mean() + 3 * x.std()
+    return asymmetric_qparams_repaired(max(x.min(), lo), min(x.max(), hi), bits)
+
+
+def choose_ruler(x, bits):
+    def error(ruler):
+        scale, zero_point = ruler
+        codes = np.rint(x / scale) + zero_point
+        x_hat = scale * (np.clip(codes, 0, 2**bits - 1) - zero_point)
+        return np.mean((x - x_hat) ** 2)
+
+    rulers = []
+    for part in np.linspace(0.05, 1, 100):
+        lo, hi = min(part * x.min(), 0.0), max(part * x.max(), 0.0)
+        scale = (hi - lo) / (2**bits - 1)
+        rulers.append((scale, int(np.rint(-lo / scale))))
+    return min(rulers, key=error)
+
+
+CHOOSE_RULER = Challenge(
+    id="01.C",
+    target=f"a mean SQNR of {_ENOUGH} dB or more over five tensors, with {_BITS} bits.",
+    solution=choose_ruler,
+    judge=_judge_ruler,
+    simple={"min-max": _min_max, "symmetric": _symmetric_ruler, "within 3σ": _three_sigma},
+    hints=(
+        "Look along the rows of the table: no simple ruler is the best for all five tensors.",
+        "You have x, so you can try a ruler on it: quantize, dequantize, and look at the error before you return anything.",
+        "Shrink the range step by step from min-max inwards, keep the scale and zero point of the smallest mean squared error.",
     ),
 )
 
 EXERCISES = (TO_UINT8, QUANTIZE_SYMMETRIC, DEQUANTIZE, ASYMMETRIC_QPARAMS)
+CHALLENGES = (CHOOSE_RULER,)

@@ -7,7 +7,12 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import qlearn
+from qlearn import datasets
+from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
+from qlearn.exercises.networks import WEIGHTS, held_out, mlp_accuracy, with_weights
+from qlearn.granularity import PerAxis, PerGroup, PerTensor
 
 _values = st.integers(-400, 400).filter(bool).map(lambda n: n / 8)  # no zeros, so that no scale is 0
 _matrices = hnp.arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(1, 4)), elements=_values)
@@ -68,6 +73,49 @@ def _always_eight_bits(w, bits):
     return quantize_rows(w, 8)
 
 
+def _scale_for_nothing(w, bits):
+    codes, scale = quantize_rows(w, bits)
+    return codes, np.broadcast_to(scale, w.shape)
+
+
+def _not_cast(w, bits):
+    codes, scale = quantize_rows(w, bits)
+    return codes.astype(np.float64), scale
+
+
+def _not_cast_but_whole(w, bits):
+    codes, scale = quantize_rows(w, bits)
+    return codes.astype(np.int64), scale
+
+
+def _rounded_down(w, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.abs(w).max(axis=1, keepdims=True) / quant_max
+    return np.floor(w / scale).astype(np.int8), scale
+
+
+def _upside_down(w, bits):
+    codes, scale = quantize_rows(w, bits)
+    return codes, 1 / scale
+
+
+def _dequantized(w, bits):
+    codes, scale = quantize_rows(w, bits)
+    return codes * scale, scale
+
+
+def _in_the_network(quantize):
+    def w_hat(w):
+        codes, scale = quantize(w.astype(np.float64), 3)
+        return (codes * scale).astype(np.float32)
+
+    one = with_weights(lambda w: qlearn.fake_quantize(w, qlearn.find_qparams(w, bits=3, symmetric=True)))
+    return (
+        f"Your quantize_rows on all three layers of the network, 3 bits: {with_weights(w_hat):.1f} % of 2,000 digits "
+        f"that it has not seen\n(one scale for each layer: {one:.1f} %, float: {mlp_accuracy():.1f} %)."
+    )
+
+
 def _cut_off(w, bits):
     quant_max = 2 ** (bits - 1) - 1
     scale = np.abs(w).max(axis=1, keepdims=True) / quant_max
@@ -97,12 +145,26 @@ QUANTIZE_ROWS = Exercise(
         ),
         Mistake(_full_range, "Symmetric codes reach equally far on both sides: divide by 2 ** (bits - 1) − 1."),
         Mistake(_always_eight_bits, "You use 127 for every bit width. The largest code is 2 ** (bits - 1) − 1."),
+        Mistake(
+            _scale_for_nothing,
+            "The numbers are right, each stored once for every weight of its row: keep one for a row, shape (O, 1).",
+        ),
+        Mistake(_not_cast, "The codes are right, but they are still floats: end with .astype(np.int8)."),
+        Mistake(_not_cast_but_whole, "The codes are right, in a wider type than they need: cast to np.int8."),
+        Mistake(_rounded_down, "You round down. The nearest tick may lie above: np.rint."),
+        Mistake(
+            _upside_down,
+            "Your scale is upside down: it is the length of one step, max|w| of the row divided by quant_max.",
+        ),
+        Mistake(_dequantized, "These are the weights on their ticks, code · scale. Return the codes themselves."),
         Mistake(_cut_off, "A cast cuts the fraction off. Round to the nearest integer first, with np.rint."),
     ),
     hints=(
         "It is the symmetric quantizer that you know, with a maximum for each row instead of one for everything.",
-        "np.abs(w).max(axis=1, keepdims=True) has shape (O, 1), so w / scale divides each row by its own entry.",
+        "`max(axis=1)` looks along each row. But what comes out must still be a column, or NumPy lines it up with the columns.",
+        "`max(axis=1, keepdims=True)` has shape (O, 1): then `w / scale` divides each row by its own entry. The largest code is `2 ** (bits - 1) - 1`.",
     ),
+    consequence=_in_the_network,
 )
 
 
@@ -139,6 +201,73 @@ def _divided(x_codes, x_scale, w_codes, w_scale):
     return (x_codes.astype(np.int32) @ w_codes.T.astype(np.int32)) / x_scale / w_scale.T
 
 
+def _summed_in_float32(x_codes, x_scale, w_codes, w_scale):
+    return (x_codes.astype(np.float32) @ w_codes.T.astype(np.float32)) * x_scale * w_scale.T
+
+
+def _only_the_sums(x_codes, x_scale, w_codes, w_scale):
+    return (x_codes.astype(np.int32) @ w_codes.T.astype(np.int32)).astype(np.float64)
+
+
+def _elementwise(x_codes, x_scale, w_codes, w_scale):
+    return (x_codes.astype(np.int32) * w_codes.astype(np.int32)) * x_scale * w_scale
+
+
+def _x_scale_turned(x_codes, x_scale, w_codes, w_scale):
+    return (x_codes.astype(np.int32) @ w_codes.T.astype(np.int32)) * x_scale.T * w_scale.T
+
+
+class _Watched(np.ndarray):
+    """Codes that notice what they are multiplied as."""
+
+    multiplied: list = []  # noqa: RUF012
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        plain = [np.asarray(value) if isinstance(value, _Watched) else value for value in inputs]
+        if ufunc is np.matmul:
+            self.multiplied.extend(np.asarray(value).dtype.kind for value in plain)
+        return self._watch(getattr(ufunc, method)(*plain, **options))
+
+    def __array_function__(self, function, types, arguments, options):
+        def bare(value):
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(bare, value))
+            return np.asarray(value) if isinstance(value, _Watched) else value
+
+        plain = bare(arguments)
+        if function in (np.dot, np.einsum, np.inner, np.tensordot):
+            self.multiplied.extend(value.dtype.kind for value in plain if isinstance(value, np.ndarray))
+        return self._watch(function(*plain, **options))
+
+    @staticmethod
+    def _watch(value):
+        return value.view(_Watched) if isinstance(value, np.ndarray) else value
+
+
+def _multiplies_floats(function):
+    codes = {name: np.eye(2, dtype=np.int8).view(_Watched) for name in ("x_codes", "w_codes")}
+    _Watched.multiplied.clear()
+    function(**codes, x_scale=np.ones((2, 1)).view(_Watched), w_scale=np.ones((2, 1)).view(_Watched))
+    if "f" not in _Watched.multiplied:
+        return ""
+    return "you multiply real numbers. Multiply the *codes*, in int32, and scale the sums once at the end."
+
+
+def _whole_network(multiply):
+    net, (x, labels) = datasets.trained("mlp"), held_out()
+    rows = {"symmetric": True, "granularity": PerAxis(0)}
+    for layer in ("linear1", "linear2", "linear3"):
+        w = net[f"{layer}.weight"]
+        qx, qw = qlearn.find_qparams(x, **rows), qlearn.find_qparams(w, **rows)
+        y = multiply(qlearn.quantize(x, qx), qx.scale, qlearn.quantize(w, qw), qw.scale) + net[f"{layer}.bias"]
+        x = np.maximum(y, 0).astype(np.float32)
+    percent = 100 * np.mean(y.argmax(axis=1) == labels)
+    return (
+        f"Your matmul_codes multiplied int8 codes in all three layers of the network: {percent:.1f} % of 2,000 digits "
+        f"that it has not seen\n(float: {mlp_accuracy():.1f} %)."
+    )
+
+
 def _product_not_turned(x_codes, x_scale, w_codes, w_scale):
     return (x_codes.astype(np.int32) @ w_codes.astype(np.int32)) * x_scale * w_scale.T
 
@@ -161,6 +290,12 @@ MATMUL_CODES = Exercise(
             "x_scale": np.array([[1.0], [0.5]]),
             "w_codes": np.array([[10, 0, -30], [7, 70, 0], [1, 1, 1], [-9, 8, 100]], dtype=np.int8),
             "w_scale": np.array([[0.5], [2.0], [1.0], [0.25]]),
+        },
+        {
+            "x_codes": np.full((1, 1201), 127, dtype=np.int8),
+            "x_scale": np.array([[1.0]]),
+            "w_codes": np.full((1, 1201), 127, dtype=np.int8),
+            "w_scale": np.array([[1.0]]),
         },
         {
             "x_codes": np.array([[127, 127, 127]], dtype=np.int8),
@@ -189,12 +324,25 @@ MATMUL_CODES = Exercise(
         Mistake(_x_scale_forgotten, "x_scale is missing: a product of two codes counts steps of both scales."),
         Mistake(_w_scale_forgotten, "w_scale is missing: a product of two codes counts steps of both scales."),
         Mistake(_divided, "Quantizing divided by the scales. Here you go back to real numbers: multiply."),
+        Mistake(
+            _summed_in_float32,
+            "Your sums lost their last digits: float32 holds whole numbers up to 2²⁴ only. Sum in int32.",
+        ),
+        Mistake(_only_the_sums, "These are the sums of codes. Each still counts steps: multiply by both scales."),
+        Mistake(_elementwise, "* multiplies entry by entry. A layer is a matrix product: x_codes @ w_codes.T."),
+        Mistake(
+            _x_scale_turned,
+            "x_scale is a column (M, 1), one for each row of the result: it stays as it is. Only w_scale turns.",
+        ),
         Mistake(_product_not_turned, "The rows of w are outputs: the product is x_codes @ w_codes.T."),
     ),
     hints=(
         "First a product of integers only, in a type that holds the sums. What shape has it, and whose scale is whose?",
-        "sums = x_codes.astype(np.int32) @ w_codes.T.astype(np.int32); then times x_scale (M, 1) and w_scale.T (1, O).",
+        "The sums have shape (M, O). A row of them belongs to one x_scale, a column to one w_scale.",
+        "Cast both to `np.int32` before the `@`. (M, 1) fits the rows as it is; (O, 1) must become (1, O), with `.T`.",
     ),
+    forbidden=_multiplies_floats,
+    consequence=_whole_network,
 )
 
 
@@ -240,6 +388,56 @@ def _tiled(w, group_size, bits):
     scale = np.abs(w.reshape(w.shape[0], -1, group_size)).max(axis=2) / quant_max
     scale = np.tile(scale, (1, group_size))
     return scale * np.rint(w / scale)
+
+
+def _axis_dropped_in_groups(w, group_size, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    groups = w.reshape(w.shape[0], -1, group_size)
+    scale = np.abs(groups).max(axis=2) / quant_max
+    return (scale * np.rint(groups / scale)).reshape(w.shape)
+
+
+def _scale_not_spread(w, group_size, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.abs(w.reshape(w.shape[0], -1, group_size)).max(axis=2) / quant_max
+    return scale * np.rint(w / scale)
+
+
+def _tiled_with_keepdims(w, group_size, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.abs(w.reshape(w.shape[0], -1, group_size)).max(axis=2, keepdims=True) / quant_max
+    scale = np.tile(scale, (1, 1, group_size)).reshape(w.shape[0], group_size, -1).swapaxes(1, 2)
+    return scale.reshape(w.shape) * np.rint(w / scale.reshape(w.shape))
+
+
+def _largest_not_absolute(w, group_size, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    groups = w.reshape(w.shape[0], -1, group_size)
+    scale = groups.max(axis=2, keepdims=True) / quant_max
+    return (scale * np.clip(np.rint(groups / scale), -quant_max, quant_max)).reshape(w.shape)
+
+
+def _cut_off_in_groups(w, group_size, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    groups = w.reshape(w.shape[0], -1, group_size)
+    scale = np.abs(groups).max(axis=2, keepdims=True) / quant_max
+    return (scale * (groups / scale).astype(np.int64)).reshape(w.shape)
+
+
+def _groups_in_the_network(fake_quantize):
+    def divides(w):
+        return 28 if w.shape[1] % 28 == 0 else 25
+
+    def in_groups(w):
+        return np.asarray(fake_quantize(w.astype(np.float64), divides(w), 2), dtype=np.float32)
+
+    rows = with_weights(
+        lambda w: qlearn.fake_quantize(w, qlearn.find_qparams(w, bits=2, symmetric=True, granularity=PerAxis(0)))
+    )
+    return (
+        f"Your groups of 28 and 25 in the network, 2 bits: {with_weights(in_groups):.1f} % of 2,000 digits that it has "
+        f"not seen\n(one scale for each row: {rows:.1f} %, float: {mlp_accuracy():.1f} %)."
+    )
 
 
 def _left_in_groups(w, group_size, bits):
@@ -298,14 +496,28 @@ FAKE_QUANTIZE_GROUPS = Exercise(
             _tiled,
             "np.tile repeats the whole list of scales, 1 2 3 1 2 3. Neighbours share one: np.repeat, 1 1 2 2 3 3.",
         ),
+        Mistake(
+            _axis_dropped_in_groups,
+            "max(axis=2) gives shape (O, G), which does not line up with (O, G, group_size). keepdims=True gives (O, G, 1).",
+        ),
+        Mistake(
+            _scale_not_spread,
+            "Your scales have shape (O, G), and w has shape (O, I). Give w three axes, so that each group meets its own scale.",
+        ),
+        Mistake(
+            _largest_not_absolute, "Your scale looks at each group's largest value; a −60 is further from 0 than 11."
+        ),
+        Mistake(_cut_off_in_groups, "A cast cuts the fraction off. Round to the nearest code first, with np.rint."),
         Mistake(_left_in_groups, "The values are right. Bring them back to the shape of w."),
         Mistake(_codes_only, _CODES),
         Mistake(_codes_as_int8, _CODES),
     ),
     hints=(
         "Give w a third axis, so that a group is what lies along it. Then it is exercise 03.1 along another axis.",
-        "groups = w.reshape(w.shape[0], -1, group_size); the scale reduces axis 2 with keepdims; reshape to w.shape last.",
+        "`w.reshape(w.shape[0], -1, group_size)` has the groups along its last axis, and `-1` lets NumPy count them.",
+        "The scale is the maximum along axis 2, with `keepdims=True`. Quantize and dequantize in that shape, and go back with `.reshape(w.shape)`.",
     ),
+    consequence=_groups_in_the_network,
 )
 
 
@@ -340,6 +552,18 @@ def _whole_bits_only(bits, group_size, scale_bits, zero_point_bits):
     return bits + (scale_bits + zero_point_bits) // group_size
 
 
+def _divided_the_codes(bits, group_size, scale_bits, zero_point_bits):
+    return bits / group_size + scale_bits + zero_point_bits
+
+
+def _multiplied(bits, group_size, scale_bits, zero_point_bits):
+    return bits + (scale_bits + zero_point_bits) * group_size
+
+
+def _rounded_up(bits, group_size, scale_bits, zero_point_bits):
+    return bits + -(-(scale_bits + zero_point_bits) // group_size)
+
+
 def _no_overhead(bits, group_size, scale_bits, zero_point_bits):
     return float(bits)
 
@@ -367,12 +591,81 @@ BITS_PER_VALUE = Exercise(
         Mistake(_in_bytes, "That is in bytes. Wanted are bits."),
         Mistake(_whole_group, "That is what the whole group costs. Divide it by the number of its values."),
         Mistake(_whole_bits_only, "// drops the fraction, and here a scale costs a fraction of a bit: divide with /."),
+        Mistake(_divided_the_codes, "It is the other way round: the scale is shared by the group, the code is not."),
+        Mistake(_multiplied, "The larger the group, the less a scale costs each of its values: divide."),
+        Mistake(_rounded_up, "It is an average over the values of a group: it need not be a whole number."),
         Mistake(_no_overhead, "The code is not all: somebody must also store the group's scale and zero point."),
     ),
     hints=(
         "What lies in memory for one whole group? Divide that by the number of its values.",
-        "A group stores group_size codes, one scale and one zero point: bits + (scale_bits + zero_point_bits) / group_size.",
+        "A group stores `group_size` codes, one scale and one zero point. Add up their bits.",
+        "Each value has its own code, so `bits` stays whole. Only the scale and the zero point are divided among the values.",
+    ),
+)
+
+# 03.C few bits for a whole network
+
+_AT_MOST, _AT_LEAST = 3.1, 97.4
+
+
+def _judge_store(answer):
+    stored, count, layers = 0, 0, {}
+    for name in WEIGHTS:
+        w = datasets.trained("mlp")[name].astype(np.float64)
+        given_ = answer(w.copy())
+        if not isinstance(given_, tuple) or len(given_) != 2:
+            raise CannotBeJudged("return two arrays, the codes and the scales.")
+        codes, scale = map(np.asarray, given_)
+        if codes.dtype != np.int8 or codes.shape != w.shape:
+            raise CannotBeJudged(f"the codes must be int8 of shape {w.shape}; yours are {codes.dtype} {codes.shape}.")
+        divides = scale.ndim == 2 and all(s and n % s == 0 for n, s in zip(w.shape, scale.shape, strict=True))
+        if scale.dtype.kind != "f" or not (scale.ndim == 0 or divides):
+            raise CannotBeJudged(
+                f"the scales must be floats whose shape divides {w.shape}; yours are {scale.dtype} {scale.shape}."
+            )
+        half = np.clip(scale, 0, 60_000).astype(np.float16).astype(np.float64)  # that is how they are stored
+        if not np.all(half > 0):
+            raise CannotBeJudged("a scale must be above 0 in float16 as well.")
+        levels = int(codes.max()) - int(codes.min()) + 1
+        stored += codes.size * max((levels - 1).bit_length(), 1) + 16 * half.size
+        count += codes.size
+        layers[name] = qlearn.dequantize(codes, qlearn.QParams(half, 0, -128, 127)).astype(np.float32)
+    bits, percent = stored / count, mlp_accuracy(layers)
+    columns = {"bits per weight": f"{bits:.2f}", "digits read": f"{percent:.0f} %"}
+    return Score(columns, bits <= _AT_MOST and percent >= _AT_LEAST)
+
+
+def _stored(bits, granularity, method="min_max"):
+    def store(w):
+        qparams = qlearn.find_qparams(w, method, bits=bits, symmetric=True, granularity=granularity(w))
+        return qlearn.quantize(w, qparams), np.asarray(qparams.scale)
+
+    return store
+
+
+def store_layer(w):
+    codes = {"bits": 3, "symmetric": True, "granularity": PerAxis(0)}
+    qparams = qlearn.find_qparams(w, "mse", **codes)
+    return qlearn.quantize(w, qparams), qparams.scale
+
+
+STORE_LAYER = Challenge(
+    id="03.C",
+    target=f"{_AT_LEAST} % of 2,000 digits, with {_AT_MOST} bits per weight at most (scales count 16 bits each).",
+    solution=store_layer,
+    judge=_judge_store,
+    simple={
+        "3 bits, one scale": _stored(3, lambda w: PerTensor()),
+        "3 bits, a scale a row": _stored(3, lambda w: PerAxis(0)),
+        "3 bits, groups of 25 or 28": _stored(3, lambda w: PerGroup(28 if w.shape[1] % 28 == 0 else 25)),
+        "2 bits, one scale a row": _stored(2, lambda w: PerAxis(0)),
+    },
+    hints=(
+        "Look at the table: what is within the budget, and how many digits are missing?",
+        "Scales cost bits, and so do codes. One thing that this lesson changed costs none at all.",
+        "`qlearn.find_qparams` takes a method as its second argument; the last section compared two of them.",
     ),
 )
 
 EXERCISES = (QUANTIZE_ROWS, MATMUL_CODES, FAKE_QUANTIZE_GROUPS, BITS_PER_VALUE)
+CHALLENGES = (STORE_LAYER,)

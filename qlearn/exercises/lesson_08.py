@@ -9,7 +9,16 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from qlearn import codebooks, datasets
+from qlearn.block_scales import powers_of_two
+from qlearn.errors import sqnr_db
+from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
+from qlearn.exercises.networks import DIGITS, WEIGHTS, with_weights
+from qlearn.formats import E2M1
+from qlearn.packing import unpack
+
+STEPS = 20  # of exercise 08.2, in the network
 
 # Eighths and quarters: middles between two levels are exact, so that a tie is a tie.
 _eighths = st.integers(-80, 80).map(lambda n: n / 8)
@@ -38,6 +47,30 @@ def _next_below(x, levels):
 
 def _next_below_clipped(x, levels):
     return np.maximum(np.searchsorted(levels, x, side="right") - 1, 0).astype(np.uint8)
+
+
+def _next_below_or_none(x, levels):
+    return (np.searchsorted(levels, x) - 1).astype(np.uint8)
+
+
+def _next_below_signed(x, levels):
+    return np.searchsorted(levels, x, side="right") - 1
+
+
+def _counted_from_one(x, levels):
+    return np.digitize(x, levels).astype(np.uint8)
+
+
+def _floored_middles(x, levels):
+    return np.searchsorted((levels[:-1] + levels[1:]) // 2, x).astype(np.uint8)
+
+
+def _for_the_whole_array(x, levels):
+    return np.abs(x[..., None] - levels).argmin().astype(np.uint8)
+
+
+def _one_axis_in_front(x, levels):
+    return np.abs(levels[:, None] - x).argmin(axis=0).astype(np.uint8)
 
 
 def _values_not_codes(x, levels):
@@ -69,6 +102,25 @@ def _ties_upward(x, levels):
     return np.searchsorted((levels[:-1] + levels[1:]) / 2, x, side="right").astype(np.uint8)
 
 
+_FOR_A_LIST = "That works for a list only. x[..., None] adds a last axis to any shape; argmin over it."
+
+
+def _in_the_network_of_four_levels(attempt):
+    def nearest(levels_of):
+        def change(weight):
+            levels = levels_of(weight)
+            return levels[attempt(weight, levels)]
+
+        return with_weights(change)
+
+    fitted = nearest(lambda weight: codebooks.kmeans(weight, 4))
+    even = nearest(lambda weight: np.linspace(weight.min(), weight.max(), 4))
+    return (
+        f"Your `nearest_level` rounds all three layers to four levels each, fitted ones: the network reads "
+        f"{fitted:.1f} % of {DIGITS:,} new digits\n(with four even levels {even:.1f} %)."
+    )
+
+
 _ROUNDED_UP = "np.searchsorted(levels, x) finds the next level above. Search among the middles between the levels."
 _ROUNDED_DOWN = "You take the next level below, even if the one above is nearer. Search among the middles instead."
 
@@ -90,6 +142,18 @@ NEAREST_LEVEL = Exercise(
         Mistake(_next_above_clipped, _ROUNDED_UP),
         Mistake(_next_below, _ROUNDED_DOWN),
         Mistake(_next_below_clipped, _ROUNDED_DOWN),
+        Mistake(_next_below_or_none, _ROUNDED_DOWN),
+        Mistake(_next_below_signed, _ROUNDED_DOWN),
+        Mistake(
+            _counted_from_one,
+            "np.digitize(x, levels) counts the levels up to x: it rounds down and begins with 1. "
+            "Count the middles below x.",
+        ),
+        Mistake(_floored_middles, "// 2 drops the half of a middle: divide with /."),
+        Mistake(
+            _for_the_whole_array,
+            "Without axis=-1, argmin finds one place in the whole table. Wanted is a code for each value.",
+        ),
         Mistake(_values_not_codes, "These are the levels themselves. Wanted are their codes: places in the list."),
         Mistake(
             _even_grid,
@@ -100,9 +164,8 @@ NEAREST_LEVEL = Exercise(
             _wrong_axis,
             "You look for the value nearest to each level. The axis that goes is that of the levels, the last.",
         ),
-        Mistake(
-            _one_axis_only, "That works for a list only. x[..., None] adds a last axis to any shape; argmin over it."
-        ),
+        Mistake(_one_axis_only, _FOR_A_LIST),
+        Mistake(_one_axis_in_front, _FOR_A_LIST),
         Mistake(_half_distances, "That is half the distance to the next level. Add it to the level to get the middle."),
         Mistake(
             _ties_upward, "In the middle between two levels, yours takes the larger one. Here the smaller one wins."
@@ -110,8 +173,11 @@ NEAREST_LEVEL = Exercise(
     ),
     hints=(
         "At which x does the nearest level change from one to the next?",
-        "At the middles, (levels[:-1] + levels[1:]) / 2. How many of them lie below x is the code: np.searchsorted.",
+        "In the middle between two neighbours. How many of the middles lie below x?",
+        "`levels[:-1]` and `levels[1:]` are all pairs of neighbours, and `np.searchsorted` counts: "
+        "give it the middles, not the levels, and cast its answer.",
     ),
+    consequence=_in_the_network_of_four_levels,
 )
 
 
@@ -159,6 +225,63 @@ def _equal_counts(x, levels):
     return np.array([part.mean() if len(part) else level for part, level in zip(parts, levels, strict=True)])
 
 
+def _ties_to_the_larger(x, levels):
+    return _moved(x, levels, _ties_upward(x, levels), np.mean)
+
+
+def _assigned_and_emptied(assign, empty):
+    """Two mistakes at once: another level than the nearest, and empty levels that do not stay."""
+
+    def step(x, levels):
+        return _moved(x, np.full(len(levels), empty), assign(x, levels), np.mean)
+
+    return step
+
+
+def _trailing_lost(x, levels):
+    codes = nearest_level(x, levels)
+    return np.array([x[codes == c].mean() if (codes == c).any() else levels[c] for c in range(codes.max() + 1)])
+
+
+def _levels_of_all_values(x, levels):
+    return lloyd_step(x, levels)[nearest_level(x, levels)]
+
+
+def _codes_alone(x, levels):
+    return nearest_level(x, levels)
+
+
+def _nothing_moved(x, levels):
+    return levels.copy()
+
+
+def _fractions_cut_off(x, levels):
+    return np.trunc(lloyd_step(x, levels))
+
+
+def _until_it_settles(x, levels):
+    for _ in range(100):
+        levels = lloyd_step(x, levels)
+    return levels
+
+
+def _assigned_again_in_between(x, levels):
+    moved = levels.copy()
+    for code in range(len(levels)):
+        codes = np.abs(x[:, None] - moved).argmin(axis=1)
+        if (codes == code).any():
+            moved[code] = x[codes == code].mean()
+    return moved
+
+
+def _empty_is_the_mean_of_all(x, levels):
+    return _moved(x, np.full(len(levels), x.mean()), nearest_level(x, levels), np.mean)
+
+
+def _divided_by_all(x, levels):
+    return _moved(x, levels, nearest_level(x, levels), lambda values: values.sum() / len(x))
+
+
 def _half_way(x, levels):
     return (levels + lloyd_step(x, levels)) / 2
 
@@ -180,7 +303,25 @@ def _old_level_counted(x, levels):
     return np.array([np.append(x[codes == c], level).mean() for c, level in enumerate(levels)])
 
 
+def _in_the_network_after_steps(attempt):
+    def change(steps):
+        def fitted(weight):
+            levels = np.linspace(weight.min(), weight.max(), 4)
+            for _ in range(steps):
+                levels = attempt(weight.reshape(-1), levels)
+            return levels[nearest_level(weight, levels)]
+
+        return with_weights(fitted)
+
+    return (
+        f"{STEPS} of your steps, from four even levels in each of the three layers: the network reads "
+        f"{change(STEPS):.1f} % of {DIGITS:,} new digits\n(before the first step {change(0):.1f} %)."
+    )
+
+
+_EMPTY_IS_LOST = "A level without values is missing from your result. It stays where it is."
 _NOT_NEAREST = "A value belongs to its nearest level, whether that lies above or below it: assign as in 08.1."
+_TIE = "In the middle between two levels, a value belongs to the smaller one, as in 08.1."
 
 LLOYD_STEP = Exercise(
     id="08.2",
@@ -195,7 +336,37 @@ LLOYD_STEP = Exercise(
     mistakes=(
         Mistake(_empty_is_nan, "A level without values has no mean: 0/0 is NaN. It stays where it is."),
         Mistake(_empty_is_zero, "A level without values went to 0. It stays where it is."),
-        Mistake(_empty_is_lost, "A level without values is missing from your result. It stays where it is."),
+        Mistake(_empty_is_lost, _EMPTY_IS_LOST),
+        Mistake(_trailing_lost, _EMPTY_IS_LOST),
+        Mistake(
+            _empty_is_the_mean_of_all, "A level without values went to the mean of all values. It stays where it is."
+        ),
+        Mistake(_codes_alone, "Those are the codes of the values. Wanted are the levels, each moved to its mean."),
+        Mistake(
+            _levels_of_all_values,
+            "Those are the new levels of all values. Wanted is the list: each level once, in order.",
+        ),
+        Mistake(_nothing_moved, "Your levels are the old ones. Each moves to the mean of the values nearest to it."),
+        Mistake(
+            _fractions_cut_off,
+            "Your means lost their fractions. Put them into an array of floats: levels.copy(), or np.zeros(len(levels)).",
+        ),
+        Mistake(_until_it_settles, "You went on until nothing moves. Wanted is one step: assign once, move once."),
+        Mistake(
+            _assigned_again_in_between,
+            "You assign anew after each level that has moved. All values go to the old levels first, then all move.",
+        ),
+        Mistake(_ties_to_the_larger, _TIE),
+        *(
+            Mistake(_assigned_and_emptied(assign, empty), diagnosis)
+            for assign, diagnosis in (
+                (_ties_upward, _TIE),
+                (_next_below_clipped, _NOT_NEAREST),
+                (_next_above_clipped, _NOT_NEAREST),
+            )
+            for empty in (0.0, math.nan)
+        ),
+        Mistake(_divided_by_all, "You divide by the number of all values. Divide by how many the level itself has."),
         Mistake(_median, "That is the median. The squared error is smallest at the mean."),
         Mistake(
             _middle_of_extremes,
@@ -213,8 +384,11 @@ LLOYD_STEP = Exercise(
     ),
     hints=(
         "Two steps: which level is nearest to each value? And what is the mean of the values with the same answer?",
-        "codes as in 08.1; then for each code in np.unique(codes), moved[code] = x[codes == code].mean() in a copy.",
+        "Find the codes as in 08.1. `x[codes == 2]` are the values of level 2.",
+        "Begin with a copy of the levels, and overwrite a level with the mean of its values only if it has any: "
+        "`np.unique(codes)` lists those that have.",
     ),
+    consequence=_in_the_network_after_steps,
 )
 
 
@@ -226,7 +400,10 @@ def float_value(code, exponent_bits, significand_bits):
     exponent = (code >> significand_bits) % 2**exponent_bits
     significand = code % 2**significand_bits / 2**significand_bits
     bias = 2 ** (exponent_bits - 1) - 1
-    value = significand * 2.0 ** (1 - bias) if exponent == 0 else (1 + significand) * 2.0 ** (exponent - bias)
+    if exponent == 0:
+        value = significand * 2.0 ** (1 - bias)
+    else:
+        value = (1 + significand) * 2.0 ** (exponent - bias)
     return -value if sign else value
 
 
@@ -245,6 +422,17 @@ def _all_normal(code, exponent_bits, significand_bits):
 def _only_zero_is_special(code, exponent_bits, significand_bits):
     _, exponent, significand, _ = _parts(code, exponent_bits, significand_bits)
     return 0.0 if exponent == significand == 0 else _all_normal(code, exponent_bits, significand_bits)
+
+
+def _all_normal_and_positive(code, exponent_bits, significand_bits):
+    return abs(_all_normal(code, exponent_bits, significand_bits))
+
+
+def _masked_with_counts(code, exponent_bits, significand_bits):
+    sign, _, _, bias = _parts(code, exponent_bits, significand_bits)
+    exponent = (code >> significand_bits) & exponent_bits
+    significand = (code & significand_bits) / 2**significand_bits
+    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - bias)
 
 
 def _flushed_to_zero(code, exponent_bits, significand_bits):
@@ -293,6 +481,50 @@ def _infinity_and_nan(code, exponent_bits, significand_bits):
     return float_value(code, exponent_bits, significand_bits)
 
 
+def _subnormal_with_a_one(code, exponent_bits, significand_bits):
+    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
+    return sign * (1 + significand) * 2.0 ** (max(exponent, 1) - bias)
+
+
+def _bias_of_float32(code, exponent_bits, significand_bits):
+    sign, exponent, significand, _ = _parts(code, exponent_bits, significand_bits)
+    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - 127)
+
+
+def _twos_complement(code, exponent_bits, significand_bits):
+    bits = 1 + exponent_bits + significand_bits
+    if code >> (bits - 1):
+        return -float_value(2**bits - code, exponent_bits, significand_bits) if code % 2 ** (bits - 1) else 0.0
+    return float_value(code, exponent_bits, significand_bits)
+
+
+def _significand_before_exponent(code, exponent_bits, significand_bits):
+    sign = code >> (exponent_bits + significand_bits)
+    exponent = code % 2**exponent_bits
+    significand = (code >> exponent_bits) % 2**significand_bits
+    swapped = (((sign << exponent_bits) + exponent) << significand_bits) + significand
+    return float_value(swapped, exponent_bits, significand_bits)
+
+
+def _number_of_bits_as_mask(code, exponent_bits, significand_bits):
+    sign, exponent, _, bias = _parts(code, exponent_bits, significand_bits)
+    significand = code % significand_bits / 2**significand_bits
+    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - bias)
+
+
+def _in_the_network_as_fp4(attempt):
+    levels = np.unique([attempt(code, 2, 1) for code in range(16)])
+
+    def change(weight):
+        scale = np.abs(weight).max(axis=1, keepdims=True) / levels[-1]
+        return codebooks.decode(codebooks.encode(weight, levels, scale), levels, scale)
+
+    return (
+        f"Your function's {len(levels)} numbers of FP4 as levels, one scale a row, in all three layers: the network "
+        f"reads {with_weights(change):.1f} % of {DIGITS:,} new digits\n(in float {with_weights(lambda w: w):.1f} %)."
+    )
+
+
 _SUBNORMAL = "An exponent field of 0 means a subnormal number: there the significand has no 1 in front."
 
 FLOAT_VALUE = Exercise(
@@ -316,6 +548,28 @@ FLOAT_VALUE = Exercise(
     mistakes=(
         Mistake(_all_normal, _SUBNORMAL),
         Mistake(_only_zero_is_special, _SUBNORMAL),
+        Mistake(
+            _all_normal_and_positive,
+            "Two things are missing: the sign, which is the top bit, and exponent field 0, which has no 1 in front.",
+        ),
+        Mistake(
+            _masked_with_counts,
+            "& exponent_bits keeps the wrong bits: a mask of the lowest n bits is 2**n − 1.",
+        ),
+        Mistake(_subnormal_with_a_one, _SUBNORMAL),
+        Mistake(_bias_of_float32, "127 is the bias of 8 exponent bits. Here it is 2 ** (exponent_bits − 1) − 1."),
+        Mistake(
+            _twos_complement,
+            "You read negative numbers as two's complement. A float's sign is a bit of its own: the others stay.",
+        ),
+        Mistake(
+            _significand_before_exponent,
+            "You take the lowest bits for the exponent. The order from the top is sign, exponent, significand.",
+        ),
+        Mistake(
+            _number_of_bits_as_mask,
+            "% significand_bits is no mask: the lowest n bits of a number are number % 2**n.",
+        ),
         Mistake(
             _flushed_to_zero,
             "An exponent field of 0 does not make the number 0: a subnormal still has its significand.",
@@ -344,9 +598,12 @@ FLOAT_VALUE = Exercise(
         ),
     ),
     hints=(
-        "Cut the code into its three fields first: >> drops the bits below a field, % those above it.",
-        "(1 + s) * 2.0 ** (e - bias), with s = significand field / 2**significand_bits; if e is 0, s * 2.0 ** (1 - bias).",
+        "Cut the code into its three fields first: `>>` drops the bits below a field, `%` those above it.",
+        "The significand field counts steps of 1 / `2**significand_bits`. What stands in front of it, 0 or 1?",
+        "Two cases: for `e > 0` the formula above; for `e == 0` without the 1, with the power of field 1, "
+        "`2.0 ** (1 - bias)`. The sign comes last.",
     ),
+    consequence=_in_the_network_as_fp4,
 )
 
 
@@ -370,6 +627,14 @@ def _signed_maximum(block, largest_exponent):
 def _abs_of_the_maximum(block, largest_exponent):
     with np.errstate(all="ignore"):
         return 2.0 ** (np.floor(np.log2(np.abs(block.max()))) - largest_exponent)
+
+
+def _signed_and_rounded_by(round_exponent):
+    def scale(block, largest_exponent):
+        with np.errstate(all="ignore"):
+            return 2.0 ** (round_exponent(np.log2(block.max())) - largest_exponent)
+
+    return scale
 
 
 def _ceil(block, largest_exponent):
@@ -413,6 +678,62 @@ def _integer_power(block, largest_exponent):
     return 2 ** np.int64(np.floor(np.log2(np.abs(block).max())) - largest_exponent)
 
 
+def _six_rounded_up(block, largest_exponent):
+    return 2.0 ** np.ceil(np.log2(np.abs(block).max() / 6))
+
+
+def _six_rounded_down(block, largest_exponent):
+    return 2.0 ** np.floor(np.log2(np.abs(block).max() / 6))
+
+
+def _largest_number_rounded_up(block, largest_exponent):
+    return 2.0 ** np.ceil(np.log2(np.abs(block).max() / (1.5 * 2**largest_exponent)))
+
+
+def _largest_on_six(block, largest_exponent):
+    return np.abs(block).max() / 6
+
+
+def _inverse(block, largest_exponent):
+    return 1 / mx_scale(block, largest_exponent)
+
+
+def _natural_logarithm(block, largest_exponent):
+    return 2.0 ** (np.floor(np.log(np.abs(block).max())) - largest_exponent)
+
+
+def _mean_magnitude(block, largest_exponent):
+    return 2.0 ** (np.floor(np.log2(np.abs(block).mean())) - largest_exponent)
+
+
+def _scaled_block(block, largest_exponent):
+    return block / mx_scale(block, largest_exponent)
+
+
+def _e_to_the_power(block, largest_exponent):
+    return np.exp(np.floor(np.log2(np.abs(block).max())) - largest_exponent)
+
+
+MX_BLOCKS = (28, 20, 20)  # of the three layers: 784 and 100 inputs are no multiples of 32
+
+
+def _in_the_network_as_mxfp4(attempt):
+    sizes = iter(MX_BLOCKS)
+
+    def change(weight):
+        blocks = weight.reshape(len(weight), -1, next(sizes))
+        scales = np.array([[attempt(block, E2M1.largest_exponent) for block in row] for row in blocks])
+        scales = scales.astype(np.float64)[..., None]
+        x_hat = codebooks.decode(codebooks.encode(blocks, E2M1.levels(), scales), E2M1.levels(), scales)
+        return x_hat.reshape(weight.shape)
+
+    accuracy = with_weights(change)
+    return (
+        f"FP4 with your scale for each block of {MX_BLOCKS[0]} or {MX_BLOCKS[1]} weights, about 4.3 bits a weight: the "
+        f"network reads {accuracy:.1f} % of {DIGITS:,} new digits\n(in float {with_weights(lambda w: w):.1f} %)."
+    )
+
+
 @st.composite
 def _mx_blocks(draw):
     n = draw(st.integers(1, 6))
@@ -423,6 +744,11 @@ def _mx_blocks(draw):
     }
 
 
+_SIX = (
+    "You divide by 6, FP4's largest number. This rule looks at exponents only: of max|x|, rounded down, and "
+    "largest_exponent. (Dividing by the largest number and rounding up is another rule, met below.)"
+)
+_NO_POWER = "That is no power of two. Only the exponent is stored, a whole number: np.floor."
 _SIGN_MATTERS = "The block's largest magnitude may belong to a negative number: np.abs first, then max."
 
 MX_SCALE = Exercise(
@@ -432,11 +758,13 @@ MX_SCALE = Exercise(
         {"block": np.array([0.5, -7.0, 3.0, 1.0]), "largest_exponent": 2},
         {"block": np.array([0.3125, 0.1875, -0.25]), "largest_exponent": 2},
         {"block": np.array([96.0, -512.0, 512.0, 17.0]), "largest_exponent": 8},
+        {"block": np.array([5.5, 23.0, 0.0]), "largest_exponent": 4},  # 23/16 lies between √2 and 1.5
     ),
     cases=_mx_blocks(),
     mistakes=(
         Mistake(_signed_maximum, _SIGN_MATTERS),
         Mistake(_abs_of_the_maximum, _SIGN_MATTERS),
+        *(Mistake(_signed_and_rounded_by(rounding), _SIGN_MATTERS) for rounding in (np.rint, np.ceil, np.trunc)),
         Mistake(_ceil, "You round the exponent up. The rule here is floor: the power of two at or below max|x|."),
         Mistake(
             _nearest_exponent,
@@ -445,9 +773,16 @@ MX_SCALE = Exercise(
         Mistake(
             _exponent_cut_off, "A cast cuts towards 0. Below 1 the exponent is negative and must go down: np.floor."
         ),
-        Mistake(
-            _exponent_not_rounded, "That is no power of two. Only the exponent is stored, a whole number: np.floor."
-        ),
+        Mistake(_exponent_not_rounded, _NO_POWER),
+        Mistake(_largest_on_six, _NO_POWER),
+        Mistake(_six_rounded_up, _SIX),
+        Mistake(_six_rounded_down, _SIX),
+        Mistake(_largest_number_rounded_up, _SIX),
+        Mistake(_inverse, "That is one over the scale: x is divided by the scale, so large blocks need a large one."),
+        Mistake(_natural_logarithm, "np.log counts in powers of e. The exponent of a power of two is np.log2."),
+        Mistake(_e_to_the_power, "np.exp raises e. The scale is a power of two: 2.0 ** exponent."),
+        Mistake(_mean_magnitude, "You take the mean magnitude. The largest one must fit into the format: max."),
+        Mistake(_scaled_block, "That is the block divided by its scale. Wanted is the scale."),
         Mistake(
             _exponent_of_frexp,
             "np.frexp counts from ½, so its exponent is one larger than floor(log2): subtract 1.",
@@ -465,8 +800,10 @@ MX_SCALE = Exercise(
     ),
     hints=(
         "Which power of two lies at or just below the block's largest magnitude? And which does the format reach?",
-        "np.floor(np.log2(np.abs(block).max())) is the first one's exponent; subtract largest_exponent, then 2.0 ** it.",
+        "Work with exponents: `np.log2` of the largest magnitude, rounded down, is the first one's.",
+        "The quotient of two powers of two is the difference of their exponents. Put it back over a `2.0`, a float.",
     ),
+    consequence=_in_the_network_as_mxfp4,
 )
 
 
@@ -506,6 +843,26 @@ def _first_code_on_top(codes, bits):
     return np.packbits((codes[:, None] >> np.arange(bits)[::-1]) & 1, bitorder="big")
 
 
+def _bytes_of_text(text):
+    return np.array([int(text[i : i + 8], 2) for i in range(0, len(text), 8)], np.uint8)
+
+
+def _text_from_the_top(codes, bits):
+    return _bytes_of_text("".join(f"{code:0{bits}b}" for code in codes))
+
+
+def _text_of_turned_codes(codes, bits):
+    return _bytes_of_text("".join(f"{code:0{bits}b}"[::-1] for code in codes))
+
+
+def _zero_or_not(codes, bits):
+    return np.packbits(codes, bitorder="little")
+
+
+def _zero_or_not_from_the_top(codes, bits):
+    return np.packbits(codes)
+
+
 def _codes_turned_round(codes, bits):
     return np.packbits((codes[:, None] >> np.arange(bits)[::-1]) & 1, bitorder="little")
 
@@ -527,6 +884,51 @@ def _all_first_bits_first(codes, bits):
     return np.packbits(((codes[:, None] >> np.arange(bits)) & 1).T, bitorder="little")
 
 
+def _codes_lost_in_bytes(codes, bits):
+    a_byte = 8 // bits
+    packed = np.zeros(len(codes) * bits // 8, np.uint8)
+    for i in range(len(packed)):
+        for j in range(a_byte):
+            packed[i] |= (int(codes[i * a_byte + j]) << (bits * j)) & 255
+    return packed
+
+
+def _a_byte_too_many(codes, bits):
+    whole = len(codes) * bits % 8 == 0
+    return np.append(pack(codes, bits), np.zeros(int(whole), np.uint8))
+
+
+def _not_packed(codes, bits):
+    return codes.copy()
+
+
+def _overwritten(codes, bits):
+    packed = np.zeros(-(-len(codes) * bits // 8), np.uint8)
+    for i, code in enumerate(codes):
+        packed[i * bits // 8] = (int(code) << (i * bits % 8)) & 255
+    return packed
+
+
+def _in_the_network_unpacked(attempt):
+    sizes = []
+
+    def change(weight):
+        levels = codebooks.kmeans(weight, 8)
+        packed = attempt(codebooks.encode(weight, levels).reshape(-1), 3)
+        sizes.append(len(packed))
+        return levels[unpack(packed, 3, weight.shape)]
+
+    accuracy = with_weights(change)
+    weights = sum(datasets.trained("mlp")[name].size for name in WEIGHTS)
+    return (
+        f"The network's {weights:,} weights as codes of 3 bits, packed by you: {sum(sizes):,} bytes instead of "
+        f"{4 * weights:,}.\nUnpacked again, it reads {accuracy:.1f} % of {DIGITS:,} new digits."
+    )
+
+
+_FROM_THE_TOP = 'You fill bytes from the top bit down. Fill from the lowest: bitorder="little".'
+_FIRST_ON_TOP = "Your first code lies in the high bits of the first byte. Here it takes the lowest ones."
+_SINGLE_BITS = "np.packbits packs single bits, and takes every code that is not 0 for a 1: give it the codes' bits."
 _ACROSS = "A code that begins near a byte's end goes on in the next byte. Yours loses those upper bits."
 
 PACK = Exercise(
@@ -550,13 +952,21 @@ PACK = Exercise(
             _bits_left_unused,
             "You put 8 // bits codes into a byte, which leaves bits unused if bits does not divide 8. Leave no gap.",
         ),
+        Mistake(
+            _codes_lost_in_bytes,
+            "Your bytes hold 8 // bits codes each and are n · bits // 8: where bits does not divide 8, codes are lost.",
+        ),
+        Mistake(_overwritten, "A byte's later codes overwrite the first ones. Add their bits: |= in the place of =."),
+        Mistake(_a_byte_too_many, "You return a byte too many where the codes fill whole bytes: ⌈n · bits / 8⌉."),
+        Mistake(_not_packed, "Your codes still have a byte each. Put their bits side by side."),
         Mistake(_cut_at_the_byte, _ACROSS),
         Mistake(_too_large_for_a_byte, _ACROSS),
-        Mistake(_top_bit_first, 'You fill bytes from the top bit down. Fill from the lowest: bitorder="little".'),
-        Mistake(
-            _first_code_on_top,
-            "Your first code lies in the high bits of the first byte. Here it takes the lowest ones.",
-        ),
+        Mistake(_top_bit_first, _FROM_THE_TOP),
+        Mistake(_text_of_turned_codes, _FROM_THE_TOP),
+        Mistake(_first_code_on_top, _FIRST_ON_TOP),
+        Mistake(_text_from_the_top, _FIRST_ON_TOP),
+        Mistake(_zero_or_not, _SINGLE_BITS),
+        Mistake(_zero_or_not_from_the_top, _SINGLE_BITS),
         Mistake(
             _codes_turned_round, "Your codes lie in the bytes with their bits reversed: the lowest bit comes first."
         ),
@@ -573,8 +983,135 @@ PACK = Exercise(
     ),
     hints=(
         "Take it in two steps: first one long row of single bits, code after code; then eight of them to a byte.",
-        '(codes[:, None] >> np.arange(bits)) & 1 are the bits, a row for each code; np.packbits(…, bitorder="little").',
+        "Bit k of a code is `code >> k & 1`. `np.arange(bits)` has all k, and `codes[:, None]` makes a row of each code.",
+        'Flatten the table of bits: row after row is the stream. `np.packbits` with `bitorder="little"` does the rest, '
+        "the zeros at the end too.",
+    ),
+    consequence=_in_the_network_unpacked,
+)
+
+
+# 08.C a format of one's own
+
+MOST_BITS, LEAST_SQNR = 4.3, 22.0
+LONGEST_LIST = 256  # what a code of 8 bits can choose from
+LIST_BITS = 32  # of each number in a list
+
+
+def my_format(x):
+    blocks = x.reshape(len(x), -1, 16)
+    largest = np.abs(blocks).max(axis=-1)
+    scale_levels = codebooks.kmeans(largest, 16)
+    scale_codes = codebooks.encode(largest, scale_levels)
+    scaled = blocks / scale_levels[scale_codes][..., None]
+    levels = codebooks.kmeans(scaled, 16)
+
+    def errors(scale):  # of each block with this scale
+        codes = codebooks.encode(blocks, levels, scale)
+        x_hat = codebooks.decode(codes, levels, scale)
+        return ((blocks - x_hat) ** 2).sum(axis=-1)
+
+    # For each block the scale that gives the least error.
+    scale_codes = np.argmin([errors(scale) for scale in scale_levels], axis=0)
+    codes = codebooks.encode(x, levels, scale_levels[scale_codes])
+    return codes, levels, scale_codes, scale_levels
+
+
+def _as_list(numbers, name):
+    numbers = np.array(numbers)
+    if numbers.ndim != 1 or not 1 <= len(numbers) <= LONGEST_LIST or numbers.dtype.kind not in "iuf":
+        raise CannotBeJudged(f"{name} must be a list of 1 to {LONGEST_LIST} numbers; it has shape {numbers.shape}.")
+    with np.errstate(over="ignore"):
+        numbers = numbers.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise CannotBeJudged(f"{name} holds NaN or infinity, or a number too large for float32.")
+    return numbers
+
+
+def _as_codes(codes, name, choices):
+    codes = np.array(codes)
+    if codes.dtype.kind not in "iu":
+        raise CannotBeJudged(f"{name} has dtype {codes.dtype}: codes are whole numbers, places in a list.")
+    if codes.size and not 0 <= codes.min() <= codes.max() < choices:
+        raise CannotBeJudged(
+            f"{name} runs from {codes.min()} to {codes.max()}; places in its list are 0 … {choices - 1}."
+        )
+    return codes.astype(np.int64)
+
+
+def judge_format(answer):
+    """Decode what an answer stores of a matrix, and count every bit of it.
+
+    x̂ = scale_levels[scale_codes] · levels[codes],   a scale for each block;  each code takes ⌈log2(its list)⌉ bits,
+    each number in a list 32
+    """
+    x = datasets.trained("language_model")["blocks.3.mlp.down.weight"]
+    parts = answer(x.copy())
+    if not isinstance(parts, (tuple, list)) or len(parts) != 4:
+        raise CannotBeJudged("return four arrays: codes, levels, scale_codes, scale_levels.")
+    levels, scale_levels = _as_list(parts[1], "levels"), _as_list(parts[3], "scale_levels")
+    codes = _as_codes(parts[0], "codes", len(levels))
+    scale_codes = _as_codes(parts[2], "scale_codes", len(scale_levels))
+    if codes.shape != x.shape:
+        raise CannotBeJudged(f"codes has shape {codes.shape}, and x has {x.shape}: each weight needs a code.")
+    if (
+        scale_codes.ndim != 2
+        or 0 in scale_codes.shape
+        or any(n % k for n, k in zip(x.shape, scale_codes.shape, strict=True))
+    ):
+        raise CannotBeJudged(
+            f"scale_codes has shape {scale_codes.shape}, which does not cut {x.shape} into equal blocks: "
+            f"blocks of 32 along the rows have {(len(x), x.shape[1] // 32)}."
+        )
+    scales = scale_levels.astype(np.float64)[scale_codes]
+    for axis in (0, 1):
+        scales = np.repeat(scales, x.shape[axis] // scale_codes.shape[axis], axis=axis)
+    bits = codes.size * _bits_of(levels) + scale_codes.size * _bits_of(scale_levels)
+    cost = (bits + LIST_BITS * (len(levels) + len(scale_levels))) / x.size
+    sqnr = sqnr_db(x, scales * levels.astype(np.float64)[codes])
+    return Score({"bits per weight": f"{cost:.2f}", "SQNR": f"{sqnr:.1f} dB"}, cost <= MOST_BITS and sqnr >= LEAST_SQNR)
+
+
+def _bits_of(numbers):
+    return (len(numbers) - 1).bit_length()
+
+
+def _int4_one_scale(x):
+    levels, scale = np.arange(-7, 8), np.abs(x).max() / 7
+    return codebooks.encode(x, levels, float(scale)), levels, np.zeros((1, 1), int), [scale]
+
+
+def _normal_float_in_blocks(x):
+    levels, blocks = codebooks.normal_float(4), x.reshape(len(x), -1, 64)
+    scale_levels = np.arange(1, 257) / 256 * np.abs(x).max()
+    scale_codes = codebooks.encode(np.abs(blocks).max(axis=-1), scale_levels)
+    return codebooks.encode(x, levels, scale_levels[scale_codes]), levels, scale_codes, scale_levels
+
+
+def _mxfp4(x):
+    levels, largest = E2M1.levels(), np.abs(x.reshape(len(x), -1, 32)).max(axis=-1)
+    scales = powers_of_two(largest, E2M1.largest, E2M1.significand_bits, "even")
+    scale_levels, scale_codes = np.unique(scales, return_inverse=True)
+    return codebooks.encode(x, levels, scales), levels, scale_codes.reshape(scales.shape), scale_levels
+
+
+FORMAT = Challenge(
+    id="08.C",
+    target=f"a matrix of a language model, at most {MOST_BITS} bits a weight and at least {LEAST_SQNR:.0f} dB.",
+    solution=my_format,
+    judge=judge_format,
+    simple={
+        "int4, one scale": _int4_one_scale,
+        "MXFP4 (even), the powers that occur": _mxfp4,
+        "NF4, blocks of 64, 256 even scales": _normal_float_in_blocks,
+    },
+    hints=(
+        "4.3 is 4 bits for a code and 0.3 for the rest. A scale of how many bits fits, in blocks of how many weights?",
+        "Scales are numbers like any others: a codebook of 16 does for them, too. Then blocks of 16 cost 0.25 bits.",
+        "`codebooks.kmeans` of the blocks' largest magnitudes, then of the weights divided by their scale. "
+        "Still short? Try for each block which of the scales gives the least error.",
     ),
 )
 
+CHALLENGES = (FORMAT,)
 EXERCISES = (NEAREST_LEVEL, LLOYD_STEP, FLOAT_VALUE, MX_SCALE, PACK)
