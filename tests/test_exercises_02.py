@@ -215,6 +215,18 @@ def _stable(z):
             "With `keepdims=True`",
         ),
         ("02.4", lambda x, z: -np.sum(_stable(x) * (z - np.logaddexp.reduce(z, -1, keepdims=True)), -1), "each row"),
+        (
+            "02.4",
+            _quiet(lambda x, z: np.mean(-_softmax(x) * np.log(_softmax(z)))),
+            "You divide by the number of logits",
+        ),
+        ("02.4", _quiet(lambda x, z: np.sum(-_softmax(x) * np.log(_softmax(z)))), "You sum over the rows too"),
+        ("02.4", _quiet(lambda x, z: np.mean(np.sum(_softmax(x) * np.log(_softmax(z)), -1))), "The sign is wrong"),
+        (
+            "02.4",
+            _quiet(lambda x, z: -np.sum(np.exp(x) / np.exp(x).sum() * np.log(np.exp(z) / np.exp(z).sum()))),
+            "together",
+        ),
         ("02.4", lambda x, z: _logaddexp(x, z) / np.log(2), "base 2"),
         ("02.4", lambda x, z: _logaddexp(x, z) - _logaddexp(x, x), "that is the KL divergence"),
         ("02.4", lambda x, z: _logaddexp(z, x), "The weights are the softmax of the *original* logits"),

@@ -649,10 +649,25 @@ def _maximum_of_all(logits, logits_hat):
         return np.mean(-np.sum(np.exp(log_softmax(logits)) * log_softmax(logits_hat), axis=-1))
 
 
-def _over_rows_and_classes(logits, logits_hat):
-    p, q = (np.exp(z - z.max()) / np.exp(z - z.max()).sum() for z in (logits, logits_hat))
-    with np.errstate(all="ignore"):
-        return np.mean(-np.sum(p * np.log(q), axis=-1))
+def _over_rows_and_classes(over_rows, calm):
+    def wrong(logits, logits_hat):
+        with np.errstate(all="ignore"):
+            exps = [np.exp(z - calm * z.max()) for z in (logits, logits_hat)]
+            p, q = (e / e.sum() for e in exps)
+            return over_rows(-np.sum(p * np.log(q), axis=-1))
+
+    return wrong
+
+
+def _naively(combine):
+    """A mistake made with the softmax that one writes first, which overflows."""
+
+    def wrong(logits, logits_hat):
+        with np.errstate(all="ignore"):
+            p, q = (np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True) for z in (logits, logits_hat))
+            return combine(p, np.log(q))
+
+    return wrong
 
 
 def _in_bits(logits, logits_hat):
@@ -691,6 +706,10 @@ NO_LITTLE_BIT = (
     "A probability became 0, and what you add or put in its place bounds the logarithm. "
     "Take the logarithm by hand: z − log Σ exp(z)."
 )
+OVER_EVERYTHING = "You divide by the number of logits. Sum over the classes, then average the rows."
+OVER_ROWS = "You sum over the rows too. Sum over the classes, then take the mean of the rows."
+NO_MINUS = "The sign is wrong: logarithms of probabilities are negative, so a minus stands in front."
+EACH_ROW = "That is one number for each row. Return their mean."
 LITTLE = (1e-15, 1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 
 
@@ -730,13 +749,9 @@ CROSS_ENTROPY = Exercise(
     cases=st.fixed_dictionaries({"logits": _logits, "logits_hat": _logits}),
     mistakes=(
         Mistake(_arguments_swapped, "The weights are the softmax of the *original* logits, the logarithm is of x̂'s."),
-        Mistake(
-            _mean_of_everything, "You divide by the number of logits. Sum over the classes, then average the rows."
-        ),
-        Mistake(_sum_over_rows, "You sum over the rows too. Sum over the classes, then take the mean of the rows."),
-        Mistake(
-            _minus_missing, "The sign is wrong: logarithms of probabilities are negative, so a minus stands in front."
-        ),
+        Mistake(_mean_of_everything, OVER_EVERYTHING),
+        Mistake(_sum_over_rows, OVER_ROWS),
+        Mistake(_minus_missing, NO_MINUS),
         Mistake(_hard_labels, "You look at the largest class only. Every class counts, weighted with its probability."),
         Mistake(
             _divergence, "You subtract the original's own entropy: that is the KL divergence, without it cross-entropy."
@@ -747,6 +762,10 @@ CROSS_ENTROPY = Exercise(
             _log_of_zero,
             "A probability became 0, and its logarithm infinite. Take the logarithm by hand: z − log Σ exp(z).",
         ),
+        Mistake(_naively(lambda p, log_q: np.mean(-p * log_q)), OVER_EVERYTHING),
+        Mistake(_naively(lambda p, log_q: np.sum(-p * log_q)), OVER_ROWS),
+        Mistake(_naively(lambda p, log_q: np.mean(np.sum(p * log_q, axis=-1))), NO_MINUS),
+        Mistake(_naively(lambda p, log_q: -np.sum(p * log_q, axis=-1)), EACH_ROW),
         *(Mistake(kind(little), NO_LITTLE_BIT) for little in LITTLE for kind in (_a_bit_added, _at_least)),
         Mistake(
             _keepdims_missing,
@@ -756,9 +775,13 @@ CROSS_ENTROPY = Exercise(
             _maximum_of_all,
             "You subtract one maximum from all rows. In a row far below it every exp is 0: take each row's own.",
         ),
-        Mistake(
-            _over_rows_and_classes,
-            "Your softmax runs over rows and classes together. Each row is one image: its probabilities sum to 1.",
+        *(
+            Mistake(
+                _over_rows_and_classes(over_rows, calm),
+                "Your softmax runs over rows and classes together. Each row is one image: its probabilities sum to 1.",
+            )
+            for over_rows in (np.mean, np.sum)
+            for calm in (1, 0)
         ),
         Mistake(_in_bits, "You take the logarithm to base 2. Wanted is the natural one, `np.log`."),
         Mistake(_without_logarithm, "The logarithm of the second softmax is missing."),
@@ -769,7 +792,7 @@ CROSS_ENTROPY = Exercise(
         Mistake(_weighed_with_logits, "The weights are probabilities: the softmax of the original logits."),
         Mistake(_of_the_original, "You compare the original with itself. The logarithm is of x̂'s softmax."),
         Mistake(_of_the_rounded, "You compare x̂ with itself. The weights are the softmax of the original logits."),
-        Mistake(_one_for_each_row, "That is one number for each row. Return their mean."),
+        Mistake(_one_for_each_row, EACH_ROW),
         Mistake(_one_for_each_logit, "That is one number for each logit. Sum over the classes, then average the rows."),
     ),
     hints=(
