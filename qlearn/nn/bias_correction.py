@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from qlearn.affine import dequantize, fake_quantize
 from qlearn.nn.batches import Batches, Forward, evaluating, listed
 from qlearn.nn.collect import MeanOfChannels, collect
-from qlearn.nn.in_turn import in_turn, trace
+from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import KINDS, LinearMap
@@ -90,14 +90,14 @@ def correct_bias(
     floats = {name: _float_layer(model, name, layer) for name, layer in layers.items()}
     batches = list(listed(batches))
     with collect(floats, lambda layer: MeanOfChannels(LinearMap.of(layer).output_axis), of="output") as wanted:
-        calls = trace(model, floats, batches, forward=forward, desc="In float", progress=progress)
+        turns = look(model, floats, batches, forward=forward, desc="In float", progress=progress)
     if wrong := [name for name, found in wanted.items() if not found.mean.isfinite().all()]:
         raise ValueError(f"layer {wrong[0]!r} puts out values that are not finite.")
     bar = tqdm(total=len(layers), desc="Correcting", unit="layer", leave=False, disable=not progress)
     with torch.no_grad(), evaluating(corrected), bar:
         if not _built_alike(model, corrected, layers):
-            calls = trace(corrected, layers, batches, forward=forward)
-        for name, found in in_turn(corrected, layers, calls, batches, _MeanOutput, forward=forward):
+            turns = look(corrected, layers, batches, forward=forward)
+        for name, found in in_turn(corrected, layers, turns, batches, _MeanOutput, forward=forward):
             try:
                 _set_bias(layers[name], wanted[name].mean, found.mean)
             except ValueError as error:

@@ -22,7 +22,7 @@ from qlearn.arrays import check_finite
 from qlearn.gptq import gptq_quantize
 from qlearn.nn.batches import Batches, Forward, evaluating, listed, outputs
 from qlearn.nn.collect import collect
-from qlearn.nn.in_turn import in_turn, trace
+from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.linear_maps import NAMES, LinearMap
 from qlearn.nn.network import check_model, linear_maps, set_parameter, sharing
 from qlearn.nn.prepared import PreparedLayer
@@ -92,8 +92,8 @@ def gptq(
         return "x" if isinstance(layer.layer, nn.Linear) and not layer._forward_pre_hooks else name
 
     with torch.no_grad(), evaluating(rounded), tqdm(total=len(layers), **_bar("Rounding", progress)) as bar:
-        calls = trace(rounded, layers, batches, forward=forward, desc="Looking", progress=progress)
-        for name, inputs in in_turn(rounded, layers, calls, batches, SecondMoment, forward=forward, alike=alike):
+        turns = look(rounded, layers, batches, forward=forward, desc="Looking", progress=progress)
+        for name, inputs in in_turn(rounded, layers, turns, batches, SecondMoment, forward=forward, alike=alike):
             if 0 < inputs.count < (features := inputs.mean.shape[-1]):
                 warnings.warn(
                     f"layer {name!r}: {inputs.count} inputs for {features} features: the rounding fits these inputs "
