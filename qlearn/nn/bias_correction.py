@@ -69,8 +69,8 @@ def correct_bias(
         RuntimeError: a layer that no image has reached.
         TypeError: NumPy arrays, which networks do not take.
 
-    Cost: one pass of the float network; of the quantized one about one for a chain of layers, and three for a
-        transformer; in memory the inputs of one block for all batches.
+    Cost: one pass of the float network and one of the quantized one, what stands between its modules once more for
+        each layer; in memory as `gptq`.
     Source: Nagel et al. 2019, https://arxiv.org/abs/1906.04721, appendix D.
 
     >>> from qlearn import QuantConfig

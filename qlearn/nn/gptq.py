@@ -67,8 +67,9 @@ def gptq(
             cannot hold 256 steps).
         RuntimeError: a layer that the data does not reach.
 
-    Cost: two passes through a chain of layers, about four through a transformer; O(n I² + I³ + O I²) for each layer;
-        in memory the inputs of one block for all batches (where they are more than 1 GB, one pass for each layer).
+    Cost: two passes through the network, and what stands between its modules once more for each layer;
+        O(n I² + I³ + O I²) for each layer; in memory what each block of a transformer gives out for all batches (what
+        there is beyond 1 GB is computed anew for each layer).
     Source: Frantar et al. 2022, https://arxiv.org/abs/2210.17323.
 
     >>> from qlearn import QuantConfig, nn as qnn
@@ -87,13 +88,10 @@ def gptq(
     _refuse_tied(rounded, layers)
     batches = list(listed(batches))
 
-    def alike(name: str) -> str:  # a Linear takes x as it is, unless a hook changes it
-        layer = layers[name]
-        return "x" if isinstance(layer.layer, nn.Linear) and not layer._forward_pre_hooks else name
-
-    with torch.no_grad(), evaluating(rounded), tqdm(total=len(layers), **_bar("Rounding", progress)) as bar:
+    bar = tqdm(total=len(layers), desc="Rounding", unit="layer", leave=False, disable=not progress)
+    with torch.no_grad(), evaluating(rounded), bar:
         turns = look(rounded, layers, batches, forward=forward, desc="Looking", progress=progress)
-        for name, inputs in in_turn(rounded, layers, turns, batches, SecondMoment, forward=forward, alike=alike):
+        for name, inputs in in_turn(rounded, layers, turns, batches, SecondMoment, forward=forward):
             if 0 < inputs.count < (features := inputs.mean.shape[-1]):
                 warnings.warn(
                     f"layer {name!r}: {inputs.count} inputs for {features} features: the rounding fits these inputs "
@@ -215,7 +213,3 @@ def _round(layer: PreparedLayer, hessian: Tensor, **options: Any) -> None:
             "model.float() is not."
         )
     layer.weight_qparams, layer.weight_codes = qparams, codes
-
-
-def _bar(desc: str, progress: bool) -> dict[str, Any]:
-    return {"desc": desc, "unit": "layer", "leave": False, "disable": not progress}

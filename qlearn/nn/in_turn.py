@@ -10,7 +10,7 @@ given out is kept, and the next pass hands it out. Of a plain Sequential only th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, update_wrapper
@@ -106,7 +106,6 @@ def in_turn(
     make: Callable[[nn.Module], S],
     *,
     forward: Forward | None = None,
-    alike: Callable[[str], Hashable] = lambda name: name,
 ) -> Iterator[tuple[str, S]]:
     """Hand over layer after layer and what is known of its inputs; the layer may be changed before the next.
 
@@ -118,7 +117,6 @@ def in_turn(
         turns: from `look`.
         batches: a list: they are gone through more than once.
         make: the statistic of a layer's inputs.
-        alike: layers of which this is equal have the same statistic, if they read the same tensor.
 
     Yields:
         name, statistic, in the order of the layers' first calls.
@@ -141,19 +139,15 @@ def in_turn(
     kept = [_Call() for _ in batches]
     try:
         for turn in turns:
-            heard: dict[Hashable, str] = {}
-            for name in turn.names:
-                heard.setdefault(alike(name), name)
-            *_, last = heard.values()
-            with collect({name: layers[name] for name in heard.values()}, make) as found:
+            read = {name: layers[name] for name in turn.names}
+            with collect(read, make) as found:
                 for batch, calls in zip(batches, kept, strict=True):
-                    with again.one_pass(calls, layers[last] if turn.once else None):
+                    with again.one_pass(calls, read[turn.names[-1]] if turn.once else None):
                         call(model, batch, forward)
-            if text := unreached(heard.values(), found):
+            if text := unreached(read, found):
                 raise RuntimeError(text)
-            again.undone.difference_update(layers[name] for name in turn.names)
-            for name in turn.names:
-                yield name, found[heard[alike(name)]]
+            again.undone.difference_update(read.values())
+            yield from found.items()
     finally:
         again.end()
 
