@@ -25,8 +25,7 @@ from qlearn.nn.collect import collect
 from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.linear_maps import NAMES, LinearMap
 from qlearn.nn.network import check_model, linear_maps, set_parameter, sharing
-from qlearn.nn.prepared import PreparedLayer
-from qlearn.nn.ptq import ObservedLayer
+from qlearn.nn.prepared import ObservedLayer
 
 SLICE = 1 << 22  # numbers of inputs that are multiplied at once: 32 MB
 
@@ -82,7 +81,7 @@ def gptq(
     """
     check_model(model)
     rounded = copy.deepcopy(model)
-    layers: Any = {name: module for name, module in rounded.named_modules() if isinstance(module, PreparedLayer)}
+    layers: Any = {name: module for name, module in rounded.named_modules() if isinstance(module, ObservedLayer)}
     if not layers or any(type(layer) is not ObservedLayer for layer in layers.values()):
         raise ValueError("nn.gptq rounds a network from nn.prepare: call nn.prepare(model, …) first.")
     _refuse_tied(rounded, layers)
@@ -152,7 +151,7 @@ class SecondMoment:
     """
 
     def __init__(self, layer: Any) -> None:
-        self.map = LinearMap.of(layer.layer if isinstance(layer, PreparedLayer) else layer)
+        self.map = LinearMap.of(layer.layer if isinstance(layer, ObservedLayer) else layer)
         self.sum: Tensor | float = 0.0
         self.count = 0
 
@@ -183,7 +182,7 @@ class SecondMoment:
         return iter(x.split(max(1, SLICE // patches)))
 
 
-def _refuse_tied(model: nn.Module, layers: Mapping[str, PreparedLayer]) -> None:
+def _refuse_tied(model: nn.Module, layers: Mapping[str, ObservedLayer]) -> None:
     """Raise where the weights of a layer are another module's too: both would be rounded, for one of them alone."""
     shared = sharing(model)
     for name, layer in layers.items():
@@ -198,7 +197,7 @@ def _refuse_tied(model: nn.Module, layers: Mapping[str, PreparedLayer]) -> None:
                 )
 
 
-def _round(layer: PreparedLayer, hessian: Tensor, **options: Any) -> None:
+def _round(layer: ObservedLayer, hessian: Tensor, **options: Any) -> None:
     """Put the layer's weights on their grid, and keep the grid."""
     if layer.changed:
         layer.weight_qparams = None  # found for weights that are gone
