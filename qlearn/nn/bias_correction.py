@@ -20,7 +20,7 @@ from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import KINDS, LinearMap
-from qlearn.nn.network import check_model
+from qlearn.nn.network import check_model, naming
 
 
 def corrected_bias(bias: Any, float_mean: Any, quantized_mean: Any) -> Any:
@@ -98,10 +98,8 @@ def correct_bias(
         if not _built_alike(model, corrected, layers):
             turns = look(corrected, layers, batches, forward=forward)
         for name, found in in_turn(corrected, layers, turns, batches, _MeanOutput, forward=forward):
-            try:
+            with naming(name):
                 _set_bias(layers[name], wanted[name].mean, found.mean)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from error
             bar.update()
     return corrected
 

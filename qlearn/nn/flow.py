@@ -9,7 +9,6 @@ part that could be traced, hooks, and functions that are not in the tables here.
 
 from __future__ import annotations
 
-import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qlearn.nn.linear_maps import is_linear_map
-from qlearn.nn.network import HOOKS, sharing, used_once
+from qlearn.nn.network import HOOKS, grouped, in_lines, sharing, used_once
 
 # What a step does to its channels. All but "?" let a positive factor of a channel through: f(s · x) = s · f(x).
 KEEPS, POOLS, FLATTENS = "keeps", "pools", "flattens"  # where they are; over the image; (N, C, …) → (N, C · …)
@@ -80,14 +79,12 @@ class Flow:
         steps: all of them.
         names: of the network's modules.
         way: how they were found: "traced", "traced in parts" or "recorded".
-        closed: modules whose own code could not be followed, name → why. Nobody sees what they call.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.names = {module: name for name, module in model.named_modules()}
         self.steps: list[Step] = []
         self.way = "traced"
-        self.closed: dict[str, str] = {}
         self.calls: Counter[nn.Module | None] = Counter()
         self._alone, self._shared = used_once(model), sharing(model)
         self._owners = {p: module for module in model.modules() for p in module.parameters(recurse=False)}
@@ -142,13 +139,7 @@ def say_left(done: str, left: Mapping[str, str], stacklevel: int = 4) -> None:
         left: name → why.
     """
     if left:
-        names: dict[str, list[str]] = {}
-        for name, why in left.items():
-            names.setdefault(why, []).append(name)
-        parts = [f"{', '.join(group)} ({why})" for why, group in names.items()]
-        text = f"{done}; left: {', '.join(parts)}"
-        text = textwrap.fill(text, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-        warnings.warn(text, stacklevel=stacklevel)
+        warnings.warn(in_lines(f"{done}; left: {grouped(left)}"), stacklevel=stacklevel)
 
 
 def is_leaf(module: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from qlearn.nn.batches import Batches, Forward, evaluating, listed, outputs
 from qlearn.nn.collect import collect
 from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.linear_maps import NAMES, LinearMap
-from qlearn.nn.network import check_model, linear_maps, set_parameter, sharing
+from qlearn.nn.network import check_model, linear_maps, naming, set_parameter, sharing
 from qlearn.nn.prepared import ObservedLayer
 
 SLICE = 1 << 22  # numbers of inputs that are multiplied at once: 32 MB
@@ -97,10 +97,8 @@ def gptq(
                     "and may be worse than the nearest on others. Show more data, or raise damping.",
                     stacklevel=2,
                 )
-            try:
+            with naming(name):
                 _round(layers[name], inputs.mean, damping=damping, act_order=act_order)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from error
             bar.update()
     return rounded
 

@@ -31,6 +31,7 @@ from qlearn.nn.network import (
     in_float_text,
     left_in_float,
     linear_maps,
+    naming,
     plain_lists,
     refuse_computed_weights,
     replace,
@@ -157,7 +158,10 @@ def prepare_layers(
         raise TypeError(
             f"overrides={overrides!r} must be a dictionary: layer names → {{'weights': …}}, or None for float."
         )
-    _refuse_parametrized(model)
+    # `torch.nn.utils.parametrize` makes another type of a layer, which would be left in float without a word.
+    refuse_computed_weights(
+        {name: m for name, m in model.named_modules() if isinstance(m, Supported) and parametrize.is_parametrized(m)}
+    )
     prepared = copy_of(model)
     layers = linear_maps(prepared)
     if not layers:
@@ -168,11 +172,9 @@ def prepare_layers(
     made: dict[nn.Module, nn.Module] = {}
     for name, (of_weights, of_inputs) in configs.items():
         layer: Any = layers[name]
-        try:
+        with naming(name):
             _check(layer, of_weights, of_inputs)
             made[layer] = make(name, layer, of_weights, of_inputs)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"layer {name!r}: {error}") from error
     prepared = replace(prepared, made)
     _say_what_stays(prepared)
     if not isinstance(prepared, ObservedLayer):
@@ -259,14 +261,6 @@ def _refuse_groups_that_do_not_fit(layers: Mapping[str, Any], configs: dict[str,
             f"overrides={{{', '.join(rows)!r}: {{'weights': …}}}} gives them another granularity, None leaves them in "
             "float."
         )
-
-
-def _refuse_parametrized(model: nn.Module) -> None:
-    """`torch.nn.utils.parametrize` makes another type of a layer, which would be left in float without a word."""
-    parametrized = {name: module for name, module in model.named_modules() if isinstance(module, Supported)}
-    refuse_computed_weights(
-        {name: module for name, module in parametrized.items() if parametrize.is_parametrized(module)}
-    )
 
 
 def _say_what_stays(prepared: nn.Module) -> None:

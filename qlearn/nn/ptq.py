@@ -17,7 +17,7 @@ from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
 from qlearn.nn.batches import Batches, Forward, outputs
 from qlearn.nn.collect import collect, unreached
-from qlearn.nn.network import carry_hooks, copy_of
+from qlearn.nn.network import carry_hooks, copy_of, naming
 from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers, prepared_layers
 
 WEIGHTS = QuantConfig(symmetric=True, granularity=PerAxis(0))
@@ -164,9 +164,7 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def _converted(layer: ObservedLayer) -> nn.Module:
-    try:
+    with naming(layer.name):
         made = layer.converted()
-    except ValueError as error:
-        raise ValueError(f"layer {layer.name!r}: {error}") from error
     carry_hooks(layer, made)
     return made

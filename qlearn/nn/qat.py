@@ -19,6 +19,7 @@ from qlearn.arrays import saturate
 from qlearn.config import QuantConfig
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.integer_layers import with_room_for_bias
+from qlearn.nn.layers import check_input
 from qlearn.nn.linear_maps import LinearMap, Supported
 from qlearn.nn.network import copy_of, with_plain_weights
 from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers
@@ -90,8 +91,7 @@ class FakeQuantizedLayer(ObservedLayer):
         if self.calibrating or input.numel() == 0:
             return super().forward(input)
         self.called = True
-        if not input.is_floating_point():
-            raise TypeError(f"layer {self.name!r}: its input has dtype {input.dtype}: it must hold floats.")
+        check_input(self.name, input)
         try:
             parameters, x_hat = self._rounded(input)
         except ValueError as error:
