@@ -28,27 +28,26 @@ MAPS, UNKNOWN = "maps", "?"
 HEARD = "a hook sees what goes in or comes out"
 READ = "the network reads its numbers without calling it"
 
-MODULES: dict[type, str] = {
-    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d), KEEPS),
-    **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d), POOLS + "1"),
-    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d), POOLS + "2"),
-    **dict.fromkeys((nn.Flatten, nn.Unflatten), MOVES),
-}
-FUNCTIONS = {
-    **dict.fromkeys(("relu", "leaky_relu", "dropout", "dropout2d", "contiguous", "clone", "detach"), KEEPS),
-    **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_max_pool1d", "adaptive_avg_pool1d"), POOLS + "1"),
-    **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"), POOLS + "2"),
+# By the names of functions, and of PyTorch's modules: max_pool2d, MaxPool2d.
+DOES = {
+    **dict.fromkeys(("relu", "leakyrelu", "identity", "contiguous", "clone", "detach"), KEEPS),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d"), KEEPS),
+    **{
+        f"{kind}pool{axes}d": f"{POOLS}{axes}"
+        for kind in ("max", "avg", "adaptivemax", "adaptiveavg")
+        for axes in (1, 2)
+    },
     **dict.fromkeys(("flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "getitem", "cat"), MOVES),
-    **dict.fromkeys(("transpose", "permute", "expand", "repeat_interleave"), MOVES),
+    **dict.fromkeys(("transpose", "permute", "expand", "repeatinterleave"), MOVES),
     **dict.fromkeys(("mul", "multiply", "imul", "rmul"), TIMES),
-    **dict.fromkeys(("matmul", "bmm", "scaled_dot_product_attention"), MIXES),
+    **dict.fromkeys(("matmul", "bmm", "scaleddotproductattention"), MIXES),
 }
 # Questions about a tensor that its values do not answer.
 ASKS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "len", "is_contiguous", "is_floating_point"}
 ASKS |= {"get_device", "element_size", "is_complex", "data_ptr"}
 ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes"}
 # fx shows a function that decides by a flag under another name.
-_BY_FLAG = {getattr(functional, name): name for name in FUNCTIONS if "max_pool" in name}
+_BY_FLAG = {getattr(functional, name): name for name in vars(functional) if "max_pool" in name}
 
 
 @dataclass(eq=False)
@@ -160,7 +159,15 @@ def hooks(module: nn.Module) -> list[Any]:
     return [hook for kind in HOOKS for hook in getattr(module, kind).values() if "forward" in kind]
 
 
+def what_does(name: str) -> str:
+    """What a function or a type of modules of this name does to the channels."""
+    return DOES.get(name.replace("_", "").lower(), UNKNOWN)
+
+
 def _of_module(module: nn.Module) -> str:
     if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         return FLATTENS
-    return MAPS if is_linear_map(module) else MODULES.get(type(module), UNKNOWN)
+    if is_linear_map(module):
+        return MAPS
+    own = type(module).__name__ if type(module).__module__.startswith("torch.nn.") else ""
+    return getattr(module, "does_to_channels", what_does(own))

@@ -19,14 +19,13 @@ from qlearn.nn.flow import (
     ASKS,
     ATTRIBUTES,
     FLATTENS,
-    FUNCTIONS,
     READ,
-    UNKNOWN,
     Flow,
     Step,
     function_name,
     hooks,
     is_leaf,
+    what_does,
 )  # fmt: skip
 from qlearn.nn.network import HOOKS
 
@@ -137,7 +136,7 @@ def _add_graph(flow: Flow, tracer: _Tracer, originals: Mapping[nn.Module, nn.Mod
                 flow.forbid(step.module, f"{inside[:-1]!r}, whose code cannot be followed, may call it, too")
         elif node.op in ("call_function", "call_method"):
             step.name = function_name(node.target)
-            step.does = FLATTENS if _flattens(node) else FUNCTIONS.get(step.name, UNKNOWN)
+            step.does = FLATTENS if _flattens(node) else what_does(step.name)
         elif node.op == "get_attr":
             flow.forbid(operator.attrgetter(node.target)(root), READ)
         elif node.op == "output":
