@@ -198,10 +198,10 @@ def test_the_search_begins_with_the_ends_and_the_mean_magnitude(monkeypatch):
 
 
 @pytest.mark.parametrize("power", [-120, -100, -60, 100, 120])
-@pytest.mark.parametrize("search", [Search(3, True), Search(4)])
+@pytest.mark.parametrize("search", [Search(3, True), Search(2)])
 def test_the_unit_of_the_values_does_not_matter(search, power):
     """The square of an error of 2⁻¹⁰⁰ is 0 in float32, and that of one of 2¹⁰⁰ infinite."""
-    x = np.random.default_rng(0).standard_normal(20_000, dtype=np.float32)
+    x = np.random.default_rng(1).standard_normal(5000, dtype=np.float32)
     scale, zero_point = search_long(x, search)
     assert search_long(np.ldexp(x, power), search) == (pytest.approx(scale * 2.0**power, rel=1e-12), zero_point)
 
