@@ -115,8 +115,14 @@ class Flow:
 
     def what_does(self, module: nn.Module) -> str:
         """What a module does to the channels: unknown if hooks listen to it."""
-        does = _of_module(module)
-        return does if does == MAPS or self._forbidden.get(module) != HEARD else UNKNOWN
+        if is_linear_map(module):
+            return MAPS
+        if self._forbidden.get(module) == HEARD:
+            return UNKNOWN
+        if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+            return FLATTENS
+        own = type(module).__name__ if type(module).__module__.startswith("torch.nn.") else ""
+        return getattr(module, "does_to_channels", what_does(own))
 
 
 def leads_on(step: Step) -> bool:
@@ -162,12 +168,3 @@ def hooks(module: nn.Module) -> list[Any]:
 def what_does(name: str) -> str:
     """What a function or a type of modules of this name does to the channels."""
     return DOES.get(name.replace("_", "").lower(), UNKNOWN)
-
-
-def _of_module(module: nn.Module) -> str:
-    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
-        return FLATTENS
-    if is_linear_map(module):
-        return MAPS
-    own = type(module).__name__ if type(module).__module__.startswith("torch.nn.") else ""
-    return getattr(module, "does_to_channels", what_does(own))
