@@ -136,11 +136,11 @@ def _judged(x: Any, tried: Tried, search: Search) -> Any:
         return SortedView(x).sse(tried.scale, tried.zero_point, *search.limits)
     quant_min, quant_max = search.limits
     errors = np.zeros(tried.scale.size)
-    # In such a unit, a power of two, that neither a scale nor the square of an error leaves float32.
-    unit = 2.0 ** np.clip(np.floor(np.log2(tried.scale.max())), -126, 126)
+    # In such a unit, a power of two, that the square of an error does not leave float32.
+    unit = 2.0 ** np.floor(np.log2(tried.scale.max()))
     scales = (tried.scale / unit).ravel().tolist()
     for part in slabs(x):
-        values = x[part] / np.float32(unit)
+        values = (x[part] / np.float64(unit)).astype(np.float32)
         for i, (s, z) in enumerate(zip(scales, tried.zero_point.ravel().tolist(), strict=True)):
             error = values / s
             np.rint(error, out=error)
