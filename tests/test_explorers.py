@@ -369,7 +369,7 @@ def test_the_curve_of_errors_and_its_parts():
     base, few = rng.normal(size=3000).astype(np.float32), np.array([20.0, 30.0], np.float32)
     lo, hi = np.array([-1.0, -2.0, -3.5], np.float32), np.array([1.0, 3.0, 25.0], np.float32)
     for codes in ({"bits": 3, "symmetric": False}, {"bits": 5, "symmetric": True}):
-        found = errors_of([SortedView(base), SortedView(few)], lo, hi, codes)
+        found = errors_of([SortedView(base), SortedView(few)], lo, hi, qlearn.QuantConfig(**codes))
         for i in range(3):
             split = errors.split(np.append(base, few), qlearn.choose_qparams(lo[i], hi[i], **codes))
             assert [found["rounding"][i], found["clipping"][i]] == pytest.approx(split, rel=1e-6)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from qlearn.affine import QParams, choose_qparams, fake_quantize
+from qlearn.affine import QParams, fake_quantize
 from qlearn.arrays import as_array
+from qlearn.config import QuantConfig
 from qlearn.errors import bits_per_value
 from qlearn.granularity import Granularity, PerAxis, PerGroup, PerTensor
-from qlearn.ranges import find_range
 from qlearn.widgets.values import as_numpy
 
 MOST_VALUES = 1 << 17
@@ -47,7 +47,7 @@ class Layer:
         lo, hi = self._range(kind, group, bits if method == "mse" else 0, method, symmetric, 0.0 if by_row else spread)
         if by_row:
             lo, hi = (np.ldexp(end, self._exponents(spread)) for end in (lo, hi))
-        return choose_qparams(lo, hi, bits=bits, symmetric=symmetric)
+        return QuantConfig(bits, symmetric).choose_qparams(lo, hi)
 
     def curve(self, kind: str, group: int, symmetric: bool, spread: float) -> list[tuple[float, float]]:
         """Bits per value and row error for each number of bits, with min-max ranges."""
@@ -63,8 +63,7 @@ class Layer:
         """`find_range`; min-max ranges are the same for all bits, and are asked for with none."""
         by: dict[str, Granularity] = {"tensor": PerTensor(), "column": PerAxis(1), "row": PerAxis(0)}
         granularity = by[kind] if kind in by else PerGroup(group)
-        codes: dict[str, Any] = {"bits": bits or BITS[-1], "symmetric": symmetric}
-        return find_range(self.spread(spread), method, granularity=granularity, **codes)
+        return QuantConfig(bits or BITS[-1], symmetric, granularity, method).find_range(self.spread(spread))
 
     def _find_point(self, kind: str, group: int, bits: int, symmetric: bool, spread: float) -> tuple[float, float]:
         weights = self.spread(spread)

@@ -21,9 +21,8 @@ from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
 from qlearn.nn.integer_layers import StaticLayer, quantized
 from qlearn.nn.layers import QuantizedLayer
-from qlearn.nn.prepared import PreparedLayer, prepared_layers
+from qlearn.nn.prepared import ObservedLayer, prepared_layers
 from qlearn.nn.prepared import replace as exchange
-from qlearn.nn.ptq import ObservedLayer
 from qlearn.nn.threads import one_thread
 from qlearn.widgets.digit_networks import IN_CACHE, PoolOfFour, largest_activation, pools_four
 
@@ -124,8 +123,8 @@ class BitTrials:
 
     def _make_layer(self, name: str, bits: int) -> QuantizedLayer:
         """Cached as `_layer`: the layer with its weights at so many bits."""
-        layer: PreparedLayer = self._prepared[name]
-        assert isinstance(layer, ObservedLayer) and layer.observer is not None
+        layer: ObservedLayer = self._prepared[name]
+        assert layer.observer is not None
         qparams = replace(self.weights, bits=bits).find_qparams(layer.layer.weight)
         return quantized(layer.layer, qparams, layer.observer.qparams(), name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -11,9 +12,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qlearn import ranges
-from qlearn.affine import QParams, choose_qparams, fake_quantize
+from qlearn.affine import QParams, fake_quantize
 from qlearn.arrays import quietly
+from qlearn.config import QuantConfig
 from qlearn.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
@@ -148,8 +149,8 @@ class RangesExplorer(Explorer):
         """All numbers and arrays of the picture, at O(2ᵇ log n) for each range."""
         source = self.source(data)
         parts = source.values.parts(outliers, size)
-        codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric}
-        curve = self._curve(data, outliers, size, bits, symmetric)
+        config = QuantConfig(bits, symmetric)
+        curve = self._curve(data, outliers, size, config)
         found = {
             "min_max": ends(parts),
             "percentile": tuple(quantile(parts, share / 100) for share in (100 - percentile, percentile)),
@@ -157,14 +158,14 @@ class RangesExplorer(Explorer):
             "clip": cut(parts, clip * source.values.std),
         }
         if source.logits is not None:
-            found["cross_entropy"] = self._cross_entropy(data, bits, symmetric)
+            found["cross_entropy"] = self._cross_entropy(data, config)
         if method not in found:
             raise ValueError(
                 "Cross-entropy compares the softmax before and after, so it needs logits: choose the data "
                 "'MLP: logits', or pass your own as explore_ranges(x, logits=True)."
             )
         lo, hi = found[method]
-        qparams = choose_qparams(lo, hi, **codes)
+        qparams = config.choose_qparams(lo, hi)
         return {
             **measure(parts, qparams),
             **_classes(source, qparams),
@@ -176,7 +177,7 @@ class RangesExplorer(Explorer):
             "found": {name: (float(low), float(high)) for name, (low, high) in found.items()},
             "histogram": sum(part.histogram(source.bins.edges) for part in parts),
             "curve": curve,
-            "marks": self._marks_of(parts, found, codes),
+            "marks": self._marks_of(parts, found, config),
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
@@ -244,19 +245,19 @@ class RangesExplorer(Explorer):
             steps.append(f"{rounded(result['same_class_percent'])} % of rows keep their largest logit")
         return steps
 
-    def _marks_of(self, parts: Parts, found: dict[str, Any], codes: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    def _marks_of(self, parts: Parts, found: dict[str, Any], config: QuantConfig) -> dict[str, tuple[float, float]]:
         """Where each method's range lies on the picture of errors: half its width, and its MSE."""
         lo, hi = (np.asarray(end) for end in zip(*found.values(), strict=True))
-        half, mse = half_width(lo, hi, codes["symmetric"]), errors(parts, lo, hi, codes)["mse"]
+        half, mse = half_width(lo, hi, config.symmetric), errors(parts, lo, hi, config)["mse"]
         return dict(zip(found, zip(half, mse, strict=True), strict=True))
 
-    def _find_curve(self, data: str, outliers: int, size: int, bits: int, symmetric: bool) -> dict[str, Any]:
+    def _find_curve(self, data: str, outliers: int, size: int, config: QuantConfig) -> dict[str, Any]:
         """Cached as `_curve`: where only the method moves, the errors of all ranges stay."""
-        return search(self.source(data).values.parts(outliers, size), {"bits": bits, "symmetric": symmetric})
+        return search(self.source(data).values.parts(outliers, size), config)
 
-    def _find_cross_entropy(self, data: str, bits: int, symmetric: bool) -> tuple[Any, Any]:
+    def _find_cross_entropy(self, data: str, config: QuantConfig) -> tuple[Any, Any]:
         """Cached as `_cross_entropy`: outliers are in no row, and change nothing."""
-        return ranges.cross_entropy(self.source(data).logits, bits=bits, symmetric=symmetric)
+        return replace(config, method="cross_entropy").find_range(self.source(data).logits)
 
     # The panels
 
