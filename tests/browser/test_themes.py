@@ -10,6 +10,7 @@ from PIL import Image
 import real_lab
 from explorer_page import ExplorerPage
 from qlearn.style import INK, on_dark
+from screenshots import still
 
 NAME = "theme.ipynb"
 CELL = "from qlearn import widgets\nwidgets.explore_granularity()"
@@ -28,12 +29,13 @@ def explorer(lab, page):
 
 def switch(page, theme):
     page.evaluate(SWITCH, theme)
+    page.locator("#jupyterlab-splash").wait_for(state="hidden")
     real_lab.wait_for(page, f"the theme is {theme}", IS_LIGHT, theme == "JupyterLab Light")
 
 
 def seen(explorer):
     """The picture as it is on the screen: shape (pixels, 3)."""
-    shot = Image.open(io.BytesIO(explorer.image.screenshot()))
+    shot = Image.open(io.BytesIO(still(explorer.image)))
     return np.asarray(shot.convert("RGB")).reshape(-1, 3).astype(int)
 
 
