@@ -38,6 +38,8 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.facecolor": "white",
     "figure.facecolor": "white",
+    "figure.constrained_layout.w_pad": 0.1,  # inches: on a dark page a stored picture is a white card
+    "figure.constrained_layout.h_pad": 0.1,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,

@@ -1,12 +1,16 @@
-"""What is written and drawn in the explorers can be seen, on a light page and on a dark one."""
+"""What is written and drawn in the explorers can be seen, on a light page and on a dark one; and pictures are cards."""
 
+import io
+
+import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, StepPatch
 from matplotlib.text import Text
+from PIL import Image
 
-from qlearn import widgets
+from qlearn import plots, widgets
 from qlearn.style import BLACK, BLUE, DPI, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION, contrast, on_dark
 from qlearn.widgets.page import page_style
 
@@ -67,3 +71,25 @@ def test_colab_is_asked_for_its_own_theme_only(monkeypatch):
     assert "prefers-color-scheme" in page_style()
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     assert "prefers-color-scheme" not in page_style() and 'html[theme="dark"]' in page_style()
+
+
+def test_a_lessons_picture_is_a_card_with_round_corners():
+    card = np.asarray(Image.open(io.BytesIO(plots.bars({"a": 1.0}, xlabel="size").png())))
+    assert card.shape[-1] == 4
+    assert (card[[0, 0, -1, -1], [0, -1, 0, -1], 3] == 0).all()
+    edge = np.concatenate([card[:8, 20:-20].reshape(-1, 4), card[-8:, 20:-20].reshape(-1, 4)])
+    assert (edge == 255).all(), "something touches the edge"
+
+
+def test_a_lessons_picture_is_said_in_words_that_every_reader_gets(monkeypatch):
+    """JupyterLab leaves out the alt text of images."""
+    shown = plots.bars({"a < b": 1.0}, xlabel="size")
+    outputs = []
+    monkeypatch.setattr(
+        "IPython.display.display", lambda data, metadata=None, raw=False: outputs.append((data, metadata))
+    )
+    shown._ipython_display_()
+    (image, metadata), (words, _) = outputs
+    assert image["text/plain"] == metadata["image/png"]["alt"] == shown.alt
+    assert set(words) == {"text/html"}
+    assert "size: a &lt; b 1." in words["text/html"]
