@@ -6,11 +6,13 @@ import os
 
 from qlearn.style import DARK_FILTER
 
+LABELS, INDENT = "108px", "116px"  # the width of what stands before a control, and where the control begins
+
 # Written for core ipywidgets, whose HTML may hold a <style>. Text has the page's own colour.
 PAGE_STYLE = """
 .qlearn-explorer, .qlearn-explorer .qlearn-controls {display: flex; flex-flow: row wrap; align-items: flex-start}
 .qlearn-explorer {gap: 4px 12px; max-width: 100%; overflow: visible}
-.qlearn-explorer .qlearn-controls {flex: 1 1 290px; max-width: 800px; overflow: visible}
+.qlearn-explorer .qlearn-controls {flex: 1 1 300px; max-width: 800px; overflow: visible}
 .qlearn-explorer .qlearn-controls > .widget-inline-hbox {flex: 1 1 280px; max-width: 400px; min-width: 0}
 .qlearn-explorer .qlearn-controls > .widget-html {flex-basis: 100%}
 .qlearn-explorer .qlearn-shown {flex: 1000 1 632px; max-width: 800px; min-width: 0; display: flex; flex-flow: column;
