@@ -13,7 +13,7 @@ from pictures import picture
 from qlearn import PerAxis, PerGroup, PerTensor, datasets, errors, packing, ranges
 from qlearn.sorted_view import SortedView
 from qlearn.widgets import explore_affine, explore_digit, explore_granularity, explore_ranges
-from qlearn.widgets.controls import Slider
+from qlearn.widgets.controls import Slider, rounded
 from qlearn.widgets.panels import per_bin
 from qlearn.widgets.search import errors as errors_of
 from qlearn.widgets.search import quantile
@@ -322,6 +322,52 @@ def test_the_curves_go_through_the_numbers(layer):
             bits_per_value, error = layer.result["curves"][granularity][bits - 2]
             assert bits_per_value == pytest.approx(layer.numbers["bits_per_value"])
             assert 100 * error == pytest.approx(layer.numbers["row_error_percent"])
+
+
+@pytest.mark.parametrize("scale_bits", [32, 16, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_scale_counts_for_as_many_bits_as_are_said(layer, scale_bits, symmetric):
+    layer.set(granularity="group", group_size=10, bits=3, scale_bits=scale_bits, symmetric=symmetric)
+    each = scale_bits + (0 if symmetric else 3)
+    assert layer.numbers["bits_per_value"] == pytest.approx(3 + each / 10)
+    assert layer.result["curves"]["group"][1] == pytest.approx(
+        (3 + each / 10, layer.numbers["row_error_percent"] / 100)
+    )
+    assert layer.result["curves"]["tensor"][1][0] == pytest.approx(3 + each / 10_000)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "column", "row", "group"])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (99, 99), (3, 47)])
+def test_a_weight_step_by_step(layer, granularity, symmetric, row, column):
+    layer.set(granularity=granularity, group_size=25, symmetric=symmetric, row=row, column=column, spread=0.7, bits=3)
+    w, q = direct_layer(layer)
+    picked, code = layer.result["picked"], qlearn.quantize(w, q)[row, column]
+    assert (picked["weight"], picked["code"]) == (w[row, column], code)
+    assert picked["after"] == qlearn.fake_quantize(w, q)[row, column]
+    assert picked["after"] == pytest.approx(picked["scale"] * (code - picked["zero_point"]), rel=1e-6)
+    steps = layer.explain(layer.result)
+    assert steps[0] == f"marked weight: {rounded(float(w[row, column]))}" and steps[5] == ""
+    for mark in layer._mark:
+        assert np.array(mark.get_data())[:, 0].tolist() == [column + 0.5, row + 0.5]
+
+
+def test_every_weight_has_its_cell(layer):
+    layer.set(show="before")
+    assert layer._heat._image.get_array().shape == (100, 100, 4)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "column", "row", "group"])
+def test_scales_of_columns_are_those_of_their_weights(layer, granularity):
+    layer.set(granularity=granularity, group_size=20, spread=1.0)
+    scale = np.atleast_2d(direct_layer(layer)[1].scale)
+    each = np.repeat(np.repeat(scale, 100 // scale.shape[0], 0), 100 // scale.shape[1], 1)
+    np.testing.assert_array_equal(layer.result["column_scales"], [each.min(0), each.max(0)])
+    np.testing.assert_array_equal(layer.result["row_scales"], [each.min(1), each.max(1)])
+    for kind, (_, _, ends) in layer._scales.items():
+        along = ends.get_xdata() if kind == "row" else ends.get_ydata()
+        wanted = np.concatenate(layer.result[f"{kind}_scales"])
+        np.testing.assert_allclose(10.0**along, wanted, rtol=1e-5)  # a logarithm in float32 and back
 
 
 def test_a_spread_layer_needs_scales_for_its_rows(layer):

@@ -27,7 +27,7 @@ from PIL import Image
 from qlearn.arrays import quietly
 from qlearn.style import DPI, DRAWING, STILL_RATIO, own_style
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
-from qlearn.widgets.footer import footer
+from qlearn.widgets.footer import calculations, footer
 from qlearn.widgets.inline import flush_on_main_thread_only
 from qlearn.widgets.page import INDENT, LABELS, page_style
 from qlearn.widgets.picture import Palette, exact_png, for_page, page_format, pixels_of, to_png
@@ -41,7 +41,7 @@ class Explorer:
         compute(**values)   →  a dict of numbers and arrays. Pure: no drawing, no state, so that it can be tested.
         setup(figure)       →  draw everything once; return the artists that move
         update(result)      →  give these artists their data
-        explain(result)     →  a calculation in steps, for the line under the table (optional)
+        explain(result)     →  a calculation in steps, for the line under the table, "" before another one (optional)
         limits(**values)    →  controls whose limits depend on the others: name → (lo, hi) (optional)
         idle(**values)      →  names of controls that change nothing while the others stand so: greyed (optional)
         scene(result)       →  a name for what stays, where a choice asks for other axes (optional)
@@ -369,10 +369,13 @@ class Explorer:
             + "</tr>"
             for cells in self._rows()
         )
-        steps = "".join(f"<li>{html.escape(step)}</li>" for step in self.explain(self.result))
+        lists = (
+            "".join(f"<li>{html.escape(step)}</li>" for step in steps)
+            for steps in calculations(self.explain(self.result))
+        )
         return (
             f'<table class="qlearn-numbers" aria-label="{html.escape(self.title)}: numbers">{rows}</table>'
-            f'<ol class="qlearn-steps" aria-label="Step by step">{steps}</ol>'
+            + "".join(f'<ol class="qlearn-steps" aria-label="Step by step">{items}</ol>' for items in lists)
         )
 
 

@@ -72,7 +72,9 @@ def test_drag(lesson, label, name, fractions):
     assert agrees(lesson)["values"][name] == lesson.readout(label)
 
 
-@pytest.mark.parametrize(("label", "name"), [("bits", "bits"), ("outliers", "outliers"), ("outlier size (std)", "size")])
+@pytest.mark.parametrize(
+    ("label", "name"), [("bits", "bits"), ("outliers", "outliers"), ("outlier size (std)", "size")]
+)
 def test_keyboard(lesson, label, name):
     before, at = lesson.looks(), lesson.readout(label)
     lesson.press(label, "ArrowRight", times=2)
