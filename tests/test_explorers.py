@@ -348,8 +348,7 @@ def test_a_weight_step_by_step(layer, granularity, symmetric, row, column):
     assert picked["after"] == pytest.approx(picked["scale"] * (code - picked["zero_point"]), rel=1e-6)
     steps = layer.explain(layer.result)
     assert steps[0] == f"marked weight: {rounded(float(w[row, column]))}" and steps[5] == ""
-    for mark in layer._mark:
-        assert np.array(mark.get_data())[:, 0].tolist() == [column + 0.5, row + 0.5]
+    assert np.array(layer._mark.get_data())[:, 0].tolist() == [column + 0.5, row + 0.5]
 
 
 def test_every_weight_has_its_cell(layer):

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from qlearn.affine import QParams, fake_quantize, quantize
 from qlearn.arrays import quietly
@@ -242,11 +243,11 @@ class GranularityExplorer(Explorer):
         heat.set_xlabel("column: input", labelpad=1)
         heat.set_ylabel("row: output", labelpad=1)
         self._heat = HeatMap(heat, strip, self.layer.weights.shape)
-        marks = [heat.plot([], [], "s", color="none", markeredgecolor=colour, markeredgewidth=line, markersize=9)[0]
-                 for colour, line in (("white", 3.4), (BLACK, 1.4))]  # fmt: skip
-        self._mark, self._scales = marks, dict[str, list[Any]]()
+        (self._mark,) = heat.plot([], [], "s", color="none", markeredgecolor=BLACK, markeredgewidth=1.4, markersize=9)
+        self._mark.set_path_effects([withStroke(linewidth=3.4, foreground="white")])  # seen on dark cells too
+        self._scales: dict[str, list[Any]] = {}
         scales = [*self._setup_scales("column", above), *self._setup_scales("row", beside)]
-        return [*self._heat.artists, *marks, *scales, *self._setup_errors(right)]
+        return [*self._heat.artists, self._mark, *scales, *self._setup_errors(right)]
 
     def scene(self, result: dict[str, Any]) -> str:
         return result["show"]
@@ -256,8 +257,7 @@ class GranularityExplorer(Explorer):
 
     def update(self, result: dict[str, Any]) -> None:
         self._heat.update(result["cells"])
-        for mark in self._mark:
-            mark.set_data([result["picked"]["column"] + 0.5], [result["picked"]["row"] + 0.5])
+        self._mark.set_data([result["picked"]["column"] + 0.5], [result["picked"]["row"] + 0.5])
         for kind, (every, own, ends) in self._scales.items():
             low, high = (np.log10(end) for end in result[f"{kind}_scales"])
             at = np.arange(len(low)) + 0.5
