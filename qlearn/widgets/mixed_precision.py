@@ -207,7 +207,7 @@ class MixedPrecisionExplorer(Explorer):
         for point in uniform:
             axes.annotate(
                 str(point.setting[0]), (point.bytes / 1000, height(point.percent)), (0, -12), ha="center",
-                textcoords="offset points", fontsize=7.5, color=INK,
+                textcoords="offset points", color=INK,
             )  # fmt: skip
         axes.plot(
             *_places(greedy), "-", color=BLUE, marker=".", markersize=5, linewidth=1.2, label="greedy by sensitivity"
@@ -233,7 +233,7 @@ class MixedPrecisionExplorer(Explorer):
             axes.axhline(height(percent), color=GREY, linewidth=1, linestyle=style)
             axes.annotate(
                 text, (right, height(percent)), (0, 1 if side == "bottom" else -3), textcoords="offset points",
-                ha="right", va=side, fontsize=7.5, color=GREY,
+                ha="right", va=side, color=GREY,
             )  # fmt: skip
 
     def _setup_layers(self, axes: Axes) -> list[Artist]:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qlearn.arrays import quietly
-from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, ORANGE, PALE, VERMILLION
+from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, MUTED, ORANGE, VERMILLION
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.panels import plain
@@ -318,7 +318,7 @@ class QATExplorer(Explorer):
             ends, [0, 0], color=BLACK, linewidth=1.3, linestyle=(0, (5, 2)), label="PTQ, MSE range"
         )
         self._others = [
-            (right.plot([], [], color=PALE, linewidth=1.2)[0], lower.plot([], [], color=PALE, linewidth=1.0)[0])
+            (right.plot([], [], color=MUTED, linewidth=1.0)[0], lower.plot([], [], color=MUTED, linewidth=0.8)[0])
             for _ in range(EARLIER)
         ]
         self._others[0][0].set_label("QAT, other settings")
