@@ -150,7 +150,7 @@ def test_up_to_16_rivals_are_judged_by_quantizing(tried, by_sorting, monkeypatch
     sorted_views = []
     monkeypatch.setattr(fine_bins, "SortedView", lambda values: sorted_views.append(1) or SortedView(values))
     monkeypatch.setattr(arrays, "SLAB", 70)
-    scale, zero_point = np.resize([0.5, 1.0, 0.25], (1, tried)), np.resize([3.0, 0.0, 5.0, 7.0], (1, tried))
+    scale, zero_point = np.resize([0.5, 2.0, 0.25], (1, tried)), np.resize([3.0, 0.0, 5.0, 7.0], (1, tried))
     x_hat = scale[0, :, None] * (np.clip(np.rint(x / scale[0, :, None]), -zero_point.T, 7 - zero_point.T))
     found = fine_bins._judged(x, Tried(scale, zero_point, scale), Search(3))
     assert found.tolist() == [((x - x_hat) ** 2).sum(-1).tolist()]  # dyadic numbers: every sum is exact
