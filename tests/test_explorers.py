@@ -12,8 +12,9 @@ import qlearn
 from pictures import picture
 from qlearn import PerAxis, PerGroup, PerTensor, datasets, errors, packing, ranges
 from qlearn.sorted_view import SortedView
-from qlearn.widgets import explore_digit, explore_granularity, explore_network, explore_ranges
-from qlearn.widgets.controls import Slider
+from qlearn.widgets import explore_affine, explore_digit, explore_granularity, explore_network, explore_ranges
+from qlearn.widgets.controls import Slider, rounded
+from qlearn.widgets.panels import per_bin
 from qlearn.widgets.search import errors as errors_of
 from qlearn.widgets.search import quantile
 
@@ -149,7 +150,7 @@ def test_tables_can_be_read_without_a_mouse(explorer):
         assert widget.description == explorer.controls[name].label
         assert (widget.tooltip if hasattr(widget, "tooltip") else widget.description_tooltip).endswith(".")
         assert getattr(widget, "continuous_update", True)
-    assert explorer._table.value.count('<th scope="row">') == len(explorer.numbers)
+    assert explorer._table.value.count('<th scope="row">') == len(explorer.numbers) - len(explorer.untold)
 
 
 # --- what a learner passes -------------------------------------------------------------------------------------------
@@ -268,13 +269,27 @@ def test_a_pixel_step_by_step(digit):
     pixel = int(digit.result["before"][row, column])
     code = int(np.rint(pixel / (255 / 7)))
     assert digit.explain(digit.result)[0] == f"marked pixel: {pixel}"
-    assert digit.explain(digit.result)[2] == f"code {code}, stored as {code:03b}"
+    assert digit.explain(digit.result)[1].endswith(f", number {code} from 0")
+    assert digit.explain(digit.result)[2] == f"stored as {code:03b}"
 
 
 def test_digits_are_seen_where_nothing_can_be_written(digit, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QLEARN_DATA", str(tmp_path / "file"))
     np.testing.assert_array_equal(explore_digit().result["before"], digit.result["before"])
+
+
+def test_only_what_lesson_00_speaks_of_is_told(digit):
+    assert "MSE" not in str(digit) + digit._table.value and "scale" not in str(digit) + digit._table.value
+    assert digit.numbers["mse"] > 0 and digit.numbers["scale"] == 85
+    assert digit.explain(digit.result)[1:] == ["nearest of 4 greys: 85, number 1 from 0", "stored as 01"]
+
+
+def test_at_8_bits_bars_and_outline_are_the_same(digit):
+    """As many values before and after in each bin, though a bin holds eight codes."""
+    digit.set(bits=8)
+    heights = per_bin(digit.result["ticks"], digit.result["counts"], digit.bins.places)
+    np.testing.assert_allclose(heights, np.repeat(digit.result["histogram"], 8))
 
 
 # --- explore_network -------------------------------------------------------------------------------------------------
@@ -391,6 +406,51 @@ def test_the_curves_go_through_the_numbers(layer):
             bits_per_value, error = layer.result["curves"][granularity][bits - 2]
             assert bits_per_value == pytest.approx(layer.numbers["bits_per_value"])
             assert 100 * error == pytest.approx(layer.numbers["row_error_percent"])
+
+
+@pytest.mark.parametrize("scale_bits", [32, 16, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_scale_counts_for_as_many_bits_as_are_said(layer, scale_bits, symmetric):
+    layer.set(granularity="group", group_size=10, bits=3, scale_bits=scale_bits, symmetric=symmetric)
+    each = scale_bits + (0 if symmetric else 3)
+    assert layer.numbers["bits_per_value"] == pytest.approx(3 + each / 10)
+    assert layer.result["curves"]["group"][1] == pytest.approx(
+        (3 + each / 10, layer.numbers["row_error_percent"] / 100)
+    )
+    assert layer.result["curves"]["tensor"][1][0] == pytest.approx(3 + each / 10_000)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "column", "row", "group"])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (99, 99), (3, 47)])
+def test_a_weight_step_by_step(layer, granularity, symmetric, row, column):
+    layer.set(granularity=granularity, group_size=25, symmetric=symmetric, row=row, column=column, spread=0.7, bits=3)
+    w, q = direct_layer(layer)
+    picked, code = layer.result["picked"], qlearn.quantize(w, q)[row, column]
+    assert (picked["weight"], picked["code"]) == (w[row, column], code)
+    assert picked["after"] == qlearn.fake_quantize(w, q)[row, column]
+    assert picked["after"] == pytest.approx(picked["scale"] * (code - picked["zero_point"]), rel=1e-6)
+    steps = layer.explain(layer.result)
+    assert steps[0] == f"marked weight: {rounded(float(w[row, column]))}" and steps[5] == ""
+    assert np.array(layer._mark.get_data())[:, 0].tolist() == [column + 0.5, row + 0.5]
+
+
+def test_every_weight_has_its_cell(layer):
+    layer.set(show="before")
+    assert layer._heat._image.get_array().shape == (100, 100, 4)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "column", "row", "group"])
+def test_scales_of_columns_are_those_of_their_weights(layer, granularity):
+    layer.set(granularity=granularity, group_size=20, spread=1.0)
+    scale = np.atleast_2d(direct_layer(layer)[1].scale)
+    each = np.repeat(np.repeat(scale, 100 // scale.shape[0], 0), 100 // scale.shape[1], 1)
+    np.testing.assert_array_equal(layer.result["column_scales"], [each.min(0), each.max(0)])
+    np.testing.assert_array_equal(layer.result["row_scales"], [each.min(1), each.max(1)])
+    for kind, (_, _, ends) in layer._scales.items():
+        along = ends.get_xdata() if kind == "row" else ends.get_ydata()
+        wanted = np.concatenate(layer.result[f"{kind}_scales"])
+        np.testing.assert_allclose(10.0**along, wanted, rtol=1e-5)  # a logarithm in float32 and back
 
 
 def test_a_spread_layer_needs_scales_for_its_rows(layer):
@@ -523,6 +583,45 @@ def test_own_logits():
 def test_labels_that_do_not_fit(x, labels, message):
     with pytest.raises(ValueError, match=message):
         explore_ranges(x, labels)
+
+
+def test_outliers_are_added_to_values_of_ones_own_only_if_asked(chosen):
+    assert chosen.values["outliers"] == 10 and not chosen._inputs["outliers"].disabled
+    own = explore_ranges(WEIGHTS)
+    assert own.result["counts"].sum() == WEIGHTS.size
+    assert [name for name, widget in own._inputs.items() if widget.disabled] == ["outliers", "size"]
+    own.set(outliers=3)
+    assert own.result["counts"].sum() == WEIGHTS.size + 3
+    assert not own._inputs["outliers"].disabled
+    assert explore_ranges(WEIGHTS, outliers=2).result["counts"].sum() == WEIGHTS.size + 2
+
+
+@pytest.mark.parametrize("make", [explore_ranges, explore_affine])
+def test_without_outliers_their_size_does_nothing_and_is_greyed(make):
+    explorer = make(outliers=0)
+    looks = picture(explorer), explorer.numbers
+    assert explorer._inputs["size"].disabled
+    explorer.set(size=90)
+    assert (picture(explorer) == looks[0]).all() and explorer.numbers == looks[1]
+    explorer.set(outliers=1)
+    assert not explorer._inputs["size"].disabled
+
+
+@pytest.mark.parametrize("data", ["normal", "relu", "logits"])
+@pytest.mark.parametrize("clip", [0.1, 3.0, 20.0])
+@pytest.mark.parametrize("outliers", [0, 100])
+def test_the_mark_of_every_method_is_in_the_frame(chosen, data, clip, outliers):
+    chosen.set(data=data, method="clip", clip=clip, outliers=outliers, size=100, percentile=90.0)
+    low, high = np.transpose([chosen._right.get_xlim(), chosen._right.get_ylim()])
+    for name in chosen.result["found"]:
+        line = chosen._marks[name]
+        place, true = np.array(line.get_data())[:, 0], np.log10(chosen.result["marks"][name])
+        assert (low <= place).all() and (place <= high).all()
+        outside = bool(((true < low) | (true > high)).any())
+        assert (line.get_markerfacecolor() == "white") == outside
+        assert outside or place == pytest.approx(true)
+    if data == "logits" and outliers and clip == 0.1:
+        assert chosen._marks["clip"].get_markerfacecolor() == "white", "nothing was outside: try harder"
 
 
 def test_cross_entropy_without_logits_says_what_is_needed(chosen):

@@ -410,7 +410,7 @@ def test_bundle_for_every_reader(affine):
 
 def test_sentence_is_rounded_and_repeatable(affine):
     assert str(affine) == (
-        "Affine quantization (bits 4, scheme asymmetric, outliers 0, outlier size 20, one value 1.22): scale 0.567, "
+        "Affine quantization (bits 4, scheme asymmetric, outliers 0, outlier size (std) 20, one value 1.22): scale 0.567, "
         "zero point 8, codes used 16 of 16, bits per value 4, MSE 0.0267, SQNR 15.7 dB, largest error 0.283, clipped 0 %."
     )
     assert "\n" not in str(affine)

@@ -38,7 +38,7 @@ def blocks(shape: tuple[int, int], scale_shapes: Mapping[str, tuple[int, ...]]) 
             tint = TINTS[(k + k // len(TINTS)) % len(TINTS)]
             axes.add_patch(Rectangle((left, top), width, height, facecolor=tint, alpha=0.45, edgecolor="none"))
             axes.add_patch(Rectangle((left, top), width, height, facecolor="none", edgecolor=INK, linewidth=1.2))
-            axes.text(left + width / 2, top + height / 2, str(k), ha="center", va="center", fontsize=8, color=BLACK)
+            axes.text(left + width / 2, top + height / 2, str(k), ha="center", va="center", fontsize=7, color=BLACK)
         axes.vlines(range(1, columns), 0, rows, color="white", linewidth=0.8, zorder=0.9)
         axes.hlines(range(1, rows), 0, columns, color="white", linewidth=0.8, zorder=0.9)
         axes.set(xlim=(-0.1, columns + 0.1), ylim=(rows + 0.1, -0.1), aspect="equal", xticks=[], yticks=[])

@@ -27,9 +27,9 @@ from PIL import Image
 from qlearn.arrays import quietly
 from qlearn.style import DPI, DRAWING, STILL_RATIO, own_style
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
-from qlearn.widgets.footer import footer
+from qlearn.widgets.footer import calculations, footer
 from qlearn.widgets.inline import flush_on_main_thread_only
-from qlearn.widgets.page import page_style
+from qlearn.widgets.page import INDENT, LABELS, page_style
 from qlearn.widgets.picture import Palette, exact_png, for_page, page_format, pixels_of, to_png
 
 
@@ -41,7 +41,7 @@ class Explorer:
         compute(**values)   →  a dict of numbers and arrays. Pure: no drawing, no state, so that it can be tested.
         setup(figure)       →  draw everything once; return the artists that move
         update(result)      →  give these artists their data
-        explain(result)     →  a calculation in steps, for the line under the table (optional)
+        explain(result)     →  a calculation in steps, for the line under the table, "" before another one (optional)
         limits(**values)    →  controls whose limits depend on the others: name → (lo, hi) (optional)
         idle(**values)      →  names of controls that change nothing while the others stand so: greyed (optional)
         scene(result)       →  a name for what stays, where a choice asks for other axes (optional)
@@ -49,7 +49,8 @@ class Explorer:
 
     Axes are fixed in `setup`: an axis that moves would have to be drawn again, which costs more than all else.
     A scene is the exception, for a few choices: it is drawn when it comes for the first time, and stored.
-    A number that is None is left out of the table. The picture has a palette of 256 colours, which is quicker;
+    A number that is None is left out of the table. `untold` names results that `numbers` has and the table has not:
+    for readers who do not know yet what they are. The picture has a palette of 256 colours, which is quicker;
     with `exact_colours` it has them all. `buttons` maps the names of methods to what is written on their buttons.
     Where results come with time, from another thread too, `refresh` shows them.
 
@@ -64,6 +65,7 @@ class Explorer:
     title: ClassVar[str] = ""
     size: ClassVar[tuple[int, int]] = (800, 400)
     shown: ClassVar[Mapping[str, Number]] = {}
+    untold: ClassVar[Collection[str]] = ()
     exact_colours: ClassVar[bool] = False
     controls: Mapping[str, Slider | Choice] = {}
     buttons: ClassVar[Mapping[str, Button]] = {}
@@ -122,9 +124,9 @@ class Explorer:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The numbers of the table, not rounded."""
+        """The numbers of the table, not rounded, and those that are not told there."""
         result = self.result  # another thread may put the next one in its place at any time
-        return {name: result[name] for name, _ in self._cells(result)}
+        return {name: result[name] for name in (*dict(self._cells(result)), *self.untold)}
 
     @quietly
     def set(self, **controls: Any) -> None:
@@ -317,12 +319,12 @@ class Explorer:
         for name, control in self.controls.items():
             widget = control.widget(self._start[name])
             widget.description = control.label
-            widget.style.description_width = "88px"
+            widget.style.description_width = LABELS
             widget.layout = ipywidgets.Layout(width="auto")
             _set_tooltip(widget, control.help)
             self._inputs[name] = widget
         button = ipywidgets.Button(
-            description="Reset", layout=ipywidgets.Layout(width="90px", margin="2px 2px 2px 96px")
+            description="Reset", layout=ipywidgets.Layout(width="90px", margin=f"2px 2px 2px {INDENT}")
         )
         _set_tooltip(button, "Move all controls back to where they were at first.")
         button.on_click(lambda _: self.reset())
@@ -367,10 +369,13 @@ class Explorer:
             + "</tr>"
             for cells in self._rows()
         )
-        steps = "".join(f"<li>{html.escape(step)}</li>" for step in self.explain(self.result))
+        lists = (
+            "".join(f"<li>{html.escape(step)}</li>" for step in steps)
+            for steps in calculations(self.explain(self.result))
+        )
         return (
             f'<table class="qlearn-numbers" aria-label="{html.escape(self.title)}: numbers">{rows}</table>'
-            f'<ol class="qlearn-steps" aria-label="Step by step">{steps}</ol>'
+            + "".join(f'<ol class="qlearn-steps" aria-label="Step by step">{items}</ol>' for items in lists)
         )
 
 

@@ -6,11 +6,13 @@ import os
 
 from qlearn.style import DARK_FILTER
 
+LABELS, INDENT = "108px", "116px"  # the width of what stands before a control, and where the control begins
+
 # Written for core ipywidgets, whose HTML may hold a <style>. Text has the page's own colour.
 PAGE_STYLE = """
 .qlearn-explorer, .qlearn-explorer .qlearn-controls {display: flex; flex-flow: row wrap; align-items: flex-start}
 .qlearn-explorer {gap: 4px 12px; max-width: 100%; overflow: visible}
-.qlearn-explorer .qlearn-controls {flex: 1 1 290px; max-width: 800px; overflow: visible}
+.qlearn-explorer .qlearn-controls {flex: 1 1 300px; max-width: 800px; overflow: visible}
 .qlearn-explorer .qlearn-controls > .widget-inline-hbox {flex: 1 1 280px; max-width: 400px; min-width: 0}
 .qlearn-explorer .qlearn-controls > .widget-html {flex-basis: 100%}
 .qlearn-explorer .qlearn-shown {flex: 1000 1 632px; max-width: 800px; min-width: 0; display: flex; flex-flow: column;
@@ -19,10 +21,12 @@ PAGE_STYLE = """
 .qlearn-explorer img {max-width: 100%; height: auto; object-fit: contain; border-radius: 4px}
 .qlearn-explorer [disabled], .qlearn-explorer .noUi-target[disabled] {opacity: .4; cursor: not-allowed}
 .qlearn-explorer :focus-visible {outline: 2px solid #3A96D2; outline-offset: 1px}
+.qlearn-explorer .widget-html-content {min-width: 0; max-width: 100%}
 .qlearn-numbers {border-collapse: collapse; font-size: 13px; line-height: 1.3; color: inherit;
   font-variant-numeric: tabular-nums}
 .qlearn-numbers th {text-align: left; font-weight: normal; opacity: .8; padding: 2px 6px 2px 0}
-.qlearn-numbers td {text-align: left; font-weight: 600; padding: 2px 14px 2px 0; min-width: 58px}
+.qlearn-numbers td {text-align: left; font-weight: 600; padding: 2px 12px 2px 0; min-width: 56px}
+.qlearn-numbers td:last-child {padding-right: 0}
 .qlearn-numbers th, .qlearn-numbers td {white-space: nowrap}
 .qlearn-steps {max-width: 800px; font-size: 13px; line-height: 1.5; margin: 4px 0 2px; padding: 0; color: inherit}
 .qlearn-steps li {display: inline-block; list-style: none}

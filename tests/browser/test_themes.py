@@ -70,5 +70,8 @@ def test_page_is_filled(page, explorer, width, beside):
         right = max(box["x"] + box["width"] for box in (picture, controls))
         assert right - output["x"] > 0.97 * output["width"]
         assert right <= output["x"] + output["width"] + 4
+        for words in explorer.root.locator(".qlearn-steps li, .qlearn-numbers td").all():
+            box = words.bounding_box()
+            assert box["x"] + box["width"] <= output["x"] + output["width"] + 4, words.inner_text()
     finally:
         page.set_viewport_size(size)
