@@ -252,7 +252,7 @@ class PTQExplorer(Explorer):
     def _setup_weights(self, axes: Axes) -> list[Artist]:
         self._above = axes
         axes.set_xlabel("value of a weight")
-        axes.set_ylabel("how many, by powers of ten")
+        axes.set_ylabel("how many (log)")
         axes.grid(axis="y")
         floor: dict[str, Any] = {"values": [height(0)], "edges": [0.0, 1.0]}
         self._x = axes.stairs(**floor, baseline=height(0), fill=True, color=LIGHT_BLUE, label="before")

@@ -214,7 +214,7 @@ class QATExplorer(Explorer):
             "ticks": codes * scale / unit,
             "start_ticks": codes * before / unit,
             "histogram": np.histogram(latent.rows[layer - 1][channel - 1] / unit, BINS)[0],
-            "shown": f"Latent weights of {self._network.layers[layer - 1]}, channel {channel}",
+            "shown": f"How many latent weights: {self._network.layers[layer - 1]}, channel {channel}",
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
@@ -369,7 +369,7 @@ class QATExplorer(Explorer):
         # Not the axes' own title, whose place is found only when all axes are drawn.
         self._shown = axes.figure.text(corner.x0, corner.y1 + 0.015, "", fontsize=9)
         axes.set_xlim(-FARTHEST, FARTHEST)
-        axes.set_xlabel("weight, in units of the channel's largest before training")
+        axes.set_xlabel("weight / the channel's largest before training")
         top = max(rows.shape[1] for rows in self._network.start(2, True, "min_max")[1].rows)
         powers = range(int(math.log10(top)) + 1)
         axes.set_ylim(ROW_START - 0.4, height(top) + 0.1)
