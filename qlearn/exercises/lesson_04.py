@@ -599,7 +599,7 @@ def _in_two_roundings(shift_right):
 def _shift_in_the_network(shift_right):
     mine, bare = _in_two_roundings(shift_right), _in_two_roundings(_floor)
     return (
-        f"Your rounding_shift in all layers of the network, no float between pixels and digit: {_said(digits_read(mine))}.\n"
+        f"Your rounding_shift in the network, no float between pixels and digit: {_said(digits_read(mine))}.\n"
         f"{codes_off(mine):,} of {CODES:,} codes are not the nearest ones (with a bare >>: {codes_off(bare):,})."
     )
 
@@ -718,10 +718,10 @@ def _of_bits(bits):
     return simple
 
 
-def requantize(sums, factor):
+def requantize_in_32_bits(sums, factor):
     m, shift = qlearn.integer.quantize_multiplier(factor)
-    m, places = round(m / 2**12), 19 + shift  # 19 bits of m, and 12 of the sums: 31
-    sums = np.clip(sums, 0, int(256 / factor))  # what is beyond becomes 0 or 255 anyway
+    m, places = round(m / 2**12), 19 + shift  # m of 19 bits
+    sums = np.clip(sums, 0, int(256 / factor))  # beyond: 0 or 255 anyway
     high, low = sums >> 12, sums & 4095  # sums = high * 4096 + low
     product = high * m + (low * m >> 12)  # sums * m / 4096, cut off
     half = 1 << (places - 13)
@@ -731,7 +731,7 @@ def requantize(sums, factor):
 REQUANTIZE = Challenge(
     id="04.C",
     target=f"at most {_MOST_OFF} of {CODES:,} codes other than the nearest ones, and nothing wider than 32 bits.",
-    solution=requantize,
+    solution=requantize_in_32_bits,
     judge=_judge_requantize,
     simple={
         "a shift alone": _power_of_two,
