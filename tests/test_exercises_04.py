@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from fractions import Fraction
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -207,12 +211,18 @@ def test_no_hint_is_the_solution(exercise_id):
     assert not any(line in hint for line in lines for hint in exercise.hints)
 
 
+def test_the_lesson_shows_the_hints_that_the_package_gives():
+    (path,) = Path(__file__).parents[1].glob("notebooks/04_*.ipynb")
+    text = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
+    for exercise_id in ("04.1", "04.2", "04.3", "04.4", "04.C"):
+        parts = *exercises.find(exercise_id).hints, exercises.solution_source(exercise_id)
+        assert all(part in text for part in parts), exercise_id
+
+
 # --- the network that the exercises run ------------------------------------------------------------------------------
 
 
 def test_the_nearest_codes_are_what_exact_fractions_give():
-    from fractions import Fraction
-
     for sums, factor, codes in exact():
         n, d = Fraction(factor).as_integer_ratio()
         some = np.unique(sums)[::7].tolist()
@@ -298,7 +308,7 @@ def test_half_of_the_idea_is_not_enough(answer):
         (lambda sums, factor: np.clip(sums / 2000, 0, 255), "cannot divide"),
         (lambda sums, factor: np.asarray(sums * 2) >> 12, "was not computed on `sums` as a whole"),
         (lambda sums, factor: np.array([[int(s * factor) for s in row] for row in sums]), "no loops"),
-        (lambda sums, factor: sums.tolist(), "your result, a list"),
+        (lambda sums, factor: sums.tolist(), "your result, of type list"),
         (lambda sums, factor: sums >> 11, "codes are 0 … 255; yours go from"),
         (lambda sums, factor: np.clip(sums >> 11, 0, 255)[:5], "must be integers of shape (2000, 100)"),
         (lambda sums, factor: sums > 0, "yours are bool"),

@@ -81,6 +81,10 @@ def _outputs_as_depth(raw, x, w, x_zero_point, w_zero_point):
     return _no_last_term(raw, x, w, x_zero_point, w_zero_point) + w.shape[1] * x_zero_point * w_zero_point
 
 
+def _size_as_depth(raw, x, w, x_zero_point, w_zero_point):
+    return _no_last_term(raw, x, w, x_zero_point, w_zero_point) + x.size * x_zero_point * w_zero_point
+
+
 def _only_of_weights(raw, x, w, x_zero_point, w_zero_point):
     return raw - x_zero_point * w.sum(axis=0)
 
@@ -175,6 +179,7 @@ CORRECT_ZERO_POINTS = Exercise(
         ),
         Mistake(_corrections_added, "The two strips are taken away: the terms with one zero point have a minus."),
         Mistake(_outputs_as_depth, "K is the number of products in one sum, x.shape[1], not the number of outputs."),
+        Mistake(_size_as_depth, "x.size counts the codes of all images. K is the length of one sum, x.shape[1]."),
         Mistake(
             _only_of_weights,
             "That is enough if w_zero_point is 0. Here it need not be: the strip with w_zero_point and the corner are missing.",
@@ -259,6 +264,10 @@ def _sixteen_bits(bias, x_scale, w_scale):
     return np.rint(bias / (x_scale * w_scale)).astype(np.int16)
 
 
+def _one_number(bias, x_scale, w_scale):
+    return round(bias / (x_scale * w_scale))
+
+
 def _near_enough(case, given_):
     """Halves may go either way."""
     real = case["bias"] / (case["x_scale"] * case["w_scale"])
@@ -313,6 +322,7 @@ QUANTIZE_BIAS = Exercise(
             "You gave the bias a scale of its own. It is added to the accumulator, so it must be counted in its steps.",
         ),
         Mistake(_dequantized, "That is the real bias again, rounded. Return the codes: do not multiply back."),
+        Mistake(_one_number, "round and int take one number, and bias is an array: np.rint, and astype(np.int32)."),
         Mistake(_sixteen_bits, "Your codes wrapped: a bias may need more than 16 bits. The accumulator has 32."),
     ),
     hints=(
@@ -395,6 +405,18 @@ def _rounded_up(factor):
     return -int(-m // 1), shift
 
 
+def _counted_once_more(factor):
+    m, shift = multiplier_and_shift(factor)
+    return m, shift + 1
+
+
+def _rounded_first(factor):
+    m, shift = round(factor * 2**31), 0
+    while m < 2**30:
+        m, shift = m * 2, shift + 1
+    return m, shift
+
+
 def _exchanged(factor):
     return multiplier_and_shift(factor)[::-1]
 
@@ -472,6 +494,11 @@ MULTIPLIER_AND_SHIFT = Exercise(
         Mistake(_half_doubled, "You double 0.5 as well, and m becomes 2³¹, one too large. Double while factor < 0.5."),
         Mistake(_rounded_up, _ROUNDED),
         Mistake(_halves, "You halve a factor that is below 1 as it is. Double it until it is at least 0.5."),
+        Mistake(
+            _counted_once_more,
+            "m is right, and your shift is one too large: the doubling ends as soon as the factor is at least 0.5.",
+        ),
+        Mistake(_rounded_first, "You round first, and doubling then doubles the error. Double first, and round last."),
         Mistake(_exchanged, "Both are right, in the other order: m first, then the shift."),
         Mistake(_shift_as_a_factor, "The shift is a number of bits: how often you doubled, not by how much in all."),
         Mistake(_doubled_not_counted, "Your shift stays at 1: add 1 to it with each doubling."),
@@ -564,6 +591,10 @@ def _cast_of_a_quotient(values, places):
     return (values / 2**places).astype(values.dtype)
 
 
+def _if_for_arrays(values, places):
+    return -rounding_shift(-values, places) if values < 0 else rounding_shift(values, places)
+
+
 def _left(values, places):
     return values << places
 
@@ -643,6 +674,10 @@ ROUNDING_SHIFT = Exercise(
             _cast_of_a_quotient,
             "A cast cuts the fraction off, and a float does not hold every integer beyond 2⁵³. Add half a step, then shift.",
         ),
+        Mistake(
+            _if_for_arrays,
+            "values is an array, and an if cannot decide for each of its entries. np.where can.",
+        ),
         Mistake(_left, "<< multiplies by 2 to the power of places. To divide, shift to the right: >>."),
         Mistake(_sign_turned, "The signs are turned round: negative values must stay negative."),
         Mistake(_as_floats, "Those are floats. Add half a step and shift: then everything stays an integer."),
@@ -687,7 +722,7 @@ def _judge_requantize(answer):
         codes = answer(watch(sums.astype(np.int64), _keep_to_the_registers), factor)
         if not isinstance(codes, Watched):
             raise CannotBeJudged(
-                f"your result, a {type(codes).__name__}, was not computed on `sums` as a whole: use operators and "
+                f"your result, of type {type(codes).__name__}, was not computed on `sums` as a whole: use operators and "
                 "NumPy's functions on it, and no loops, np.asarray or int()."
             )
         if codes.shape != sums.shape or codes.dtype.kind not in "iu":
