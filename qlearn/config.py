@@ -7,7 +7,7 @@ from typing import Any
 
 from qlearn.affine import QParams, choose_qparams, quant_limits
 from qlearn.granularity import Granularity, PerTensor, check_granularity
-from qlearn.ranges import METHODS, check_percentile, find_qparams
+from qlearn.ranges import METHODS, check_percentile, find_range
 
 # What only a stream of batches has: an average over them, or a range for each of them while the network runs.
 STREAM_METHODS = ("moving_average", "dynamic")
@@ -48,10 +48,14 @@ class QuantConfig:
         return choose_qparams(lo, hi, bits=self.bits, symmetric=self.symmetric, narrow_range=self.narrow_range)
 
     def find_qparams(self, x: Any, **options: Any) -> QParams:
-        """The quantizer for `x`: its range by `method`, one for each block of `granularity`.
+        """The quantizer for `x`: that for its range."""
+        return self.choose_qparams(*self.find_range(x, **options))
+
+    def find_range(self, x: Any, **options: Any) -> tuple[Any, Any]:
+        """The range of `x` by `method`, one for each block of `granularity`.
 
         Raises:
-            ValueError: a method for batches, which one array is not; and what `qlearn.find_qparams` raises.
+            ValueError: a method for batches, which one array is not; and what `qlearn.find_range` raises.
         """
         if self.method in STREAM_METHODS:
             raise ValueError(
@@ -60,7 +64,7 @@ class QuantConfig:
             )
         if self.method == "percentile":
             options = {"percentile": self.percentile, **options}
-        return find_qparams(
+        return find_range(
             x,
             self.method,
             bits=self.bits,

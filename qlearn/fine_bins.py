@@ -136,9 +136,12 @@ def _judged(x: Any, tried: Tried, search: Search) -> Any:
         return SortedView(x).sse(tried.scale, tried.zero_point, *search.limits)
     quant_min, quant_max = search.limits
     errors = np.zeros(tried.scale.size)
+    # In such a unit, a power of two, that the square of an error does not leave float32.
+    unit = 2.0 ** np.floor(np.log2(tried.scale.max()))
+    scales = (tried.scale / unit).ravel().tolist()
     for part in slabs(x):
-        values = x[part]
-        for i, (s, z) in enumerate(zip(tried.scale.ravel().tolist(), tried.zero_point.ravel().tolist(), strict=True)):
+        values = (x[part] / np.float64(unit)).astype(np.float32)
+        for i, (s, z) in enumerate(zip(scales, tried.zero_point.ravel().tolist(), strict=True)):
             error = values / s
             np.rint(error, out=error)
             np.clip(error, quant_min - z, quant_max - z, out=error)
@@ -146,4 +149,4 @@ def _judged(x: Any, tried: Tried, search: Search) -> Any:
             error -= values
             error *= error
             errors[i] += error.sum(dtype=np.float64)
-    return errors[None]
+    return errors[None] * unit**2

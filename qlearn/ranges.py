@@ -260,9 +260,9 @@ def entropy_range(
     if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < levels:
         raise ValueError(f"bins={bins!r} must be a whole number of at least {levels}, the number of levels of |x|.")
     largest = max(-lo, hi)
-    if largest == 0:
-        return lo, hi
     edges = np.linspace(0, largest * BESIDE, bins + 1)
+    if (edges[1:] <= edges[:-1]).any():  # zeros, or numbers so small that there are no others between them
+        return lo, hi
     counts = count(edges)
     divergences = np.array([kl_divergence(counts, k, levels) for k in range(levels, bins + 1)])
     t = float(edges[levels + int(np.argmax(divergences <= divergences.min() * (1 + TIE) + EXACT))])

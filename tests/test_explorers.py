@@ -12,12 +12,14 @@ import qlearn
 from pictures import picture
 from qlearn import PerAxis, PerGroup, PerTensor, datasets, errors, packing, ranges
 from qlearn.sorted_view import SortedView
-from qlearn.widgets import explore_digit, explore_granularity, explore_ranges
-from qlearn.widgets.controls import Slider
+from qlearn.widgets import explore_affine, explore_digit, explore_granularity, explore_network, explore_ranges
+from qlearn.widgets.controls import Slider, rounded
+from qlearn.widgets.panels import per_bin
 from qlearn.widgets.search import errors as errors_of
 from qlearn.widgets.search import quantile
 
-EXPLORERS = {"digit": explore_digit, "granularity": explore_granularity, "ranges": explore_ranges}
+TAKE_VALUES = {"digit": explore_digit, "granularity": explore_granularity, "ranges": explore_ranges}
+EXPLORERS = {**TAKE_VALUES, "network": explore_network}
 GRANULARITIES = {"tensor": PerTensor(), "column": PerAxis(1), "row": PerAxis(0)}
 
 
@@ -36,6 +38,12 @@ def explorer(made, request):
 def digit(made):
     made["digit"].reset()
     return made["digit"]
+
+
+@pytest.fixture
+def network(made):
+    made["network"].reset()
+    return made["network"]
 
 
 @pytest.fixture
@@ -64,7 +72,7 @@ def same_report(numbers, x, q):
         assert numbers["sqnr_db"] == pytest.approx(report.sqnr_db, rel=1e-6)
 
 
-# --- all three -------------------------------------------------------------------------------------------------------
+# --- all four --------------------------------------------------------------------------------------------------------
 
 
 def ends_of(control):
@@ -91,8 +99,10 @@ def test_both_ends_of_every_control(explorer):
 
 
 def test_every_control_changes_the_picture(explorer):
-    before = {"granularity": "group", "method": "clip", "symmetric": False, "outliers": 20}
-    explorer.set(**{name: value for name, value in before.items() if name in explorer.controls and name != "method"})
+    before = {"granularity": "group", "symmetric": False, "outliers": 20}
+    explorer.set(**{name: value for name, value in before.items() if name in explorer.controls})
+    if type(explorer).__name__ == "NetworkExplorer":
+        explorer.set(bits=2)  # in float there is no range
     for name, control in explorer.controls.items():
         if name in ("clip", "percentile"):
             explorer.set(method=name)
@@ -140,7 +150,7 @@ def test_tables_can_be_read_without_a_mouse(explorer):
         assert widget.description == explorer.controls[name].label
         assert (widget.tooltip if hasattr(widget, "tooltip") else widget.description_tooltip).endswith(".")
         assert getattr(widget, "continuous_update", True)
-    assert explorer._table.value.count('<th scope="row">') == len(explorer.numbers)
+    assert explorer._table.value.count('<th scope="row">') == len(explorer.numbers) - len(explorer.untold)
 
 
 # --- what a learner passes -------------------------------------------------------------------------------------------
@@ -148,7 +158,7 @@ def test_tables_can_be_read_without_a_mouse(explorer):
 WEIGHTS = np.random.default_rng(1).normal(scale=0.02, size=(4, 3, 5))
 
 
-@pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
+@pytest.mark.parametrize("make", TAKE_VALUES.values(), ids=TAKE_VALUES)
 @pytest.mark.parametrize(
     "x",
     [
@@ -181,7 +191,7 @@ def test_any_matrix_of_real_numbers(make, x):
     assert "nan" not in str(explorer) and "not a number" not in str(explorer)
 
 
-@pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
+@pytest.mark.parametrize("make", TAKE_VALUES.values(), ids=TAKE_VALUES)
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -259,13 +269,102 @@ def test_a_pixel_step_by_step(digit):
     pixel = int(digit.result["before"][row, column])
     code = int(np.rint(pixel / (255 / 7)))
     assert digit.explain(digit.result)[0] == f"marked pixel: {pixel}"
-    assert digit.explain(digit.result)[2] == f"code {code}, stored as {code:03b}"
+    assert digit.explain(digit.result)[1].endswith(f", number {code} from 0")
+    assert digit.explain(digit.result)[2] == f"stored as {code:03b}"
 
 
 def test_digits_are_seen_where_nothing_can_be_written(digit, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QLEARN_DATA", str(tmp_path / "file"))
     np.testing.assert_array_equal(explore_digit().result["before"], digit.result["before"])
+
+
+def test_only_what_lesson_00_speaks_of_is_told(digit):
+    assert "MSE" not in str(digit) + digit._table.value and "scale" not in str(digit) + digit._table.value
+    assert digit.numbers["mse"] > 0 and digit.numbers["scale"] == 85
+    assert digit.explain(digit.result)[1:] == ["nearest of 4 greys: 85, number 1 from 0", "stored as 01"]
+
+
+def test_at_8_bits_bars_and_outline_are_the_same(digit):
+    """As many values before and after in each bin, though a bin holds eight codes."""
+    digit.set(bits=8)
+    heights = per_bin(digit.result["ticks"], digit.result["counts"], digit.bins.places)
+    np.testing.assert_allclose(heights, np.repeat(digit.result["histogram"], 8))
+
+
+# --- explore_network -------------------------------------------------------------------------------------------------
+
+
+def read_by_hand(bits, method):
+    """What the network says of 1,000 validation digits, in float32, and the bytes of its weights."""
+    net = datasets.trained("mlp")
+    x, size = datasets.mnist_arrays().validation.images[:1000].reshape(1000, -1).astype(np.float32) / 255, 0
+    for name in ("linear1", "linear2", "linear3"):
+        w = net[f"{name}.weight"]
+        if bits == "float":
+            size += w.nbytes
+        else:
+            q = qlearn.find_qparams(w, method, bits=bits)
+            size += len(packing.pack(qlearn.quantize(w, q), bits))
+            w = qlearn.fake_quantize(w, q)
+        x = x @ w.T + net[f"{name}.bias"]
+        x = np.maximum(x, 0) if name != "linear3" else x
+    return x.argmax(1), size
+
+
+@pytest.mark.parametrize("bits", ["float", *range(8, 0, -1)])
+@pytest.mark.parametrize("method", ["min_max", "mse"])
+def test_a_networks_numbers(network, bits, method):
+    network.set(bits=bits, method=method)
+    says, size = read_by_hand(bits, method)
+    labels = datasets.mnist_arrays().validation.labels[:1000]
+    # By hand in float32: of two logits that are equal up to their last digits another one may be the larger.
+    assert abs(network.numbers["misread"] - (says != labels).sum()) <= 1
+    assert network.numbers["accuracy_percent"] == pytest.approx(100 - network.numbers["misread"] / 10)
+    assert network.numbers["bytes"] == size
+    assert network.numbers["size_percent"] == pytest.approx(100 if bits == "float" else 100 * bits / 32, rel=1e-3)
+    curve = network.result["curves"][method]
+    assert curve[network.result["place"]] == network.numbers["accuracy_percent"]
+
+
+def test_a_network_reads_at_three_bits_and_not_at_two_until_its_range_is_chosen(network):
+    percent = {}
+    for bits in ("float", 4, 3, 2, 1):
+        network.set(bits=bits)
+        percent[bits] = network.numbers["accuracy_percent"]
+    assert min(percent["float"], percent[4], percent[3]) > 97
+    assert 40 < percent[2] < 50 and percent[1] < 15
+    network.set(bits=2, method="mse")
+    assert network.numbers["accuracy_percent"] > 96
+
+
+def test_misread_digits_are_framed_and_say_what_they_are(network):
+    labels = datasets.mnist_arrays().validation.labels[:24]
+    network.set(bits="float")
+    assert not any(frame.get_visible() for frame in network._frames)
+    assert [text.get_text() for text in network._captions] == [str(label) for label in labels]
+    network.set(bits=2)
+    wrong = network.result["says"] != labels
+    assert 0 < wrong.sum() < 24
+    assert [frame.get_visible() for frame in network._frames] == wrong.tolist()
+    for text, says, label in zip(network._captions, network.result["says"], labels, strict=True):
+        assert text.get_text() == (str(says) if says == label else f"{says}, not {label}")
+
+
+def test_a_networks_arithmetic(network):
+    assert network.explain(network.result)[0] == "89,400 weights · 32 bits / 8 = 357,600 bytes"
+    network.set(bits=2)
+    steps = network.explain(network.result)
+    assert steps[0] == "89,400 weights · 2 bits / 8 = 22,350 bytes"
+    q = qlearn.find_qparams(datasets.trained("mlp")["linear1.weight"], bits=2)
+    values = [float(text.replace("−", "-")) for text in steps[1].split(": ")[1].split(", ")]
+    np.testing.assert_allclose(values, q.scale * (np.arange(4) - q.zero_point), rtol=5e-3)
+
+
+def test_in_float_a_network_has_no_range(network):
+    assert network._inputs["method"].disabled
+    network.set(bits=8)
+    assert not network._inputs["method"].disabled
 
 
 # --- explore_granularity ---------------------------------------------------------------------------------------------
@@ -307,6 +406,51 @@ def test_the_curves_go_through_the_numbers(layer):
             bits_per_value, error = layer.result["curves"][granularity][bits - 2]
             assert bits_per_value == pytest.approx(layer.numbers["bits_per_value"])
             assert 100 * error == pytest.approx(layer.numbers["row_error_percent"])
+
+
+@pytest.mark.parametrize("scale_bits", [32, 16, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_scale_counts_for_as_many_bits_as_are_said(layer, scale_bits, symmetric):
+    layer.set(granularity="group", group_size=10, bits=3, scale_bits=scale_bits, symmetric=symmetric)
+    each = scale_bits + (0 if symmetric else 3)
+    assert layer.numbers["bits_per_value"] == pytest.approx(3 + each / 10)
+    assert layer.result["curves"]["group"][1] == pytest.approx(
+        (3 + each / 10, layer.numbers["row_error_percent"] / 100)
+    )
+    assert layer.result["curves"]["tensor"][1][0] == pytest.approx(3 + each / 10_000)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "column", "row", "group"])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (99, 99), (3, 47)])
+def test_a_weight_step_by_step(layer, granularity, symmetric, row, column):
+    layer.set(granularity=granularity, group_size=25, symmetric=symmetric, row=row, column=column, spread=0.7, bits=3)
+    w, q = direct_layer(layer)
+    picked, code = layer.result["picked"], qlearn.quantize(w, q)[row, column]
+    assert (picked["weight"], picked["code"]) == (w[row, column], code)
+    assert picked["after"] == qlearn.fake_quantize(w, q)[row, column]
+    assert picked["after"] == pytest.approx(picked["scale"] * (code - picked["zero_point"]), rel=1e-6)
+    steps = layer.explain(layer.result)
+    assert steps[0] == f"marked weight: {rounded(float(w[row, column]))}" and steps[5] == ""
+    assert np.array(layer._mark.get_data())[:, 0].tolist() == [column + 0.5, row + 0.5]
+
+
+def test_every_weight_has_its_cell(layer):
+    layer.set(show="before")
+    assert layer._heat._image.get_array().shape == (100, 100, 4)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "column", "row", "group"])
+def test_scales_of_columns_are_those_of_their_weights(layer, granularity):
+    layer.set(granularity=granularity, group_size=20, spread=1.0)
+    scale = np.atleast_2d(direct_layer(layer)[1].scale)
+    each = np.repeat(np.repeat(scale, 100 // scale.shape[0], 0), 100 // scale.shape[1], 1)
+    np.testing.assert_array_equal(layer.result["column_scales"], [each.min(0), each.max(0)])
+    np.testing.assert_array_equal(layer.result["row_scales"], [each.min(1), each.max(1)])
+    for kind, (_, _, ends) in layer._scales.items():
+        along = ends.get_xdata() if kind == "row" else ends.get_ydata()
+        wanted = np.concatenate(layer.result[f"{kind}_scales"])
+        np.testing.assert_allclose(10.0**along, wanted, rtol=1e-5)  # a logarithm in float32 and back
 
 
 def test_a_spread_layer_needs_scales_for_its_rows(layer):
@@ -369,7 +513,7 @@ def test_the_curve_of_errors_and_its_parts():
     base, few = rng.normal(size=3000).astype(np.float32), np.array([20.0, 30.0], np.float32)
     lo, hi = np.array([-1.0, -2.0, -3.5], np.float32), np.array([1.0, 3.0, 25.0], np.float32)
     for codes in ({"bits": 3, "symmetric": False}, {"bits": 5, "symmetric": True}):
-        found = errors_of([SortedView(base), SortedView(few)], lo, hi, codes)
+        found = errors_of([SortedView(base), SortedView(few)], lo, hi, qlearn.QuantConfig(**codes))
         for i in range(3):
             split = errors.split(np.append(base, few), qlearn.choose_qparams(lo[i], hi[i], **codes))
             assert [found["rounding"][i], found["clipping"][i]] == pytest.approx(split, rel=1e-6)
@@ -439,6 +583,45 @@ def test_own_logits():
 def test_labels_that_do_not_fit(x, labels, message):
     with pytest.raises(ValueError, match=message):
         explore_ranges(x, labels)
+
+
+def test_outliers_are_added_to_values_of_ones_own_only_if_asked(chosen):
+    assert chosen.values["outliers"] == 10 and not chosen._inputs["outliers"].disabled
+    own = explore_ranges(WEIGHTS)
+    assert own.result["counts"].sum() == WEIGHTS.size
+    assert [name for name, widget in own._inputs.items() if widget.disabled] == ["outliers", "size"]
+    own.set(outliers=3)
+    assert own.result["counts"].sum() == WEIGHTS.size + 3
+    assert not own._inputs["outliers"].disabled
+    assert explore_ranges(WEIGHTS, outliers=2).result["counts"].sum() == WEIGHTS.size + 2
+
+
+@pytest.mark.parametrize("make", [explore_ranges, explore_affine])
+def test_without_outliers_their_size_does_nothing_and_is_greyed(make):
+    explorer = make(outliers=0)
+    looks = picture(explorer), explorer.numbers
+    assert explorer._inputs["size"].disabled
+    explorer.set(size=90)
+    assert (picture(explorer) == looks[0]).all() and explorer.numbers == looks[1]
+    explorer.set(outliers=1)
+    assert not explorer._inputs["size"].disabled
+
+
+@pytest.mark.parametrize("data", ["normal", "relu", "logits"])
+@pytest.mark.parametrize("clip", [0.1, 3.0, 20.0])
+@pytest.mark.parametrize("outliers", [0, 100])
+def test_the_mark_of_every_method_is_in_the_frame(chosen, data, clip, outliers):
+    chosen.set(data=data, method="clip", clip=clip, outliers=outliers, size=100, percentile=90.0)
+    low, high = np.transpose([chosen._right.get_xlim(), chosen._right.get_ylim()])
+    for name in chosen.result["found"]:
+        line = chosen._marks[name]
+        place, true = np.array(line.get_data())[:, 0], np.log10(chosen.result["marks"][name])
+        assert (low <= place).all() and (place <= high).all()
+        outside = bool(((true < low) | (true > high)).any())
+        assert (line.get_markerfacecolor() == "white") == outside
+        assert outside or place == pytest.approx(true)
+    if data == "logits" and outliers and clip == 0.1:
+        assert chosen._marks["clip"].get_markerfacecolor() == "white", "nothing was outside: try harder"
 
 
 def test_cross_entropy_without_logits_says_what_is_needed(chosen):

@@ -197,6 +197,15 @@ def test_the_search_begins_with_the_ends_and_the_mean_magnitude(monkeypatch):
     assert asked == [0.49 * Search(3).scales(*first).min(), first]
 
 
+@pytest.mark.parametrize("power", [-120, -100, -60, 100, 120])
+@pytest.mark.parametrize("search", [Search(3, True), Search(2)])
+def test_the_unit_of_the_values_does_not_matter(search, power):
+    """The square of an error of 2⁻¹⁰⁰ is 0 in float32, and that of one of 2¹⁰⁰ infinite."""
+    x = np.random.default_rng(1).standard_normal(5000, dtype=np.float32)
+    scale, zero_point = search_long(x, search)
+    assert search_long(np.ldexp(x, power), search) == (pytest.approx(scale * 2.0**power, rel=1e-12), zero_point)
+
+
 def test_zeros_have_no_scale_and_a_sum_of_squares_of_one_has():
     assert search_long(np.zeros(50, np.float32), Search(2)) == (0.0, 0.0)
     assert search_long(np.float32([0.5, -0.5, 0.5, -0.5]), Search(2, True)) == pytest.approx((0.5, 0.0), rel=2e-3)

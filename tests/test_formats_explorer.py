@@ -15,7 +15,7 @@ from PIL import Image
 from pictures import decoded, picture
 from qlearn import errors
 from qlearn.widgets import explore_formats
-from qlearn.widgets.controls import Slider
+from qlearn.widgets.controls import Slider, rounded
 from qlearn.widgets.formats import BLOCKS, KINDS, ROWS, SCALES
 
 THEIRS = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2, "e2m1": ml_dtypes.float4_e2m1fn}
@@ -137,6 +137,21 @@ def test_the_bits_are_those_of_the_value(explorer, value):
     for name in ("int8", "int4"):
         level = explorer.result["picked"][name].level
         assert int(bits[name], 2) == int(level) % 2 ** KINDS[name].bits and level == round(level)
+
+
+def test_beside_the_bits_stands_what_they_mean(explorer):
+    """Letter by letter: each is a marker, from left to right without a gap."""
+    explorer.set(value=0, format="int8")
+    rows = {row: [] for row in range(len(ROWS))}
+    for letter, line in explorer._bits._letters.items():
+        for x, row in zip(*line.get_data(), strict=True):
+            rows[int(row)].append((x, letter))
+    written = ["".join(letter for _, letter in sorted(letters)) for letters in rows.values()]
+    assert written[2:] == [rounded(explorer.result["picked"][name].x_hat) for name in KINDS]
+    assert written[0] == rounded(explorer.result["x"]) and written[0].startswith("−")
+    for row, letters in zip(ROWS, rows.values(), strict=True):
+        places = [x for x, _ in sorted(letters)]
+        assert row.bits < places[0] < row.bits + 1.2 and max(np.diff(places), default=0) < 0.6
 
 
 def test_one_value_step_by_step(explorer):

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import warnings
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -552,6 +553,33 @@ class Loop(nn.Module):
         return self.edge(self.wide(x))
 
 
+def halved(steps, x):
+    """A forward of one's own."""
+    return nn.Sequential.forward(steps, x) / 2
+
+
+class Skips(nn.Module):
+    """A step in place whose argument is read later, steps that hand on what they get, others that stand twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu, self.same, self.tanh = nn.ReLU(inplace=True), nn.Identity(), nn.Tanh()
+        self.a, self.b, self.c, self.end, self.twice = (nn.Linear(6, 6) for _ in range(5))
+        steps = self.relu, self.tanh, nn.Flatten(), self.same, self.tanh, self.twice, self.same, self.relu
+        self.chain = nn.Sequential(nn.Sequential(*steps[:2]), *steps[2:])
+        self.halved = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+        self.halved.forward = partial(halved, self.halved)
+
+    def forward(self, x):
+        y = self.a(x) + self.twice(x)
+        z = self.b(self.relu(y)) + self.tanh(y)
+        same = self.same(z)
+        same.add_(1.0)
+        z = self.tanh(z) + self.c(same)
+        z = z + self.chain(z) + self.halved(z)
+        return self.twice(z) + self.end(z)
+
+
 def by_whole_passes(prepared, batches, forward=lambda model, batch: model(batch)):
     """The definition: for each layer the whole network, on all batches."""
     rounded, order = copy.deepcopy(prepared).eval(), {}
@@ -592,6 +620,7 @@ def networks_to_walk():
     x = torch.randn(50, 6)
     for name, model in zip(("loop", "a layer twice", "batches differ", "autocast"), loops, strict=True):
         yield name, model, [x[:30], x[30:]]
+    yield "skips", Skips(), [torch.randn(30, 6), torch.randn(20, 6)]
     yield "lines", convolutions, [torch.randn(9, 2, 12), torch.randn(7, 2, 12)]
     yield "images", images, [torch.randn(4, 2, 7, 6), torch.randn(3, 2, 4, 4)]
     yield "language model", LanguageModel(width=12, heads=2, hidden=20, blocks=3), [torch.randint(0, 80, (4, 30))]
@@ -610,6 +639,7 @@ def test_the_codes_are_those_of_a_pass_of_the_whole_network_for_each_layer(name,
     for a, b in zip(prepared_layers(found), prepared_layers(wanted), strict=True):
         assert torch.equal(a.weight, b.weight), a.name
     assert not any(module._forward_pre_hooks for module in found.modules())
+    assert [n for n, m in found.named_modules() if "forward" in vars(m)] == ["halved"] * (name == "skips")
     assert [layer.name for layer in prepared_layers(found) if torch.equal(layer.weight, layer.weight * 0)] == []
 
 

@@ -128,6 +128,11 @@ def test_one_candidate_s_divergence_equals_scipy_s(k):
     assert kl_divergence(counts, k, 7) == pytest.approx(scipy.stats.entropy(p, q), rel=1e-12)
 
 
+def test_entropy_leaves_numbers_so_small_that_there_is_nothing_between_them():
+    x = np.array([-3e-322, 5e-324, 1e-323])
+    assert find_range(x, "entropy") == (-3e-322, 1e-323)
+
+
 def test_entropy_clips_an_outlier_and_keeps_a_uniform_range():
     rng = np.random.default_rng(0)
     x = np.append(rng.normal(size=100_000), 50.0)

@@ -49,7 +49,8 @@ SIZE_IN_BYTES = Exercise(
     ),
     hints=(
         "How many bits are there in all, and how many bytes do those fill?",
-        "With import math, math.ceil(parameters * bits / 8); or in whole numbers -(-parameters * bits // 8).",
+        "A byte holds 8 bits. 20 bits fill 2 bytes, and 4 bits of a third: that one counts as well.",
+        "`math.ceil` rounds up. In whole numbers, `-(-a // b)` does, because `//` rounds down.",
     ),
 )
 

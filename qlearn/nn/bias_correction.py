@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 from qlearn.affine import dequantize, fake_quantize
 from qlearn.nn.batches import Batches, Forward, evaluating, listed
 from qlearn.nn.collect import MeanOfChannels, collect
-from qlearn.nn.in_turn import in_turn, trace
+from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import KINDS, LinearMap
-from qlearn.nn.network import check_model
+from qlearn.nn.network import check_model, naming
 
 
 def corrected_bias(bias: Any, float_mean: Any, quantized_mean: Any) -> Any:
@@ -69,8 +69,8 @@ def correct_bias(
         RuntimeError: a layer that no image has reached.
         TypeError: NumPy arrays, which networks do not take.
 
-    Cost: one pass of the float network; of the quantized one about one for a chain of layers, and three for a
-        transformer; in memory the inputs of one block for all batches.
+    Cost: one pass of the float network and one of the quantized one, what stands between its modules once more for
+        each layer; in memory as `gptq`.
     Source: Nagel et al. 2019, https://arxiv.org/abs/1906.04721, appendix D.
 
     >>> from qlearn import QuantConfig
@@ -90,18 +90,16 @@ def correct_bias(
     floats = {name: _float_layer(model, name, layer) for name, layer in layers.items()}
     batches = list(listed(batches))
     with collect(floats, lambda layer: MeanOfChannels(LinearMap.of(layer).output_axis), of="output") as wanted:
-        calls = trace(model, floats, batches, forward=forward, desc="In float", progress=progress)
+        turns = look(model, floats, batches, forward=forward, desc="In float", progress=progress)
     if wrong := [name for name, found in wanted.items() if not found.mean.isfinite().all()]:
         raise ValueError(f"layer {wrong[0]!r} puts out values that are not finite.")
     bar = tqdm(total=len(layers), desc="Correcting", unit="layer", leave=False, disable=not progress)
     with torch.no_grad(), evaluating(corrected), bar:
         if not _built_alike(model, corrected, layers):
-            calls = trace(corrected, layers, batches, forward=forward)
-        for name, found in in_turn(corrected, layers, calls, batches, _MeanOutput, forward=forward):
-            try:
+            turns = look(corrected, layers, batches, forward=forward)
+        for name, found in in_turn(corrected, layers, turns, batches, _MeanOutput, forward=forward):
+            with naming(name):
                 _set_bias(layers[name], wanted[name].mean, found.mean)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from error
             bar.update()
     return corrected
 

@@ -28,7 +28,7 @@ from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import is_linear_map
 from qlearn.nn.network import check_model
-from qlearn.nn.prepared import PreparedLayer
+from qlearn.nn.prepared import ObservedLayer
 from qlearn.nn.storage import writable
 from qlearn.packing import pack
 
@@ -269,7 +269,7 @@ def _pair(value: Any) -> list[int]:
 def _reason(name: str, module: nn.Module) -> str:
     """Why a module cannot be written."""
     what = f"module {name!r}, {module._get_name()}, cannot be written to ONNX: "
-    if isinstance(module, PreparedLayer):
+    if isinstance(module, ObservedLayer):
         return what + "the network is only prepared, so call nn.convert first."
     if isinstance(module, DynamicLayer):
         return what + "the range of its input is found at run time; use static activations, or activations=None."

@@ -9,7 +9,6 @@ part that could be traced, hooks, and functions that are not in the tables here.
 
 from __future__ import annotations
 
-import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qlearn.nn.linear_maps import is_linear_map
-from qlearn.nn.network import HOOKS, sharing, used_once
+from qlearn.nn.network import HOOKS, grouped, in_lines, sharing, used_once
 
 # What a step does to its channels. All but "?" let a positive factor of a channel through: f(s · x) = s · f(x).
 KEEPS, POOLS, FLATTENS = "keeps", "pools", "flattens"  # where they are; over the image; (N, C, …) → (N, C · …)
@@ -29,27 +28,26 @@ MAPS, UNKNOWN = "maps", "?"
 HEARD = "a hook sees what goes in or comes out"
 READ = "the network reads its numbers without calling it"
 
-MODULES: dict[type, str] = {
-    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d), KEEPS),
-    **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d), POOLS + "1"),
-    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d), POOLS + "2"),
-    **dict.fromkeys((nn.Flatten, nn.Unflatten), MOVES),
-}
-FUNCTIONS = {
-    **dict.fromkeys(("relu", "leaky_relu", "dropout", "dropout2d", "contiguous", "clone", "detach"), KEEPS),
-    **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_max_pool1d", "adaptive_avg_pool1d"), POOLS + "1"),
-    **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"), POOLS + "2"),
+# By the names of functions, and of PyTorch's modules: max_pool2d, MaxPool2d.
+DOES = {
+    **dict.fromkeys(("relu", "leakyrelu", "identity", "contiguous", "clone", "detach"), KEEPS),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d"), KEEPS),
+    **{
+        f"{kind}pool{axes}d": f"{POOLS}{axes}"
+        for kind in ("max", "avg", "adaptivemax", "adaptiveavg")
+        for axes in (1, 2)
+    },
     **dict.fromkeys(("flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "getitem", "cat"), MOVES),
-    **dict.fromkeys(("transpose", "permute", "expand", "repeat_interleave"), MOVES),
+    **dict.fromkeys(("transpose", "permute", "expand", "repeatinterleave"), MOVES),
     **dict.fromkeys(("mul", "multiply", "imul", "rmul"), TIMES),
-    **dict.fromkeys(("matmul", "bmm", "scaled_dot_product_attention"), MIXES),
+    **dict.fromkeys(("matmul", "bmm", "scaleddotproductattention"), MIXES),
 }
 # Questions about a tensor that its values do not answer.
 ASKS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "len", "is_contiguous", "is_floating_point"}
 ASKS |= {"get_device", "element_size", "is_complex", "data_ptr"}
 ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes"}
 # fx shows a function that decides by a flag under another name.
-_BY_FLAG = {getattr(functional, name): name for name in FUNCTIONS if "max_pool" in name}
+_BY_FLAG = {getattr(functional, name): name for name in vars(functional) if "max_pool" in name}
 
 
 @dataclass(eq=False)
@@ -80,14 +78,12 @@ class Flow:
         steps: all of them.
         names: of the network's modules.
         way: how they were found: "traced", "traced in parts" or "recorded".
-        closed: modules whose own code could not be followed, name → why. Nobody sees what they call.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.names = {module: name for name, module in model.named_modules()}
         self.steps: list[Step] = []
         self.way = "traced"
-        self.closed: dict[str, str] = {}
         self.calls: Counter[nn.Module | None] = Counter()
         self._alone, self._shared = used_once(model), sharing(model)
         self._owners = {p: module for module in model.modules() for p in module.parameters(recurse=False)}
@@ -119,8 +115,14 @@ class Flow:
 
     def what_does(self, module: nn.Module) -> str:
         """What a module does to the channels: unknown if hooks listen to it."""
-        does = _of_module(module)
-        return does if does == MAPS or self._forbidden.get(module) != HEARD else UNKNOWN
+        if is_linear_map(module):
+            return MAPS
+        if self._forbidden.get(module) == HEARD:
+            return UNKNOWN
+        if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+            return FLATTENS
+        own = type(module).__name__ if type(module).__module__.startswith("torch.nn.") else ""
+        return getattr(module, "does_to_channels", what_does(own))
 
 
 def leads_on(step: Step) -> bool:
@@ -142,13 +144,7 @@ def say_left(done: str, left: Mapping[str, str], stacklevel: int = 4) -> None:
         left: name → why.
     """
     if left:
-        names: dict[str, list[str]] = {}
-        for name, why in left.items():
-            names.setdefault(why, []).append(name)
-        parts = [f"{', '.join(group)} ({why})" for why, group in names.items()]
-        text = f"{done}; left: {', '.join(parts)}"
-        text = textwrap.fill(text, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-        warnings.warn(text, stacklevel=stacklevel)
+        warnings.warn(in_lines(f"{done}; left: {grouped(left)}"), stacklevel=stacklevel)
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -169,7 +165,6 @@ def hooks(module: nn.Module) -> list[Any]:
     return [hook for kind in HOOKS for hook in getattr(module, kind).values() if "forward" in kind]
 
 
-def _of_module(module: nn.Module) -> str:
-    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
-        return FLATTENS
-    return MAPS if is_linear_map(module) else MODULES.get(type(module), UNKNOWN)
+def what_does(name: str) -> str:
+    """What a function or a type of modules of this name does to the channels."""
+    return DOES.get(name.replace("_", "").lower(), UNKNOWN)

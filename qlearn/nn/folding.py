@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qlearn.nn.flow import KEEPS, MAPS, MODULES, Flow, Step, say_left
+from qlearn.nn.flow import KEEPS, MAPS, Flow, Step, say_left
 from qlearn.nn.linear_maps import LinearMap
 from qlearn.nn.network import replace, set_parameter
 from qlearn.nn.recording import watched
@@ -108,6 +108,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 class FoldedNorm(nn.Identity):
     """In the place of a `BatchNorm1d` that was folded: what has another number of axes was normalized otherwise."""
 
+    does_to_channels = KEEPS
+
     def __init__(self, axes: int) -> None:
         super().__init__()
         self.axes = axes
@@ -128,9 +130,6 @@ class FoldedNorm(nn.Identity):
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"axes={self.axes}"
-
-
-MODULES[FoldedNorm] = KEEPS
 
 
 def foldable(flow: Flow) -> tuple[dict[nn.Module, nn.Module], dict[str, str]]:

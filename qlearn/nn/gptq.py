@@ -22,11 +22,10 @@ from qlearn.arrays import check_finite
 from qlearn.gptq import gptq_quantize
 from qlearn.nn.batches import Batches, Forward, evaluating, listed, outputs
 from qlearn.nn.collect import collect
-from qlearn.nn.in_turn import in_turn, trace
+from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.linear_maps import NAMES, LinearMap
-from qlearn.nn.network import check_model, linear_maps, set_parameter, sharing
-from qlearn.nn.prepared import PreparedLayer
-from qlearn.nn.ptq import ObservedLayer
+from qlearn.nn.network import check_model, linear_maps, naming, set_parameter, sharing
+from qlearn.nn.prepared import ObservedLayer
 
 SLICE = 1 << 22  # numbers of inputs that are multiplied at once: 32 MB
 
@@ -67,8 +66,9 @@ def gptq(
             cannot hold 256 steps).
         RuntimeError: a layer that the data does not reach.
 
-    Cost: two passes through a chain of layers, about four through a transformer; O(n I² + I³ + O I²) for each layer;
-        in memory the inputs of one block for all batches (where they are more than 1 GB, one pass for each layer).
+    Cost: two passes through the network, and what stands between its modules once more for each layer;
+        O(n I² + I³ + O I²) for each layer; in memory what each block of a transformer gives out for all batches (what
+        there is beyond 1 GB is computed anew for each layer).
     Source: Frantar et al. 2022, https://arxiv.org/abs/2210.17323.
 
     >>> from qlearn import QuantConfig, nn as qnn
@@ -81,29 +81,24 @@ def gptq(
     """
     check_model(model)
     rounded = copy.deepcopy(model)
-    layers: Any = {name: module for name, module in rounded.named_modules() if isinstance(module, PreparedLayer)}
+    layers: Any = {name: module for name, module in rounded.named_modules() if isinstance(module, ObservedLayer)}
     if not layers or any(type(layer) is not ObservedLayer for layer in layers.values()):
         raise ValueError("nn.gptq rounds a network from nn.prepare: call nn.prepare(model, …) first.")
     _refuse_tied(rounded, layers)
     batches = list(listed(batches))
 
-    def alike(name: str) -> str:  # a Linear takes x as it is, unless a hook changes it
-        layer = layers[name]
-        return "x" if isinstance(layer.layer, nn.Linear) and not layer._forward_pre_hooks else name
-
-    with torch.no_grad(), evaluating(rounded), tqdm(total=len(layers), **_bar("Rounding", progress)) as bar:
-        calls = trace(rounded, layers, batches, forward=forward, desc="Looking", progress=progress)
-        for name, inputs in in_turn(rounded, layers, calls, batches, SecondMoment, forward=forward, alike=alike):
+    bar = tqdm(total=len(layers), desc="Rounding", unit="layer", leave=False, disable=not progress)
+    with torch.no_grad(), evaluating(rounded), bar:
+        turns = look(rounded, layers, batches, forward=forward, desc="Looking", progress=progress)
+        for name, inputs in in_turn(rounded, layers, turns, batches, SecondMoment, forward=forward):
             if 0 < inputs.count < (features := inputs.mean.shape[-1]):
                 warnings.warn(
                     f"layer {name!r}: {inputs.count} inputs for {features} features: the rounding fits these inputs "
                     "and may be worse than the nearest on others. Show more data, or raise damping.",
                     stacklevel=2,
                 )
-            try:
+            with naming(name):
                 _round(layers[name], inputs.mean, damping=damping, act_order=act_order)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from error
             bar.update()
     return rounded
 
@@ -154,7 +149,7 @@ class SecondMoment:
     """
 
     def __init__(self, layer: Any) -> None:
-        self.map = LinearMap.of(layer.layer if isinstance(layer, PreparedLayer) else layer)
+        self.map = LinearMap.of(layer.layer if isinstance(layer, ObservedLayer) else layer)
         self.sum: Tensor | float = 0.0
         self.count = 0
 
@@ -185,7 +180,7 @@ class SecondMoment:
         return iter(x.split(max(1, SLICE // patches)))
 
 
-def _refuse_tied(model: nn.Module, layers: Mapping[str, PreparedLayer]) -> None:
+def _refuse_tied(model: nn.Module, layers: Mapping[str, ObservedLayer]) -> None:
     """Raise where the weights of a layer are another module's too: both would be rounded, for one of them alone."""
     shared = sharing(model)
     for name, layer in layers.items():
@@ -200,7 +195,7 @@ def _refuse_tied(model: nn.Module, layers: Mapping[str, PreparedLayer]) -> None:
                 )
 
 
-def _round(layer: PreparedLayer, hessian: Tensor, **options: Any) -> None:
+def _round(layer: ObservedLayer, hessian: Tensor, **options: Any) -> None:
     """Put the layer's weights on their grid, and keep the grid."""
     if layer.changed:
         layer.weight_qparams = None  # found for weights that are gone
@@ -215,7 +210,3 @@ def _round(layer: PreparedLayer, hessian: Tensor, **options: Any) -> None:
             "model.float() is not."
         )
     layer.weight_qparams, layer.weight_codes = qparams, codes
-
-
-def _bar(desc: str, progress: bool) -> dict[str, Any]:
-    return {"desc": desc, "unit": "layer", "leave": False, "disable": not progress}

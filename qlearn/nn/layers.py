@@ -141,10 +141,7 @@ class QuantizedLayer(nn.Module):
         """
         if not torch.compiler.is_compiling():
             self.called = True
-        if not isinstance(input, Tensor):
-            raise TypeError(f"layer {self.name!r}: its input is a {type(input).__name__}: it must be a tensor.")
-        if not input.is_floating_point():
-            raise TypeError(f"layer {self.name!r}: its input has dtype {input.dtype}: it must hold floats.")
+        check_input(self.name, input)
         if input.numel() == 0:
             return self.map(input, saturate(self._multiplied(slice(None)), input.dtype))
         try:
@@ -242,6 +239,14 @@ class WeightOnlyLayer(QuantizedLayer):
             weight = saturate(self._multiplied(rows), x.dtype)
             parts.append(self.map(x, weight, None if bias is None else bias[rows]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.map.output_axis)
+
+
+def check_input(name: str, input: Any) -> None:
+    """Raise `TypeError`, naming the layer, unless its input is a tensor of floats."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"layer {name!r}: its input is a {type(input).__name__}: it must be a tensor.")
+    if not input.is_floating_point():
+        raise TypeError(f"layer {name!r}: its input has dtype {input.dtype}: it must hold floats.")
 
 
 def fixed(bias: Tensor | None) -> nn.Parameter | None:

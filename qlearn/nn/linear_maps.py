@@ -11,9 +11,11 @@ the rows are, and how PyTorch multiplies with them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -107,7 +109,6 @@ class LinearMap:
     def rows(self, weight: Tensor) -> Tensor:
         """The weights with the output channels first: (O, …).
 
-        >>> import torch
         >>> LinearMap.of(nn.ConvTranspose2d(2, 3, 5)).rows(torch.zeros(2, 3, 5, 5)).shape
         torch.Size([3, 2, 5, 5])
         """
@@ -128,7 +129,6 @@ class LinearMap:
     def columns(self, x: Tensor) -> Tensor:
         """What each row is multiplied with, flat: (groups, I, n), one column for each sum of products.
 
-        >>> import torch
         >>> layer = nn.Conv2d(1, 1, (1, 2))
         >>> LinearMap.of(layer).columns(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
         tensor([[[1., 2.],
@@ -137,23 +137,13 @@ class LinearMap:
         if self.is_matrix:
             return x.reshape(1, -1, x.shape[-1]).mT
         x = x if x.ndim == len(self.shape) else x[None]
-        if self.kind == "Conv1d":  # an image of one line
-            x = x[:, :, None]
-        kernel = (1, *self.shape[2:])[-2:]
-        dilation, stride = (_pair(self.options[name], 1) for name in ("dilation", "stride"))
-        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        if self.transposed:  # a convolution with the turned kernel, over an input with zeros between its values
-            padding, more = (_pair(self.options[name], 0) for name in ("padding", "output_padding"))
-            x, stride = _spread(x, stride), (1, 1)
-            borders = [(r - p, r - p + m) for r, p, m in zip(reach, padding, more, strict=True)]
-        else:
-            borders = _borders(self.options["padding"], reach)
-        (above, below), (left, right) = borders
-        patches = functional.unfold(functional.pad(x, (left, right, above, below)), kernel, dilation, stride=stride)
-        patches = patches.unflatten(1, (self.groups, -1))  # (N, groups, I, places)
-        if self.transposed:
-            patches = patches.unflatten(2, (-1, kernel[0] * kernel[1])).flip(3).flatten(2, 3)
-        return patches.permute(1, 2, 0, 3).flatten(2)
+        kernel = self.shape[2:]
+        # Each input channel by itself, with kernels that are 1 at one place and 0 at all others: what they pick out.
+        taps = torch.eye(math.prod(kernel), dtype=x.dtype, device=x.device).reshape(-1, 1, *kernel)
+        taps = (taps.transpose(0, 1) if self.transposed else taps).repeat(self.inputs, *[1] * (x.ndim - 1))
+        with torch.autocast(x.device.type, enabled=False):
+            patches = replace(self, options={**self.options, "groups": self.inputs})(x, taps)
+        return patches.flatten(2).unflatten(1, (self.groups, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
 def rows_of(layer: Supported, weight: Tensor | None = None) -> Tensor:
@@ -168,29 +158,7 @@ def rows_of(layer: Supported, weight: Tensor | None = None) -> Tensor:
 def as_blocks(rows: Tensor, granularity: Granularity) -> Tensor:
     """Rows of weights as the granularity sees them: groups run along the rows of (O, I·kh·kw).
 
-    >>> import torch
     >>> as_blocks(torch.zeros(3, 2, 5, 5), PerGroup(10)).shape
     torch.Size([3, 50])
     """
     return rows.flatten(1) if isinstance(granularity, PerGroup) else rows
-
-
-def _pair(value: Any, of_a_line: int) -> tuple[int, int]:
-    """A number for the height and one for the width; `of_a_line` is the height's where there is a width alone."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    return (of_a_line, values[0]) if len(values) == 1 else (values[0], values[1])
-
-
-def _borders(padding: Any, reach: list[int]) -> list[tuple[int, int]]:
-    """The zeros (before, after) along both axes."""
-    if padding == "same":  # what is odd goes to the bottom and to the right
-        return [(r // 2, r - r // 2) for r in reach]
-    return [(p, p) for p in _pair(0 if padding == "valid" else padding, 0)]
-
-
-def _spread(x: Tensor, stride: tuple[int, int]) -> Tensor:
-    """Zeros between the values of an image, so that the next one is `stride` places further."""
-    height, width = x.shape[-2:]
-    wide = x.new_zeros(*x.shape[:2], (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1)
-    wide[..., :: stride[0], :: stride[1]] = x
-    return wide

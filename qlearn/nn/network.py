@@ -10,6 +10,7 @@ import textwrap
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,16 +256,44 @@ def in_float_text(left: list[InFloat], total: int, width: int = 100) -> str:
     left in float: 1 % of the numbers: norm (LayerNorm)
     """
     share = 100 * sum(part.parameters for part in left) / max(total, 1)
-    names: dict[str, list[str]] = {}
-    for part in left:
-        names.setdefault(part.kind, []).append(part.name)
-    where = [
-        f"{', '.join(group[:MOST_NAMES])}{f' and {len(group) - MOST_NAMES} more' * (len(group) > MOST_NAMES)} ({kind})"
-        for kind, group in names.items()
-    ]
+    where = grouped({part.name: part.kind for part in left}, MOST_NAMES)
     rounded = f"{share:.0f}" if 1 <= share <= 99 else f"{share:.{2 if share < 1 else 3}g}"
-    text = f"left in float: {rounded} % of the numbers{': ' if where else ''}{', '.join(where)}"
+    return in_lines(f"left in float: {rounded} % of the numbers{': ' if where else ''}{where}", width)
+
+
+def grouped(kinds: Mapping[str, str], most: int | None = None) -> str:
+    """Names by their kinds, of each so many at most.
+
+    >>> grouped({"a": "norm", "b": "other", "c": "norm", "d": "norm"}, most=2)
+    'a, c and 1 more (norm), b (other)'
+    """
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, kind in kinds.items():
+        names[kind].append(name)
+    more = {
+        kind: f" and {len(group[most:])} more" if group[most or len(group) :] else "" for kind, group in names.items()
+    }
+    return ", ".join(f"{', '.join(group[:most])}{more[kind]} ({kind})" for kind, group in names.items())
+
+
+def in_lines(text: str, width: int = 100) -> str:
+    """A text on lines of at most so many characters."""
     return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """A ValueError or TypeError from in here says of which layer it is.
+
+    >>> with naming("fc"):
+    ...     raise ValueError("too small.")
+    Traceback (most recent call last):
+    ValueError: layer 'fc': too small.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"layer {name!r}: {error}") from error
 
 
 def plain_lists(model: nn.Module) -> Iterator[tuple[str, int]]:

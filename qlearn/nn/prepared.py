@@ -1,7 +1,7 @@
 """What post-training quantization and quantization-aware training share: finding layers, and putting others in place.
 
-    prepare    every Linear, Conv1d, Conv2d, ConvTranspose2d  →  a PreparedLayer around it
-    convert    every PreparedLayer                            →  what it has become: a layer that stores integer codes
+    prepare    every Linear, Conv1d, Conv2d, ConvTranspose2d  →  an ObservedLayer around it
+    convert    every ObservedLayer                            →  what it has become: a layer that stores integer codes
 
 Everything else in a network stays as it is, and is named where it is much.
 """
@@ -20,6 +20,8 @@ from torch.nn.utils import parametrize
 from qlearn.affine import QParams, dequantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
+from qlearn.nn.integer_layers import quantized
+from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks
 from qlearn.nn.network import (
     HOOKS,
@@ -29,38 +31,45 @@ from qlearn.nn.network import (
     in_float_text,
     left_in_float,
     linear_maps,
+    naming,
     plain_lists,
     refuse_computed_weights,
     replace,
 )
+from qlearn.observers import Observer, make_observer
 from qlearn.ranges import METHODS
 
 Overrides: TypeAlias = Mapping[Any, Mapping[str, QuantConfig | None] | None]
-LayerMaker: TypeAlias = Callable[[str, Supported, QuantConfig, QuantConfig | None], "PreparedLayer"]
+LayerMaker: TypeAlias = Callable[[str, Supported, QuantConfig, QuantConfig | None], "ObservedLayer"]
 Configs: TypeAlias = tuple[QuantConfig, QuantConfig | None]
 
 MUCH = 0.05  # of the parameters: where more stays in float than this, `prepare` says so
 
 
-class PreparedLayer(nn.Module):
+class ObservedLayer(nn.Module):
     """A float layer with what will be needed to make an integer layer of it.
+
+    There is no observer where the input stays in float, or where its range is found for every batch. It looks at the
+    input only inside `calibrate`: an accuracy test must not teach it.
 
     Attributes:
         name: where the layer is in the model.
         layer: the float layer itself. Hooks that were registered on it are on this one now.
         weights, activations: how its weights and its input are to be quantized; activations None: not at all.
+        observer: remembers what it needs to know about the input.
+        calibrating: whether `calibrate` runs.
         weight_qparams, weight_codes: what `nn.gptq` has found for the weights as they are now, else None.
     """
 
     def __init__(self, name: str, layer: Supported, weights: QuantConfig, activations: QuantConfig | None) -> None:
         super().__init__()
-        self.name = name
-        self.layer = layer
-        self.weights = weights
-        self.activations = activations
+        self.name, self.layer, self.weights, self.activations = name, layer, weights, activations
+        self.observer: Observer | None = None
+        if activations is not None and activations.method != "dynamic":
+            self.observer = make_observer(activations)
         self.weight_qparams: QParams | None = None
         self.weight_codes: Tensor | None = None
-        self.called = False
+        self.calibrating = self.called = False
         carry_hooks(layer, self)
         for kind in HOOKS:
             getattr(layer, kind).clear()
@@ -88,7 +97,7 @@ class PreparedLayer(nn.Module):
     @property
     def ready(self) -> bool:
         """Whether it has seen the data that it needs to be converted."""
-        return True
+        return self.observer is None or self.observer.seen
 
     @property
     def changed(self) -> bool:
@@ -111,9 +120,22 @@ class PreparedLayer(nn.Module):
             )
         return self.weights.find_qparams(self.rows) if self.weight_qparams is None else self.weight_qparams
 
-    def converted(self) -> nn.Module:
-        """The integer layer that takes this one's place."""
-        raise NotImplementedError
+    def forward(self, input: Tensor) -> Tensor:
+        """What the float layer does."""
+        self.called = True
+        return self.layer(input)
+
+    def find_input_qparams(self) -> QParams | QuantConfig | None:
+        """The quantizer of the input that has been found; by which configuration one is found for each batch; None."""
+        return self.activations if self.observer is None else self.observer.qparams()
+
+    def converted(self) -> QuantizedLayer:
+        """The layer on codes that takes this one's place."""
+        return quantized(self.layer, self.find_weight_qparams(), self.find_input_qparams(), self.name)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows of the layer."""
+        return str(self.observer or ("input float" if self.activations is None else "input dynamic"))
 
 
 def prepare_layers(
@@ -136,7 +158,10 @@ def prepare_layers(
         raise TypeError(
             f"overrides={overrides!r} must be a dictionary: layer names → {{'weights': …}}, or None for float."
         )
-    _refuse_parametrized(model)
+    # `torch.nn.utils.parametrize` makes another type of a layer, which would be left in float without a word.
+    refuse_computed_weights(
+        {name: m for name, m in model.named_modules() if isinstance(m, Supported) and parametrize.is_parametrized(m)}
+    )
     prepared = copy_of(model)
     layers = linear_maps(prepared)
     if not layers:
@@ -147,22 +172,20 @@ def prepare_layers(
     made: dict[nn.Module, nn.Module] = {}
     for name, (of_weights, of_inputs) in configs.items():
         layer: Any = layers[name]
-        try:
+        with naming(name):
             _check(layer, of_weights, of_inputs)
             made[layer] = make(name, layer, of_weights, of_inputs)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"layer {name!r}: {error}") from error
     prepared = replace(prepared, made)
     _say_what_stays(prepared)
-    if not isinstance(prepared, PreparedLayer):
+    if not isinstance(prepared, ObservedLayer):
         prepared.register_forward_hook(notice_uncalled)
     return prepared
 
 
-def prepared_layers(model: nn.Module) -> list[PreparedLayer]:
+def prepared_layers(model: nn.Module) -> list[ObservedLayer]:
     """The prepared layers of a model, each once."""
     check_model(model, numbers=False)
-    return [module for module in model.modules() if isinstance(module, PreparedLayer)]
+    return [module for module in model.modules() if isinstance(module, ObservedLayer)]
 
 
 def notice_uncalled(model: nn.Module, *_: Any) -> None:
@@ -238,14 +261,6 @@ def _refuse_groups_that_do_not_fit(layers: Mapping[str, Any], configs: dict[str,
             f"overrides={{{', '.join(rows)!r}: {{'weights': …}}}} gives them another granularity, None leaves them in "
             "float."
         )
-
-
-def _refuse_parametrized(model: nn.Module) -> None:
-    """`torch.nn.utils.parametrize` makes another type of a layer, which would be left in float without a word."""
-    parametrized = {name: module for name, module in model.named_modules() if isinstance(module, Supported)}
-    refuse_computed_weights(
-        {name: module for name, module in parametrized.items() if parametrize.is_parametrized(module)}
-    )
 
 
 def _say_what_stays(prepared: nn.Module) -> None:

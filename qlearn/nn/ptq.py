@@ -13,56 +13,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qlearn.affine import QParams
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
 from qlearn.nn.batches import Batches, Forward, outputs
 from qlearn.nn.collect import collect, unreached
-from qlearn.nn.integer_layers import quantized
-from qlearn.nn.layers import QuantizedLayer
-from qlearn.nn.linear_maps import Supported
-from qlearn.nn.network import carry_hooks, copy_of
-from qlearn.nn.prepared import Overrides, PreparedLayer, prepare_layers, prepared_layers
-from qlearn.observers import Observer, make_observer
+from qlearn.nn.network import carry_hooks, copy_of, naming
+from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers, prepared_layers
 
 WEIGHTS = QuantConfig(symmetric=True, granularity=PerAxis(0))
 ACTIVATIONS = QuantConfig()
-
-
-class ObservedLayer(PreparedLayer):
-    """A float layer, and an observer that remembers what it needs to know about the input.
-
-    There is no observer where the input stays in float, or where its range is found for every batch. It looks at the
-    input only inside `calibrate`: an accuracy test must not teach it.
-    """
-
-    def __init__(self, name: str, layer: Supported, weights: QuantConfig, activations: QuantConfig | None) -> None:
-        super().__init__(name, layer, weights, activations)
-        self.observer: Observer | None = None
-        if activations is not None and activations.method != "dynamic":
-            self.observer = make_observer(activations)
-        self.calibrating = False
-
-    @property
-    def ready(self) -> bool:
-        """Whether the observer, if there is one, has seen anything."""
-        return self.observer is None or self.observer.seen
-
-    def forward(self, input: Tensor) -> Tensor:
-        """What the float layer does."""
-        self.called = True
-        return self.layer(input)
-
-    def converted(self) -> QuantizedLayer:
-        """The layer on codes, with what the observer has found."""
-        inputs: QParams | QuantConfig | None = self.activations
-        if self.observer is not None:
-            inputs = self.observer.qparams()
-        return quantized(self.layer, self.find_weight_qparams(), inputs, self.name)
-
-    def extra_repr(self) -> str:
-        """What `print(model)` shows of the layer."""
-        return str(self.observer or ("input float" if self.activations is None else "input dynamic"))
 
 
 def prepare(
@@ -139,15 +98,15 @@ def calibrate(
     >>> calibrate(prepare(nn.Linear(2, 1)), batches, progress=False).observer
     MinMaxObserver(lo=-1.0, hi=2.0)
     """
-    if not prepared_layers(model):
+    layers = prepared_layers(model)
+    if not layers:
         raise ValueError("this model has no observers: call nn.prepare(model) first.")
-    layers = {layer.name: layer for layer in prepared_layers(model) if isinstance(layer, ObservedLayer)}
-    observed = {name: layer for name, layer in layers.items() if layer.observer is not None}
+    observed = {layer.name: layer for layer in layers if layer.observer is not None}
     if not observed:
         return model
     before = {name: copy.deepcopy(layer.observer) for name, layer in observed.items()}
     try:
-        for layer in layers.values():
+        for layer in layers:
             layer.calibrating = True
         with collect(observed, _Observing):
             for _ in outputs(model, batches, forward=forward, desc="Calibrating", progress=progress):
@@ -157,7 +116,7 @@ def calibrate(
             layer.observer = before[name]
         raise
     finally:
-        for layer in layers.values():
+        for layer in layers:
             layer.calibrating = False
     return model
 
@@ -204,10 +163,8 @@ def convert(model: nn.Module) -> nn.Module:
     return converted
 
 
-def _converted(layer: PreparedLayer) -> nn.Module:
-    try:
+def _converted(layer: ObservedLayer) -> nn.Module:
+    with naming(layer.name):
         made = layer.converted()
-    except ValueError as error:
-        raise ValueError(f"layer {layer.name!r}: {error}") from error
     carry_hooks(layer, made)
     return made

@@ -18,12 +18,12 @@ from qlearn.affine import QParams
 from qlearn.arrays import saturate
 from qlearn.config import QuantConfig
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
-from qlearn.nn.integer_layers import quantized, with_room_for_bias
-from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.integer_layers import with_room_for_bias
+from qlearn.nn.layers import check_input
 from qlearn.nn.linear_maps import LinearMap, Supported
 from qlearn.nn.network import copy_of, with_plain_weights
-from qlearn.nn.prepared import Overrides, prepare_layers
-from qlearn.nn.ptq import WEIGHTS, ObservedLayer
+from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers
+from qlearn.nn.ptq import WEIGHTS
 
 ACTIVATIONS = QuantConfig(method="moving_average")
 
@@ -91,8 +91,7 @@ class FakeQuantizedLayer(ObservedLayer):
         if self.calibrating or input.numel() == 0:
             return super().forward(input)
         self.called = True
-        if not input.is_floating_point():
-            raise TypeError(f"layer {self.name!r}: its input has dtype {input.dtype}: it must hold floats.")
+        check_input(self.name, input)
         try:
             parameters, x_hat = self._rounded(input)
         except ValueError as error:
@@ -108,14 +107,11 @@ class FakeQuantizedLayer(ObservedLayer):
             y = saturate(y, input.dtype)
         return y
 
-    def converted(self) -> QuantizedLayer:
-        """The layer on codes, with the quantizers that the fake-quantized one uses in eval mode."""
-        inputs: QParams | QuantConfig | None = self.activations
-        if isinstance(self.input_fake_quantize, LearnedFakeQuantize) and self.input_fake_quantize.started:
-            inputs = self.input_fake_quantize.qparams()
-        elif self.observer is not None:
-            inputs = self.observer.qparams()
-        return quantized(self.layer, self.find_weight_qparams(), inputs, self.name)
+    def find_input_qparams(self) -> QParams | QuantConfig | None:
+        """That of eval mode: the learned one, if there is one."""
+        if isinstance(inputs := self.input_fake_quantize, LearnedFakeQuantize) and inputs.started:
+            return inputs.qparams()
+        return super().find_input_qparams()
 
     def extra_repr(self) -> str:
         """Nothing: what there is to say, the modules inside say."""

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from qlearn.nn.batches import Forward, call, evaluating
-from qlearn.nn.flow import ASKS, FLATTENS, FUNCTIONS, READ, UNKNOWN, Flow, Step, function_name, is_leaf
+from qlearn.nn.flow import ASKS, FLATTENS, READ, Flow, Step, function_name, is_leaf, what_does
 from qlearn.nn.linear_maps import KINDS
 from qlearn.nn.network import check_model, refuse_computed_weights
 from qlearn.nn.tracing import trace
@@ -87,7 +87,7 @@ class _Recorder(TorchFunctionMode):
         if self.inside or name in ASKS or (name == "get" and not made):
             return output
         reads = _tensors((args, kwargs))
-        step = Step(name, FUNCTIONS.get(name, UNKNOWN))
+        step = Step(name, what_does(name))
         if name in ("flatten", "view", "reshape") and reads[0].ndim > 2 and made[0].shape[:-1] == reads[0].shape[:1]:
             step.does = FLATTENS
         self.add(step, reads, made)

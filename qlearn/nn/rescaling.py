@@ -50,8 +50,7 @@ def sites(model: nn.Module, batches: Batches | None = None, *, forward: Forward 
     >>> [site.name for site in sites(language_model())][:2]
     ['blocks.0.norm1', 'blocks.0.attention.value']
     """
-    first = None if batches is None else next(iter(listed(batches)))
-    return _some(model, *find_sites(model, watched(model, first, forward), first, forward))
+    return _found(model, None if batches is None else next(iter(listed(batches))), forward)[1]
 
 
 def plant_outliers(
@@ -114,9 +113,7 @@ def copied(
     rest = iter(() if batches is None else listed(batches))
     first = None if batches is None else next(rest)
     if given is None:
-        flow = watched(model, first, forward)
-        found, why = find_sites(model, flow, first, forward)
-        _some(model, found, why)
+        flow, found, why = _found(model, first, forward)
         if done:
             left = _not_reached(model, flow, found, why)
             count = len({layer for site in found for layer in site.consumers})
@@ -153,14 +150,15 @@ def find_sites(
     return [site for site in found if site not in wrong], why
 
 
-def _some(model: nn.Module, found: list[Site], why: Mapping[str, str]) -> list[Site]:
-    """The sites, of which there is one at least."""
+def _found(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[Flow, list[Site], dict[str, str]]:
+    """A network's flow and what `find_sites` finds in it, one site at least."""
+    flow = watched(model, batch, forward)
+    found, why = find_sites(model, flow, batch, forward)
     if not found:
-        reasons = (
-            "; ".join(f"{name}: {reason}" for name, reason in list(why.items())[:5]) or "nothing could be followed"
-        )
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(why.items())[:5])
+        reasons = reasons or "nothing could be followed"
         raise ValueError(f"{type(model).__name__} has no place that could be rescaled ({reasons}).")
-    return found
+    return flow, found, why
 
 
 class _NoSite(Exception):
@@ -239,19 +237,15 @@ def _columns(flow: Flow, site: Site, layer: nn.Module, layout: Any, width: int) 
 
 def _nobody_else(flow: Flow, site: Site) -> None:
     """Refuse a site beside which there are layers that a batch has not reached: with another one, they may read it."""
-    if flow.way != "recorded":
-        return
-    around = _common(flow.names[layer] for layer in (site.producer, *site.consumers))
-    if not around:
-        return
-    for module, name in flow.names.items():
+    around = _around(flow, site)
+    for module, name in flow.names.items() if around and flow.way == "recorded" else ():
         if is_linear_map(module) and name.startswith(around + ".") and not flow.calls[module]:
             raise _NoSite(f"{name!r}, which the first batch does not reach, may read it, too")
 
 
-def _common(names: Iterable[str]) -> str:
-    """The name of the smallest module that holds all of these."""
-    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+def _around(flow: Flow, site: Site) -> str:
+    """The name of the smallest module that holds all of a site's."""
+    levels = zip(*(flow.names[layer].split(".")[:-1] for layer in (site.producer, *site.consumers)), strict=False)
     return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
 
 
@@ -272,7 +266,7 @@ def _wrong(model: nn.Module, sites: Sequence[Site], run: Callable[[nn.Module], l
 
 def _holds_on_noise(model: nn.Module, flow: Flow, site: Site) -> bool:
     """Whether the smallest module around a site, if it takes (N, T, I), puts out the same when it is rescaled."""
-    around = model.get_submodule(_common(flow.names[layer] for layer in (site.producer, *site.consumers)))
+    around = model.get_submodule(_around(flow, site))
     weight = site.producer.weight
     x = torch.randn(2, 5, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight)
     try:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.network import InFloat, check_model, in_float_text, left_in_float
-from qlearn.nn.prepared import PreparedLayer
+from qlearn.nn.prepared import ObservedLayer
 
 COLUMNS = ("layer", "kind", "weights", "inputs", "parameters", "scales", "from", "to", "bytes")
 FIRST_NUMBER = COLUMNS.index("parameters")
@@ -100,7 +100,7 @@ def summary(model: nn.Module) -> Summary:
     left in float: 100 % of the numbers: 0 (Linear)
     """
     check_model(model, numbers=False)
-    quantized = {module for module in model.modules() if isinstance(module, (PreparedLayer, QuantizedLayer))}
+    quantized = {module for module in model.modules() if isinstance(module, (ObservedLayer, QuantizedLayer))}
     inside = {part for module in quantized for part in module.children()}  # its row is that of the layer around it
     seen: set[Tensor] = set()
     rows = []
@@ -113,7 +113,7 @@ def summary(model: nn.Module) -> Summary:
 
 def _summarize(name: str, module: nn.Module, seen: set[Tensor]) -> LayerSummary | None:
     """The row of a module, if it has anything of its own that is stored and was not counted before."""
-    if isinstance(module, PreparedLayer):
+    if isinstance(module, ObservedLayer):
         return _prepared(name, module)
     shared = [key for key, parameter in module.named_parameters(recurse=False) if parameter in seen]
     stored = list(_stored(module, shared))
@@ -135,7 +135,7 @@ def _summarize(name: str, module: nn.Module, seen: set[Tensor]) -> LayerSummary 
     )
 
 
-def _prepared(name: str, module: PreparedLayer) -> LayerSummary:
+def _prepared(name: str, module: ObservedLayer) -> LayerSummary:
     """A layer that is still in float, with what it is to become."""
     layer, config = module.layer, module.weights
     per = {"PerTensor": "tensor", "PerAxis": "channel", "PerGroup": "group"}[type(config.granularity).__name__]

@@ -19,14 +19,13 @@ from qlearn.nn.flow import (
     ASKS,
     ATTRIBUTES,
     FLATTENS,
-    FUNCTIONS,
     READ,
-    UNKNOWN,
     Flow,
     Step,
     function_name,
     hooks,
     is_leaf,
+    what_does,
 )  # fmt: skip
 from qlearn.nn.network import HOOKS
 
@@ -34,8 +33,8 @@ from qlearn.nn.network import HOOKS
 def trace(model: nn.Module) -> Flow:
     """Follow the code of a network with `torch.fx`, in eval mode and with the defaults of all arguments that have one.
 
-    A module that fx cannot follow (its code asks for values) is a closed one, and its children are traced by
-    themselves, each as a unit; what leaves or enters a unit is read by somebody unknown.
+    Of a module that fx cannot follow (its code asks for values), the children are traced by themselves, each as a unit;
+    what leaves or enters a unit is read by somebody unknown.
 
     Args:
         model: any network. It is not changed; its parameters are not copied.
@@ -61,13 +60,11 @@ def trace(model: nn.Module) -> Flow:
         if is_leaf(unit) and unit is not twin:
             continue
         tracer = _Tracer(hooked - {unit})
-        why = "its parts are called from outside" if unit in in_parts else tracer.follow(unit)
-        in_parts |= tracer.in_parts
-        if not why:
+        inner: Iterable[nn.Module] = unit.children()
+        if unit not in in_parts and tracer.follow(unit):
             _add_graph(flow, tracer, originals)
-        elif not isinstance(unit, (nn.ModuleList, nn.ModuleDict)):
-            flow.closed[flow.names[originals[unit]]] = why
-        inner = unit.children() if why else (module for module in unit.modules() if module in tracer.closed)
+            inner = [module for module in unit.modules() if module in tracer.closed]
+        in_parts |= tracer.in_parts
         units += [module for module in inner if module not in units]
     flow.way = "traced in parts" if len(units) > 1 else "traced"
     return flow
@@ -82,19 +79,20 @@ class _Tracer(fx.Tracer):
         self.in_parts: set[nn.Module] = set()
         self.running: list[nn.Module] = []
 
-    def follow(self, unit: nn.Module) -> str:
-        """Fill `graph`; or say why that cannot be done."""
-        owners = dict(_owners(unit, unit))
+    def follow(self, unit: nn.Module) -> bool:
+        """Fill `graph`; whether that can be done."""
+        self.owners = dict(_owners(unit, unit))
+        parameters = inspect.signature(unit.forward).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         while True:
             self.running = [unit]
-            self.owners = owners
             try:
-                self.graph = self.trace(unit, _defaults(unit))
-                return ""
-            except Exception as error:  # whatever the code of a network may raise where a number is no number
+                self.graph = self.trace(unit, defaults)
+                return True
+            except Exception:  # whatever the code of a network may raise where a number is no number
                 culprit = self.running[-1]
                 if culprit is unit:
-                    return f"its code cannot be followed: {str(error).splitlines()[0] if str(error) else error!r}"
+                    return False
                 self.closed |= {module for module in unit.modules() if type(module) is type(culprit)} - {unit}
 
     def is_leaf_module(self, module: nn.Module, _: str) -> bool:
@@ -120,11 +118,6 @@ def _owners(module: nn.Module, owner: nn.Module) -> Iterable[tuple[nn.Module, nn
         yield from _owners(child, owner if isinstance(child, (nn.ModuleList, nn.ModuleDict)) else child)
 
 
-def _defaults(module: nn.Module) -> dict[str, Any]:
-    parameters = inspect.signature(module.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
 def _add_graph(flow: Flow, tracer: _Tracer, originals: Mapping[nn.Module, nn.Module]) -> None:
     """Put the calls that fx has found into the flow."""
     made: dict[fx.Node, Step] = {}
@@ -143,7 +136,7 @@ def _add_graph(flow: Flow, tracer: _Tracer, originals: Mapping[nn.Module, nn.Mod
                 flow.forbid(step.module, f"{inside[:-1]!r}, whose code cannot be followed, may call it, too")
         elif node.op in ("call_function", "call_method"):
             step.name = function_name(node.target)
-            step.does = FLATTENS if _flattens(node) else FUNCTIONS.get(step.name, UNKNOWN)
+            step.does = FLATTENS if _flattens(node) else what_does(step.name)
         elif node.op == "get_attr":
             flow.forbid(operator.attrgetter(node.target)(root), READ)
         elif node.op == "output":
@@ -172,13 +165,10 @@ def _flattens(node: fx.Node) -> bool:
         sizes = list(sizes[0])
     if len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node):
         return False
-    size = sizes[0]
-    if size.target == "size":
-        return size.args == (x, 0)
-    if size.target is not operator.getitem or size.args[1] != 0 or not isinstance(size.args[0], fx.Node):
-        return False
-    shape = size.args[0]
-    return shape.target in (getattr, "size") and shape.args in ((x,), (x, "shape"))
+    if sizes[0].target is operator.getitem and sizes[0].args[1] == 0 and isinstance(sizes[0].args[0], fx.Node):
+        shape = sizes[0].args[0]
+        return (shape.target, *shape.args) in ((getattr, x, "shape"), ("size", x))
+    return (sizes[0].target, *sizes[0].args) == ("size", x, 0)
 
 
 def _unhook(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,22 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath, text_to_path
 
 from qlearn.formats import FloatFormat, decode, encode
 from qlearn.plots.granularity import TINTS
 from qlearn.plots.picture import picture
-from qlearn.style import INK
+from qlearn.style import INK, SMALLEST
 
 # The three fields of a float, and the bits of a code that has none. Written beside the cells, too.
 COLOURS = {"sign": "#F4C7A5", "exponent": "#BFE3D2", "significand": "#BFDDF0", "code": "#E4E4E4"}
 WIDEST = 32
 BYTE = 8
+DIGIT = 7.5  # points
+LETTERS = "0123456789.−+einfa∞"  # of numbers as they are written beside the bits
 
 
 @picture
@@ -36,7 +42,9 @@ def float_bits(x: float, formats: Sequence[FloatFormat]) -> tuple[Figure, str]:
     rows = [Row(format.name, format.bits, format) for format in formats]
     codes = [int(encode(x, format)) for format in formats]
     values = [float(decode(code, format)) for code, format in zip(codes, formats, strict=True)]
-    BitRows(figure.subplots(), rows).update(codes, [f"{value:.12g}".replace("-", "−") for value in values])
+    drawn = BitRows(figure.subplots(), rows)
+    figure.draw_without_rendering()  # now the axes have their width
+    drawn.update(codes, [f"{value:.12g}".replace("-", "−") for value in values])
     parts = []
     for row, code, value in zip(rows, codes, values, strict=True):
         bits = f"{code:0{row.bits}b}"
@@ -104,12 +112,17 @@ class Row:
 class BitRows:
     """Cells with a 0 or a 1 in each, and what the bits mean beside them.
 
+    Args:
+        axes: to draw on.
+        rows: from top to bottom.
+        legend: where its right end is, as a share of the axes' width.
+
     Attributes:
         artists: those that move.
     """
 
-    def __init__(self, axes: Axes, rows: Sequence[Row]) -> None:
-        self._rows = rows
+    def __init__(self, axes: Axes, rows: Sequence[Row], legend: float = 0.8) -> None:
+        self._rows, self._axes = rows, axes
         axes.set_xlim(-0.3, WIDEST + 8.2)  # room for what a float32 stands for
         axes.set_ylim(len(rows) - 0.45, -0.55)
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
@@ -123,14 +136,22 @@ class BitRows:
         ]
         axes.add_collection(PatchCollection(cells, match_original=True, edgecolor="white", linewidth=0.8))
         seen = {field for row in rows for field in row.fields}
-        legend = [Patch(facecolor=colour, label=field) for field, colour in COLOURS.items() if field in seen]
-        axes.legend(handles=legend, loc="lower right", bbox_to_anchor=(0.8, -0.02), handlelength=1, labelspacing=0.2)
-        style: dict[str, Any] = {"linestyle": "", "color": INK, "markersize": 5, "markeredgewidth": 0}
-        self._digits = [axes.plot([], [], marker=f"${digit}$", **style)[0] for digit in (0, 1)]
-        self._values = [
-            axes.text(row.bits + 0.6, place, "", va="center", fontsize=8, color=INK) for place, row in enumerate(rows)
-        ]
-        self.artists: list[Artist] = [*self._digits, *self._values]
+        axes.legend(
+            handles=[Patch(facecolor=colour, label=field) for field, colour in COLOURS.items() if field in seen],
+            loc="lower right",
+            bbox_to_anchor=(legend, -0.02),
+            handlelength=1,
+            labelspacing=0.2,
+        )
+        style: dict[str, Any] = {"linestyle": "", "color": INK, "markeredgewidth": 0}
+        self._digits = [axes.plot([], [], marker=f"${digit}$", markersize=DIGIT, **style)[0] for digit in (0, 1)]
+        # Each letter is a marker: a text takes half a millisecond to draw, and there is one in each row.
+        self._letters, self._widths = {}, {}
+        for letter in LETTERS:
+            shape, self._widths[letter] = _as_marker(letter)
+            size = 2 * float(np.abs(shape.vertices).max())  # a marker is made to fit into its size
+            (self._letters[letter],) = axes.plot([], [], marker=shape, markersize=size, **style)
+        self.artists: list[Artist] = [*self._digits, *self._letters.values()]
 
     def update(self, codes: Sequence[int], values: Sequence[str]) -> None:
         """Show these codes, one a row, and what each stands for."""
@@ -142,5 +163,24 @@ class BitRows:
         x, y, digit = np.array(places).T
         for wanted, line in enumerate(self._digits):
             line.set_data(x[digit == wanted], y[digit == wanted])
-        for text, value in zip(self._values, values, strict=True):
-            text.set_text(value)
+        # Points in one unit of the axis.
+        points = self._axes.get_window_extent().width * 72 / self._axes.figure.dpi / np.ptp(self._axes.get_xlim())
+        written: dict[str, list[tuple[float, int]]] = {letter: [] for letter in LETTERS}
+        for row, (bits, value) in enumerate(zip((row.bits for row in self._rows), values, strict=True)):
+            left = bits + 0.6
+            for letter in value:
+                width = self._widths[letter] / points
+                written[letter].append((left + width / 2, row))
+                left += width
+        for letter, line in self._letters.items():
+            line.set_data(*np.array(written[letter]).reshape(-1, 2).T)
+
+
+@cache
+def _as_marker(letter: str) -> tuple[Path, float]:
+    """A letter's outline, in points, around the middle of the digits' height and of its width; and this width."""
+    font = FontProperties(family="DejaVu Sans", size=SMALLEST)
+    width, digit, _ = text_to_path.get_text_width_height_descent("0", font, ismath=False)
+    width = text_to_path.get_text_width_height_descent(letter, font, ismath=False)[0]
+    outline = TextPath((0, 0), letter, prop=font)
+    return Path(outline.vertices - [width / 2, digit / 2], outline.codes), width

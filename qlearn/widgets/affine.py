@@ -103,6 +103,9 @@ class AffineExplorer(Explorer):
     def limits(self, **values: Any) -> dict[str, tuple[float, float]]:
         return {"bits": (2 if values["symmetric"] else 1, MOST_BITS)}
 
+    def idle(self, **values: Any) -> set[str]:
+        return set() if values["outliers"] else {"size"}
+
     def compute(self, bits: int, symmetric: bool, outliers: int, size: int, value: float) -> dict[str, Any]:
         """All numbers and arrays of the picture, at O(2ᵇ log n)."""
         parts = self.data.parts(outliers, size)
@@ -207,7 +210,7 @@ class AffineExplorer(Explorer):
         return [self._stairs, self._picked]
 
     def _setup_errors(self, axes: Axes) -> list[Artist]:
-        axes.set_title("MSE against bits")
+        axes.set_title("MSE (log scale) against bits")
         axes.set_xlabel("bits", labelpad=1)
         axes.set_xlim(0.6, MOST_BITS + 0.4)
         axes.set_xticks(range(1, MOST_BITS + 1))

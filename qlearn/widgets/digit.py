@@ -20,7 +20,7 @@ from qlearn.style import GREEN
 from qlearn.widgets.controls import Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.panels import EvenBins, Histograms
-from qlearn.widgets.values import CODES, ERRORS, SCALE, as_numpy, measure
+from qlearn.widgets.values import ERRORS, SCALE, as_numpy, measure
 
 MOST_BITS = 8
 WRITERS = 100
@@ -66,10 +66,8 @@ class DigitExplorer(Explorer):
         "bytes": Number("bytes"),
         "bytes_as_float": Number("as float32", "bytes"),
         "codes_used": Number("greys used", "of {codes}"),
-        "bits_per_value": CODES["bits_per_value"],
-        **ERRORS,
-        **SCALE,
     }
+    untold = ("bits_per_value", *ERRORS, *SCALE)  # lesson 01 is the first to speak of them
 
     def __init__(self, image: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
         self.controls = {}
@@ -120,7 +118,7 @@ class DigitExplorer(Explorer):
         title = figure.text(0.345, 0.885, "After, bits a pixel:", fontsize=9)
         end = title.get_window_extent(self._canvas.get_renderer()).x1
         self._number = figure.text(end / figure.bbox.width + 0.006, 0.885, "", fontsize=9)
-        figure.text(0.735, 0.885, "Before (line) and after (bars)", fontsize=9)
+        figure.text(0.735, 0.885, "Pixels: before (line), after (bars)", fontsize=9)
         self._histograms = Histograms(right, self.size[0])
         self._histograms.fit(self.bins, max(self.result["histogram"].sum(), 1))
         right.set_xlabel("pixel: 0 is paper, 255 is ink" if self.range == BYTE else "pixel")
@@ -143,15 +141,11 @@ class DigitExplorer(Explorer):
         qparams: QParams = result["qparams"]
         x = result["before"][result["marked"]]
         code = quantize(np.asarray(x), qparams)
-        scale, zero_point = rounded(float(qparams.scale)), int(qparams.zero_point)
         x_hat = float(dequantize(np.asarray(code), qparams))
-        shift = f" + {zero_point}" if zero_point else ""
-        back = f"({int(code)} − {zero_point})" if zero_point else f"{int(code)}"
         return [
             f"marked pixel: {rounded(float(x))}",
-            f"{rounded(float(x))} / {scale}{shift} = {rounded(float(x) / float(qparams.scale) + zero_point)}",
-            f"code {int(code)}, stored as {int(code):0{result['bits']}b}",
-            f"{scale} · {back} = {rounded(x_hat)}",
+            f"nearest of {result['codes']} greys: {rounded(x_hat)}, number {int(code)} from 0",
+            f"stored as {int(code):0{result['bits']}b}",
         ]
 
     def _pixels(self, digit: int | None = None, writer: int = 1) -> tuple[Any, SortedView]:

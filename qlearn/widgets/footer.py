@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import groupby
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -44,13 +45,24 @@ def footer(width: int, settings: str, rows: list[list[tuple[str, str]]], steps: 
 def joined(steps: list[str], width: int) -> list[str]:
     """The steps with arrows between them, on lines of at most `width` letters.
 
-    >>> joined(["x = 1", "x / 2 = 0.5", "rint: 0"], width=20)
-    ['x = 1 → x / 2 = 0.5', '→ rint: 0']
+    >>> joined(["x = 1", "x / 2 = 0.5", "rint: 0", "", "y = 3"], width=20)
+    ['x = 1 → x / 2 = 0.5', '→ rint: 0', 'y = 3']
     """
-    lines: list[str] = []
-    for step in steps:
-        if lines and len(lines[-1]) + len(step) + 3 <= width:
-            lines[-1] += f" → {step}"
-        else:
-            lines.append(f"→ {step}" if lines else step)
+    lines = []
+    for first, *others in calculations(steps):
+        lines.append(first)
+        for step in others:
+            if len(lines[-1]) + len(step) + 3 <= width:
+                lines[-1] += f" → {step}"
+            else:
+                lines.append(f"→ {step}")
     return lines
+
+
+def calculations(steps: list[str]) -> list[list[str]]:
+    """The steps of each calculation: an empty one stands between two.
+
+    >>> calculations(["x = 1", "x / 2 = 0.5", "", "y = 3"])
+    [['x = 1', 'x / 2 = 0.5'], ['y = 3']]
+    """
+    return [list(group) for filled, group in groupby(steps, bool) if filled]

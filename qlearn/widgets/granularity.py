@@ -10,16 +10,17 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
-from qlearn.affine import fake_quantize
+from qlearn.affine import QParams, fake_quantize, quantize
 from qlearn.arrays import quietly
 from qlearn.datasets import trained
-from qlearn.errors import SCALE_BITS, report
+from qlearn.errors import report
 from qlearn.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION
 from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.heat import HeatMap, Shades
-from qlearn.widgets.layer import BITS, MOST_SPREAD, Layer, group_sizes, row_error, row_sizes
+from qlearn.widgets.layer import BITS, MOST_SPREAD, Layer, cost, group_sizes, row_error, row_sizes
 from qlearn.widgets.panels import plain
 from qlearn.widgets.values import CODES, ERRORS
 
@@ -29,7 +30,14 @@ LEAST_ERROR, MOST_ERROR = 1e-3, 3.0  # ends of the axis for a row's error
 KINDS = {"per tensor": "tensor", "per column": "column", "per row": "row", "per group": "group"}
 STYLES: dict[str, dict[str, Any]] = {  # told apart by marker and line as well as by colour
     "tensor": {"color": BLUE, "marker": "o", "linestyle": "-"},
-    "column": {"color": GREEN, "marker": "^", "linestyle": ":"},
+    "column": {
+        "color": GREEN,
+        "marker": "^",
+        "linestyle": ":",
+        "markersize": 8,
+        "markerfacecolor": "none",
+        "zorder": 3,
+    },
     "row": {"color": VERMILLION, "marker": "s", "linestyle": "--"},
     "group": {"color": PURPLE, "marker": "D", "linestyle": "-."},
 }
@@ -37,13 +45,12 @@ ERROR = Shades(
     "YlOrBr",
     lambda share: 1 + np.log2(np.maximum(share, 1e-9)) / 8,
     {"0.4 %": 0.0, "1.6 %": 0.25, "6 %": 0.5, "25 %": 0.75, "100 %": 1.0},
-    cells=(100, 25),  # single errors are noise to the eye; the mean of a few neighbours shows where they are large
 )
 WEIGHTS = Shades("PuOr", lambda weight: 0.5 + weight / 6, {"−3": 0.0, "0": 0.5, "3": 1.0})
 VIEWS = {
-    "error": (ERROR, "Error, relative to the row's size"),
-    "before": (WEIGHTS, "Weights, in units of the row's size"),
-    "after": (WEIGHTS, "Weights after quantization, same units"),
+    "error": (ERROR, "Error of each weight, relative to its row"),
+    "before": (WEIGHTS, "Weights, relative to their rows"),
+    "after": (WEIGHTS, "Weights after, relative to their rows"),
 }
 
 
@@ -57,7 +64,10 @@ def explore_granularity(
     method: str = "min_max",
     symmetric: bool = True,
     spread: float = 0.0,
+    scale_bits: int = 32,
     show: str = "error",
+    row: int | None = None,
+    column: int | None = None,
     pixel_ratio: float = 1,
 ) -> GranularityExplorer:
     """Give a layer's weights one scale, or one a row, column or group of neighbours, and see where the error goes.
@@ -69,7 +79,9 @@ def explore_granularity(
         group_size: how many neighbours in a row share a scale; it must divide the row.
         bits, method, symmetric: as in `find_qparams`; bits from 2 to 8, method "min_max" or "mse".
         spread: rows are multiplied by powers of two between 10^−spread and 10^spread, spread up to 2.
+        scale_bits: with how many bits a scale is counted in "bits per value", 32, 16 or 8. The scales stay as they are.
         show: what the heat map shows, "error", "before" or "after".
+        row, column: of the weight whose arithmetic is shown step by step, counted from 0; one in the middle without.
         pixel_ratio: 2 for a picture that is sharp on a screen with device scale factor 2.
 
     Raises:
@@ -83,22 +95,22 @@ def explore_granularity(
     """
     start: dict[str, Any] = {
         **{"granularity": granularity, "bits": bits, "method": method, "symmetric": symmetric},
-        **{"spread": spread, "show": show},
+        **{"spread": spread, "scale_bits": scale_bits, "show": show},
     }
-    if group_size is not None:
-        start["group_size"] = group_size
+    chosen = {"group_size": group_size, "row": row, "column": column}
+    start |= {name: value for name, value in chosen.items() if value is not None}
     return GranularityExplorer(x, start=start, pixel_ratio=pixel_ratio)
 
 
 class GranularityExplorer(Explorer):
-    """A heat map of the layer, the scales of its rows beside it, and the error against bits per value.
+    """A heat map of the layer, the scales of its rows and columns beside it, and the error against bits per value.
 
     The size of a row is the root of its mean square, and the row error is relative to it, so that small rows
     count as much as large ones.
     """
 
     title = "Granularity"
-    size = (800, 430)
+    size = (800, 480)
     shown: ClassVar = {
         "scales": Number("scales"),
         "smallest_scale": Number("smallest scale"),
@@ -139,6 +151,12 @@ class GranularityExplorer(Explorer):
                 0.0,
                 0.1,
             ),
+            "scale_bits": Choice(
+                "bits of a scale",
+                "How many bits of storage a scale counts for. It is not rounded to them: that is lesson 08.",
+                {"32": 32, "16": 16, "8": 8},
+                32,
+            ),
             "show": Choice(
                 "heat map",
                 "What is drawn: the error, or the weights before or after quantization.",
@@ -146,10 +164,27 @@ class GranularityExplorer(Explorer):
                 "error",
             ),
         }
+        for name, many in zip(("row", "column"), self.layer.weights.shape, strict=True):
+            if many > 1:
+                help = f"Which {name} the weight is in that is marked, and followed step by step."
+                self.controls[name] = Slider(name, help, 0, many - 1, many // 2)
         super().__init__(start=start, pixel_ratio=pixel_ratio)
 
+    def idle(self, **values: Any) -> set[str]:
+        return {"spread"} if len(self.layer.weights) == 1 else set()
+
     def compute(
-        self, granularity: str, group_size: int, bits: int, method: str, symmetric: bool, spread: float, show: str
+        self,
+        granularity: str,
+        group_size: int,
+        bits: int,
+        method: str,
+        symmetric: bool,
+        spread: float,
+        scale_bits: int,
+        show: str,
+        row: int = 0,
+        column: int = 0,
     ) -> dict[str, Any]:
         """All numbers and arrays of the picture, at O(n)."""
         weights = self.layer.spread(spread)
@@ -159,14 +194,19 @@ class GranularityExplorer(Explorer):
         measured = report(weights, qparams)
         scale = np.atleast_2d(qparams.scale)
         curves = {
-            kind: self.layer.curve(kind, group_size if kind == "group" else 0, symmetric, spread) for kind in STYLES
+            kind: self.layer.curve(kind, group_size if kind == "group" else 0, symmetric, spread, scale_bits)
+            for kind in STYLES
+        }
+        blocks = np.repeat(scale, weights.shape[1] // scale.shape[1], 1)  # a column of scales for each of weights
+        own = {
+            kind: self.layer.qparams(kind, 0, bits, "min_max", symmetric, spread).scale for kind in ("row", "column")
         }
         shown = {"error": abs(weights - after), "before": weights, "after": after}[show]
         return {
             "scales": scale.size,
             "smallest_scale": float(scale.min()),
             "largest_scale": float(scale.max()),
-            "bits_per_value": measured.bits_per_value,
+            "bits_per_value": cost(weights.shape, qparams, scale_bits),
             "row_error_percent": 100 * row_error(weights, after),
             "lost_rows": int(((after == 0).all(1) & (weights != 0).any(1)).sum()),
             "rows": len(weights),
@@ -183,22 +223,31 @@ class GranularityExplorer(Explorer):
             "show": show,
             "cells": shown / row_sizes(weights),
             "row_scales": [np.broadcast_to(end, len(weights)) for end in (scale.min(1), scale.max(1))],
-            "own_scales": self.layer.qparams("row", 0, bits, "min_max", symmetric, spread).scale[:, 0],
+            "column_scales": [blocks.min(0), blocks.max(0)],
+            "own_scales": {"row": own["row"][:, 0], "column": own["column"][0]},
             "curves": curves,
+            "scale_bits": scale_bits,
+            "picked": _picked(weights, after, qparams, row, column),
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        heat, strip, beside, right = (
-            figure.add_axes(box)
-            for box in (
-                *((0.062, 0.235, 0.36, 0.695), (0.062, 0.105, 0.36, 0.028)),
-                *((0.436, 0.235, 0.13, 0.695), (0.655, 0.115, 0.33, 0.815)),
-            )
+        width, height = self.size
+        # In pixels, so that each of the default layer's weights has three times three.
+        places = {
+            **{"above": (56, 406, 300, 46), "heat": (56, 76, 300, 300), "strip": (56, 24, 300, 12)},
+            **{"beside": (366, 76, 96, 300), "right": (532, 52, 260, 400)},
+        }
+        above, heat, strip, beside, right = (
+            figure.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in places.values()
         )
         heat.set_xlabel("column: input", labelpad=1)
         heat.set_ylabel("row: output", labelpad=1)
         self._heat = HeatMap(heat, strip, self.layer.weights.shape)
-        return [*self._heat.artists, *self._setup_scales(beside), *self._setup_errors(right)]
+        (self._mark,) = heat.plot([], [], "s", color="none", markeredgecolor=BLACK, markeredgewidth=1.4, markersize=9)
+        self._mark.set_path_effects([withStroke(linewidth=3.4, foreground="white")])  # seen on dark cells too
+        self._scales: dict[str, list[Any]] = {}
+        scales = [*self._setup_scales("column", above), *self._setup_scales("row", beside)]
+        return [*self._heat.artists, self._mark, *scales, *self._setup_errors(right)]
 
     def scene(self, result: dict[str, Any]) -> str:
         return result["show"]
@@ -208,12 +257,14 @@ class GranularityExplorer(Explorer):
 
     def update(self, result: dict[str, Any]) -> None:
         self._heat.update(result["cells"])
-        low, high = (np.log10(end) for end in result["row_scales"])
-        rows = np.arange(len(low)) + 0.5
-        gap = np.full(len(low), np.nan)
-        self._all.set_data(np.stack([low, high, gap], 1).reshape(-1), np.repeat(rows, 3))
-        self._ends.set_data(np.concatenate([low, high]), np.concatenate([rows, rows]))
-        self._own.set_data(np.log10(result["own_scales"]), rows)
+        self._mark.set_data([result["picked"]["column"] + 0.5], [result["picked"]["row"] + 0.5])
+        for kind, (every, own, ends) in self._scales.items():
+            low, high = (np.log10(end) for end in result[f"{kind}_scales"])
+            at = np.arange(len(low)) + 0.5
+            turn = 1 if kind == "row" else -1  # of columns the scale is drawn upwards, of rows to the right
+            every.set_data(*[np.stack([low, high, np.full(len(low), np.nan)], 1).reshape(-1), np.repeat(at, 3)][::turn])
+            ends.set_data(*[np.concatenate([low, high]), np.concatenate([at, at])][::turn])
+            own.set_data(*[np.log10(result["own_scales"][kind]), at][::turn])
         for kind, line in self._curves.items():
             bits, errors = zip(*result["curves"][kind], strict=True)
             line.set_data(np.log2(bits), _on_axis(errors))
@@ -229,40 +280,55 @@ class GranularityExplorer(Explorer):
             "group": f"{rows} rows · {columns // (result['group'] or 1)} × {result['group']} in each: {scales} scales",
         }
         asymmetric = result["qparams"].quant_min == 0
-        cost = f"({SCALE_BITS} + {bits})" if asymmetric else f"{SCALE_BITS}"
+        each = f"({result['scale_bits']} + {bits})" if asymmetric else f"{result['scale_bits']}"
+        picked = result["picked"]
+        scale, zero_point = rounded(picked["scale"]), picked["zero_point"]
+        back = f"({picked['code']} − {zero_point})" if asymmetric else rounded(picked["code"])
         return [
+            f"marked weight: {rounded(picked['weight'])}",
+            f"{rounded(picked['weight'])} / {scale} = {rounded(picked['weight'] / picked['scale'])}",
+            f"code {rounded(picked['code'])}",
+            f"{scale} · {back} = {rounded(picked['after'])}",
+            f"error {rounded(picked['weight'] - picked['after'])}",
+            "",
             f"{rows} × {columns} = {rows * columns} weights",
             counted[result["kind"]],
-            f"bits per value = {bits} + {scales} · {cost} / {rows * columns} = {rounded(result['bits_per_value'])}",
+            f"bits per value = {bits} + {scales} · {each} / {rows * columns} = {rounded(result['bits_per_value'])}",
             f"row error = √ mean (error / size of its row)² = {rounded(result['row_error_percent'])} %",
         ]
 
     # The panels
 
-    def _setup_scales(self, axes: Axes) -> list[Artist]:
-        rows = len(self.layer.weights)
-        axes.set_title("Scale of each row")
-        axes.set_xlabel("scale", labelpad=1)
-        axes.set_ylim(rows, 0)
-        axes.set_yticks([])
+    def _setup_scales(self, kind: str, axes: Axes) -> list[Artist]:
+        """The scales of all rows or columns: what each would have alone, and from where to where it has them."""
+        by_row, (rows, columns) = kind == "row", self.layer.weights.shape
+        axes.set_title(f"Scale of each {kind}")
         # There is room for every scale, at each number of bits and each spread.
-        largest = abs(self.layer.weights).max(1).astype(np.float64)
+        largest = abs(self.layer.weights).max(1 if by_row else 0).astype(np.float64)
         largest = largest[largest > 0] if largest.any() else np.ones(1)
-        room = MOST_SPREAD if rows > 1 else 0
-        left, right = math.log10(largest.min() / 255) - room, math.log10(2 * largest.max()) + room
-        axes.set_xlim(left, right)
-        first, last = math.ceil(left), math.floor(right)
-        every = 3 if last - first > 4 else 1
-        powers = [power for power in range(first, last + 1) if power % every == 0]
-        axes.set_xticks(powers, [plain(10.0**power) for power in powers])
-        axes.grid(axis="x")
-        (self._all,) = axes.plot([], [], "-", color=PURPLE, linewidth=1.4)
-        (self._own,) = axes.plot([], [], "|", color=GREY, markersize=4, label="alone")
-        (self._ends,) = axes.plot([], [], ".", color=BLACK, markersize=3, label="chosen")
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.115), ncols=2, columnspacing=1, handletextpad=0, markerscale=1.6
+        room = MOST_SPREAD if rows > 1 else 0  # columns hold rows that grow, so that they hardly shrink
+        low, high = (
+            math.log10(largest.min() / 255) - (room if by_row else room / 8),
+            math.log10(2 * largest.max()) + room,
         )
-        return [self._all, self._own, self._ends]
+        first, last = math.ceil(low), math.floor(high)
+        every = 3 if last - first > 3 else 1
+        powers = [power for power in range(first, last + 1) if power % every == 0]
+        if by_row:
+            axes.set(ylim=(rows, 0), yticks=[], xlim=(low, high))
+            axes.set_xlabel("scale (log scale)", labelpad=1)
+            axes.set_xticks(powers, [plain(10.0**power) for power in powers])
+        else:
+            axes.set(xlim=(0, columns), xticks=[], ylim=(low, high))
+            axes.set_yticks(powers, [plain(10.0**power) for power in powers])
+        axes.grid(axis="x" if by_row else "y")
+        (line,) = axes.plot([], [], "-", color=PURPLE, linewidth=1.4)
+        (own,) = axes.plot([], [], "|" if by_row else "_", color=GREY, markersize=4, label="alone")
+        (ends,) = axes.plot([], [], ".", color=BLACK, markersize=3, label="chosen")
+        self._scales[kind] = [line, own, ends]
+        if not by_row:
+            axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), handletextpad=0, markerscale=1.6)
+        return [line, own, ends]
 
     def _setup_errors(self, axes: Axes) -> list[Artist]:
         axes.set_title("Row error against bits per value")
@@ -277,14 +343,28 @@ class GranularityExplorer(Explorer):
         axes.grid()
         labels = {kind: label for label, kind in KINDS.items()}
         self._curves = {
-            kind: axes.plot([], [], linewidth=1.3, markersize=4.5, label=labels[kind], **style)[0]
+            kind: axes.plot([], [], **{"linewidth": 1.3, "markersize": 4.5, "label": labels[kind], **style})[0]
             for kind, style in STYLES.items()
         }
         (self._here,) = axes.plot(
             [], [], "s", color="none", markeredgecolor=BLACK, markersize=11, markeredgewidth=1.6, label="chosen"
         )
-        axes.legend(loc="lower left", title="min-max ranges:", title_fontsize=8, alignment="left")
+        axes.legend(loc="lower left", title="min-max ranges:", alignment="left")
         return [*self._curves.values(), self._here]
+
+
+def _picked(weights: Any, after: Any, qparams: QParams, row: int, column: int) -> dict[str, Any]:
+    """One weight on its way through quantization, with the scale and the zero point of its block."""
+    scale, zero_point = (
+        end[row * end.shape[0] // weights.shape[0], column * end.shape[1] // weights.shape[1]]
+        for end in (np.atleast_2d(part) for part in (qparams.scale, qparams.zero_point))
+    )
+    x = weights[row, column]
+    code = int(quantize(x, QParams(scale, zero_point, qparams.quant_min, qparams.quant_max)))
+    return {
+        **{"row": row, "column": column, "weight": float(x), "scale": float(scale), "zero_point": int(zero_point)},
+        **{"code": code, "after": float(after[row, column])},
+    }
 
 
 def _on_axis(error: Any) -> Any:

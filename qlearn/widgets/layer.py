@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from qlearn.affine import QParams, choose_qparams, fake_quantize
+from qlearn.affine import QParams, fake_quantize
 from qlearn.arrays import as_array
-from qlearn.errors import bits_per_value
+from qlearn.config import QuantConfig
+from qlearn.errors import SCALE_BITS, bits_per_value
 from qlearn.granularity import Granularity, PerAxis, PerGroup, PerTensor
-from qlearn.ranges import find_range
 from qlearn.widgets.values import as_numpy
 
 MOST_VALUES = 1 << 17
@@ -47,12 +47,15 @@ class Layer:
         lo, hi = self._range(kind, group, bits if method == "mse" else 0, method, symmetric, 0.0 if by_row else spread)
         if by_row:
             lo, hi = (np.ldexp(end, self._exponents(spread)) for end in (lo, hi))
-        return choose_qparams(lo, hi, bits=bits, symmetric=symmetric)
+        return QuantConfig(bits, symmetric).choose_qparams(lo, hi)
 
-    def curve(self, kind: str, group: int, symmetric: bool, spread: float) -> list[tuple[float, float]]:
+    def curve(
+        self, kind: str, group: int, symmetric: bool, spread: float, scale_bits: int
+    ) -> list[tuple[float, float]]:
         """Bits per value and row error for each number of bits, with min-max ranges."""
         spread = 0.0 if kind in ("row", "group") else spread
-        return [self._point(kind, group, bits, symmetric, spread) for bits in BITS]
+        points = [self._point(kind, group, bits, symmetric, spread) for bits in BITS]
+        return [(cost(self.weights.shape, qparams, scale_bits), error) for qparams, error in points]
 
     def _exponents(self, spread: float) -> Any:
         return np.rint(spread * self._powers).astype(np.int32)[:, None]
@@ -63,13 +66,21 @@ class Layer:
         """`find_range`; min-max ranges are the same for all bits, and are asked for with none."""
         by: dict[str, Granularity] = {"tensor": PerTensor(), "column": PerAxis(1), "row": PerAxis(0)}
         granularity = by[kind] if kind in by else PerGroup(group)
-        codes: dict[str, Any] = {"bits": bits or BITS[-1], "symmetric": symmetric}
-        return find_range(self.spread(spread), method, granularity=granularity, **codes)
+        return QuantConfig(bits or BITS[-1], symmetric, granularity, method).find_range(self.spread(spread))
 
-    def _find_point(self, kind: str, group: int, bits: int, symmetric: bool, spread: float) -> tuple[float, float]:
+    def _find_point(self, kind: str, group: int, bits: int, symmetric: bool, spread: float) -> tuple[QParams, float]:
         weights = self.spread(spread)
         qparams = self.qparams(kind, group, bits, "min_max", symmetric, spread)
-        return bits_per_value(weights.shape, qparams), row_error(weights, fake_quantize(weights, qparams))
+        return qparams, row_error(weights, fake_quantize(weights, qparams))
+
+
+def cost(shape: tuple[int, ...], qparams: QParams, scale_bits: int) -> float:
+    """Bits per value where a scale is counted with so many bits; `bits_per_value` counts 32.
+
+    >>> cost((4, 128), QParams(scale=1.0, zero_point=0, quant_min=-7, quant_max=7), scale_bits=8)
+    4.015625
+    """
+    return bits_per_value(shape, qparams) - (SCALE_BITS - scale_bits) * np.size(qparams.scale) / math.prod(shape)
 
 
 def as_matrix(x: Any) -> Any:

@@ -74,7 +74,7 @@ class EvenBins:
 
 
 class Histograms:
-    """x as an outline of bins, x̂ as one bar a code.
+    """x as an outline of bins, x̂ as one bar a code; where several codes share a bin, each has the height of a bin.
 
     Args:
         axes: to draw on.
@@ -88,7 +88,7 @@ class Histograms:
         self.axes = axes
         self._width = axes.get_position().width * pixels
         axes.set_xlabel("value")
-        axes.set_ylabel("how many values")
+        axes.set_ylabel("how many values (log scale)")
         axes.grid(axis="y")
         axes.axhline(height(0), color=GREY, linewidth=0.8)
         floor: dict[str, Any] = {"values": [height(0)], "edges": [0.0, 1.0]}
@@ -118,8 +118,28 @@ class Histograms:
         used = counts > 0
         self._x.set_data(height(histogram), self.bins.places)
         self._x_line.set_data(height(histogram), self.bins.places)
-        self._x_hat.set_data(*bars(self.bins.place(ticks[used]), height(counts[used]), self._bar, height(0)))
-        self._rug.set_data(self.bins.place(ticks), np.full(len(ticks), height(0) - 0.2))
+        places = self.bins.place(ticks)
+        heights = height(per_bin(places, counts, self.bins.places))
+        self._x_hat.set_data(*bars(places[used], heights[used], self._bar, height(0)))
+        self._rug.set_data(places, np.full(len(ticks), height(0) - 0.2))
+
+
+def per_bin(places: Any, counts: Any, edges: Any) -> Any:
+    """The height of each code's bar beside bins: its count, or where several codes share a bin, what the bin holds.
+
+    A code has fewer values than a bin with other codes in it, but none is lost. A code's values are spread evenly up to
+    the ties with its neighbours, so that bins of two codes and of three have not the heights of two and of three.
+
+    >>> per_bin(np.arange(8.0), np.full(8, 10), edges=[-0.5, 3.5, 7.5])
+    array([40., 40., 40., 40., 40., 40., 40., 40.])
+    >>> per_bin(np.arange(3.0), np.array([3, 5, 4]), edges=np.linspace(-0.5, 2.5, 7))
+    array([3., 5., 4.])
+    """
+    ties = (places[1:] + places[:-1]) / 2
+    ends = np.concatenate([2 * places[:1] - ties[:1], ties, 2 * places[-1:] - ties[-1:]])
+    below = np.interp(edges, ends, np.concatenate([[0], np.cumsum(counts)]))
+    bins = np.clip(np.searchsorted(edges, places, side="right") - 1, 0, len(edges) - 2)
+    return np.maximum(counts, np.diff(below)[bins])
 
 
 def bars(places: Any, heights: Any, widest: float, baseline: float) -> tuple[Any, Any]:

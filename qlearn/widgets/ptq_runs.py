@@ -22,7 +22,7 @@ from qlearn.config import QuantConfig
 from qlearn.granularity import Granularity, PerAxis, PerTensor
 from qlearn.nn.integer_layers import quantized
 from qlearn.nn.linear_maps import as_blocks
-from qlearn.nn.prepared import PreparedLayer, prepared_layers
+from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
 from qlearn.widgets.digit_networks import IN_CACHE, PoolOfFour, largest_activation, pools_four
 
@@ -117,7 +117,7 @@ class Network:
         prepared = nn.prepare(self._float, _weights(8, "channel", "min_max"), QuantConfig(method=method))
         return nn.calibrate(prepared, nn.to_inputs(_mnist().calibration.images), progress=False)
 
-    def _prepared(self, method: str) -> dict[str, PreparedLayer]:
+    def _prepared(self, method: str) -> dict[str, Any]:
         return {layer.name: layer for layer in prepared_layers(self._calibrated(method))}
 
     def _find_input_qparams(self, layer: str, bits: int, method: str) -> QParams:

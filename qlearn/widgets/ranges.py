@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -11,9 +12,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qlearn import ranges
-from qlearn.affine import QParams, choose_qparams, fake_quantize
+from qlearn.affine import QParams, fake_quantize
 from qlearn.arrays import quietly
+from qlearn.config import QuantConfig
 from qlearn.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
@@ -23,6 +24,7 @@ from qlearn.widgets.sources import SOURCES, Source
 from qlearn.widgets.values import CODES, ERRORS, OUTLIER_SIZE, OUTLIERS, SCALE, Parts, ends, measure
 
 OWN = "own"
+CLIPS = 0.1, 20.0  # standard deviations
 
 # What the learner reads; colour and marker (its size) tell methods apart, in both panels alike.
 METHODS: dict[str, tuple[str, str, str, int]] = {
@@ -46,7 +48,7 @@ def explore_ranges(
     symmetric: bool = False,
     percentile: float = 99.9,
     clip: float = 3.0,
-    outliers: int = 10,
+    outliers: int | None = None,
     size: int = 20,
     pixel_ratio: float = 1,
 ) -> RangesExplorer:
@@ -61,7 +63,8 @@ def explore_ranges(
         bits, symmetric: as in `choose_qparams`, bits from 2 to 8.
         percentile: of the upper end, for the method of that name.
         clip: for a range by hand: where both ends are cut off, in standard deviations.
-        outliers, size: how many values are added, and how far out the largest lies, in standard deviations.
+        outliers, size: how many values are added, and how far out the largest lies, in standard deviations; ten are
+            added where it is not said, and none to values of your own.
         pixel_ratio: 2 for a picture that is sharp on a screen with device scale factor 2.
 
     Raises:
@@ -74,6 +77,8 @@ def explore_ranges(
     >>> round(explorer.numbers["hi"], 2), round(explorer.numbers["mse"], 3)
     (1.22, 0.188)
     """
+    if outliers is None:
+        outliers = 10 if x is None else 0
     start: dict[str, Any] = {
         **{"method": method, "bits": bits, "symmetric": symmetric, "percentile": percentile, "clip": clip},
         **{"outliers": outliers, "size": size},
@@ -85,6 +90,8 @@ def explore_ranges(
 
 class RangesExplorer(Explorer):
     """Histograms with the range of every method above them, and the error of every range with its two parts.
+
+    A method whose range or error is off the axes has a hollow mark at their edge.
 
     The outliers are kept apart from the values, which are sorted once: moving them sorts nothing again.
     """
@@ -111,22 +118,33 @@ class RangesExplorer(Explorer):
             **({} if own else {"data": Choice("data", "Which values are quantized.", _labels(SOURCES), "normal")}),
             "method": Choice(
                 "method",
-                "How the range is chosen. Cross-entropy: for logits. By hand: with the slider 'clip at'.",
+                "How the range is chosen. Cross-entropy: for logits. By hand: with the slider 'clip at (std)'.",
                 _labels(METHODS),
                 "min_max",
             ),
             "bits": Slider("bits", "How many bits a code has: b bits give 2ᵇ codes.", 2, 8, 4),
             "symmetric": SCHEME,
             "percentile": Slider(
-                "percentile", "Where the upper end lies; as many values are left out below.", 90.0, 100.0, 99.9, 0.01
+                "percentile (%)",
+                "Where the upper end lies; as many values are left out below.",
+                90.0,
+                100.0,
+                99.9,
+                0.01,
             ),
             "clip": Slider(
-                "clip at", "By hand: where both ends are cut off, in standard deviations of x.", 0.1, 20.0, 3.0, 0.1
+                "clip at (std)", "By hand: where both ends are cut off, in standard deviations of x.", *CLIPS, 3.0, 0.1
             ),
             "outliers": OUTLIERS,
             "size": OUTLIER_SIZE,
         }
         super().__init__(start=start, pixel_ratio=pixel_ratio)
+
+    def idle(self, **values: Any) -> set[str]:
+        """Values of one's own have no outliers unless they are asked for in code."""
+        if values["outliers"]:
+            return set()
+        return {"size"} if "data" in values else {"outliers", "size"}
 
     def source(self, data: str) -> Source:
         """The values of that name, made when they are first asked for."""
@@ -148,8 +166,8 @@ class RangesExplorer(Explorer):
         """All numbers and arrays of the picture, at O(2ᵇ log n) for each range."""
         source = self.source(data)
         parts = source.values.parts(outliers, size)
-        codes: dict[str, Any] = {"bits": bits, "symmetric": symmetric}
-        curve = self._curve(data, outliers, size, bits, symmetric)
+        config = QuantConfig(bits, symmetric)
+        curve = self._curve(data, outliers, size, config)
         found = {
             "min_max": ends(parts),
             "percentile": tuple(quantile(parts, share / 100) for share in (100 - percentile, percentile)),
@@ -157,14 +175,14 @@ class RangesExplorer(Explorer):
             "clip": cut(parts, clip * source.values.std),
         }
         if source.logits is not None:
-            found["cross_entropy"] = self._cross_entropy(data, bits, symmetric)
+            found["cross_entropy"] = self._cross_entropy(data, config)
         if method not in found:
             raise ValueError(
                 "Cross-entropy compares the softmax before and after, so it needs logits: choose the data "
                 "'MLP: logits', or pass your own as explore_ranges(x, logits=True)."
             )
         lo, hi = found[method]
-        qparams = choose_qparams(lo, hi, **codes)
+        qparams = config.choose_qparams(lo, hi)
         return {
             **measure(parts, qparams),
             **_classes(source, qparams),
@@ -176,13 +194,13 @@ class RangesExplorer(Explorer):
             "found": {name: (float(low), float(high)) for name, (low, high) in found.items()},
             "histogram": sum(part.histogram(source.bins.edges) for part in parts),
             "curve": curve,
-            "marks": self._marks_of(parts, found, codes),
+            "marks": self._marks_of(parts, found, config),
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
         above, left, right = (
             figure.add_axes(box)
-            for box in ((0.118, 0.73, 0.47, 0.2), (0.118, 0.11, 0.47, 0.6), (0.68, 0.11, 0.305, 0.82))
+            for box in ((0.118, 0.73, 0.47, 0.2), (0.118, 0.11, 0.47, 0.6), (0.68, 0.11, 0.298, 0.82))
         )
         self._histograms = Histograms(left, self.size[0])
         left.legend(loc="upper left")
@@ -200,7 +218,8 @@ class RangesExplorer(Explorer):
         self._listed = [name for name in METHODS if name in result["found"]]
         self._above.set_ylim(len(self._listed) - 0.4, -0.6)
         self._above.set_yticks(range(len(self._listed)), [METHODS[name][0] for name in self._listed])
-        low, high = np.log10(source.mean / 4), np.log10(1.15 * source.values.reach)
+        nearest = CLIPS[0] * source.values.std  # the smallest range by hand, which has an end on each side of 0
+        low, high = np.log10(min(source.mean / 4, 0.8 * nearest)), np.log10(1.15 * source.values.reach)
         self._right.set_xlim(low, high)
         places = [p for p in range(-40, 41) if low < p < high]
         self._right.set_xticks(places, [plain(10.0**p) for p in places])
@@ -224,16 +243,17 @@ class RangesExplorer(Explorer):
             errors = np.where(curve[name] > 0, on_decades(curve[name], low - 9), np.nan)
             self._parts[name].set_data(np.log10(curve["half"]), errors)
         for name, mark in self._marks.items():
-            t, error = result["marks"].get(name, (1e-30, 1.0))
-            mark.set_data([np.log10(t)], [on_decades(error, low)])
-        t, error = result["marks"][result["method"]]
-        self._here.set_data([np.log10(t)], [on_decades(error, low)])
+            places, outside = self._in_frame(*result["marks"].get(name, (np.nan, np.nan)))
+            mark.set_data(*places)
+            mark.set_markerfacecolor("white" if outside else METHODS[name][1])
+            mark.set_markeredgecolor(METHODS[name][1] if outside else "white")
+        self._here.set_data(*self._in_frame(*result["marks"][result["method"]])[0])
 
     def explain(self, result: dict[str, Any]) -> list[str]:
         qparams: QParams = result["qparams"]
         lo, hi = (rounded(end) for end in (min(result["lo"], 0.0), max(result["hi"], 0.0)))
         rounding, clipping, both = (rounded(result[name]) for name in ("rounding", "clipping", "mse"))
-        low = f"({lo})" if lo.startswith("-") else lo
+        low = f"({lo})" if lo.startswith("−") else lo
         width = f"max(−{low}, {hi})" if result["symmetric"] else f"({hi} − {low})"
         steps = [
             f"range {lo} … {hi}",
@@ -244,19 +264,27 @@ class RangesExplorer(Explorer):
             steps.append(f"{rounded(result['same_class_percent'])} % of rows keep their largest logit")
         return steps
 
-    def _marks_of(self, parts: Parts, found: dict[str, Any], codes: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    def _marks_of(self, parts: Parts, found: dict[str, Any], config: QuantConfig) -> dict[str, tuple[float, float]]:
         """Where each method's range lies on the picture of errors: half its width, and its MSE."""
         lo, hi = (np.asarray(end) for end in zip(*found.values(), strict=True))
-        half, mse = half_width(lo, hi, codes["symmetric"]), errors(parts, lo, hi, codes)["mse"]
+        half, mse = half_width(lo, hi, config.symmetric), errors(parts, lo, hi, config)["mse"]
         return dict(zip(found, zip(half, mse, strict=True), strict=True))
 
-    def _find_curve(self, data: str, outliers: int, size: int, bits: int, symmetric: bool) -> dict[str, Any]:
-        """Cached as `_curve`: where only the method moves, the errors of all ranges stay."""
-        return search(self.source(data).values.parts(outliers, size), {"bits": bits, "symmetric": symmetric})
+    def _in_frame(self, half: float, error: float) -> tuple[Any, bool]:
+        """Where a mark lies on the picture of errors, moved into the frame if it lies outside; and whether it does."""
+        point = np.log10(np.maximum([half, error], 1e-300))
+        low, high = np.transpose([self._right.get_xlim(), self._right.get_ylim()])
+        room = 0.03 * (high - low)
+        inside = np.where(point < low, low + room, np.where(point > high, high - room, point))
+        return inside[:, None], bool(((point < low) | (point > high)).any())
 
-    def _find_cross_entropy(self, data: str, bits: int, symmetric: bool) -> tuple[Any, Any]:
+    def _find_curve(self, data: str, outliers: int, size: int, config: QuantConfig) -> dict[str, Any]:
+        """Cached as `_curve`: where only the method moves, the errors of all ranges stay."""
+        return search(self.source(data).values.parts(outliers, size), config)
+
+    def _find_cross_entropy(self, data: str, config: QuantConfig) -> tuple[Any, Any]:
         """Cached as `_cross_entropy`: outliers are in no row, and change nothing."""
-        return ranges.cross_entropy(self.source(data).logits, bits=bits, symmetric=symmetric)
+        return replace(config, method="cross_entropy").find_range(self.source(data).logits)
 
     # The panels
 
@@ -278,8 +306,8 @@ class RangesExplorer(Explorer):
 
     def _setup_errors(self, axes: Axes) -> list[Artist]:
         self._right = axes
-        axes.set_title("MSE against the width")
-        axes.set_xlabel("half the width that the ticks span")
+        axes.set_title("MSE (log scale) against the width")
+        axes.set_xlabel("half the width of the ticks (log scale)")
         axes.grid()
         styles: dict[str, tuple[str, dict[str, Any]]] = {
             "rounding": ("rounding", {"color": ORANGE, "linestyle": "--"}),
@@ -288,7 +316,14 @@ class RangesExplorer(Explorer):
         }
         self._parts = {name: axes.plot([], [], label=label, **style)[0] for name, (label, style) in styles.items()}
         self._marks = {
-            name: axes.plot([], [], marker, color=colour, markersize=size + 1, markeredgecolor="white")[0]
+            name: axes.plot(
+                [],
+                [],
+                marker,
+                color=colour,
+                markersize=size + 1,
+                markeredgecolor="white",
+            )[0]
             for name, (_, colour, marker, size) in METHODS.items()
         }
         self._marks["clip"].set_zorder(1.9)  # by hand lies under what it may hit upon

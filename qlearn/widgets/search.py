@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from qlearn import gains, ranges
-from qlearn.affine import QParams, choose_qparams
+from qlearn.affine import QParams
+from qlearn.config import QuantConfig
 from qlearn.range_search import Search
 from qlearn.widgets.values import Parts, ends
 
@@ -55,30 +57,31 @@ class Together:
         return gains.sse(self, scale, zero_point, quant_min, quant_max)
 
 
-def errors(parts: Parts, lo: Any, hi: Any, codes: dict[str, Any]) -> dict[str, Any]:
+def errors(parts: Parts, lo: Any, hi: Any, config: QuantConfig) -> dict[str, Any]:
     """The mean squared error of many ranges at once, and its parts: O(2ᵇ log n) for each.
 
     Returns:
         mse, rounding, clipping: float64 arrays of the shape of lo and hi.
     """
-    q = choose_qparams(lo, hi, **codes)
+    q = config.choose_qparams(lo, hi)
     scale, zero_point = np.asarray(q.scale, np.float64), np.asarray(q.zero_point, np.float64)
     return _split(parts, scale, zero_point, Together(parts).sse(scale, zero_point, q.quant_min, q.quant_max), q)
 
 
-def search(parts: Parts, codes: dict[str, Any]) -> dict[str, Any]:
+def search(parts: Parts, config: QuantConfig) -> dict[str, Any]:
     """The error against the width of the range, each width at its best place, and the best range of all.
 
     Returns:
         half: half the width, rising; mse, rounding, clipping: float64 arrays.
-        best: the lo and hi that `qlearn.ranges.mse` finds.
+        best: the lo and hi that `find_range` finds by the method "mse".
     """
-    view, wanted = Together(parts), Search(**codes)
+    view, wanted = Together(parts), Search(config.bits, config.symmetric, config.narrow_range)
     lo, hi = ends(parts)
     tried = wanted.tried(view, lo, hi, mean_magnitude(parts))
     quant_min, quant_max = wanted.limits
-    if codes["symmetric"] and view.count * -quant_min <= ranges.SWEEP_UP_TO:
-        best = ranges.mse(np.concatenate([part.values for part in parts]), **codes)  # the best off the grid, too
+    if config.symmetric and view.count * -quant_min <= ranges.SWEEP_UP_TO:
+        values = np.concatenate([part.values for part in parts])
+        best = replace(config, method="mse").find_range(values)  # the best off the grid, too
     else:
         best = tuple(end[0] for end in wanted.range_of(*wanted.best(view, tried), parts[0].values.dtype))
     scale, zero_point, sse = (values[0] for values in (tried.scale, tried.zero_point, tried.sse))

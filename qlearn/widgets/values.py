@@ -19,7 +19,7 @@ LARGEST_OUTLIER = 100  # standard deviations
 
 OUTLIERS = Slider("outliers", "How many large positive values are added to x.", 0, 100, 0)
 OUTLIER_SIZE = Slider(
-    "outlier size",
+    "outlier size (std)",
     "How far out the largest outlier lies, in standard deviations of x; the smallest at 0.8 times that.",
     1,
     LARGEST_OUTLIER,

@@ -62,7 +62,7 @@ def test_page_agrees_with_kernel_at_first(lesson):
     [
         ("bits", "bits", (0.5, 0.4, 0.3)),
         ("outliers", "outliers", (0.1, 0.3, 0.5)),
-        ("outlier size", "size", (0.3, 0.5, 0.6)),
+        ("outlier size (std)", "size", (0.3, 0.5, 0.6)),
     ],
 )
 def test_drag(lesson, label, name, fractions):
@@ -72,7 +72,9 @@ def test_drag(lesson, label, name, fractions):
     assert agrees(lesson)["values"][name] == lesson.readout(label)
 
 
-@pytest.mark.parametrize(("label", "name"), [("bits", "bits"), ("outliers", "outliers"), ("outlier size", "size")])
+@pytest.mark.parametrize(
+    ("label", "name"), [("bits", "bits"), ("outliers", "outliers"), ("outlier size (std)", "size")]
+)
 def test_keyboard(lesson, label, name):
     before, at = lesson.looks(), lesson.readout(label)
     lesson.press(label, "ArrowRight", times=2)
@@ -141,7 +143,7 @@ def agrees(lesson):
     state = kernel_state(lesson.page)
     shown = lesson.numbers()
     for label, number in state["numbers"].items():
-        digits = float(shown[label].split()[0])
+        digits = float(shown[label].split()[0].replace("−", "-"))
         assert digits == pytest.approx(number, rel=0.0051), (label, shown[label], number)
 
     pixels, height = lesson.pixels().astype(int), state["height"]
