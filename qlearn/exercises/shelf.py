@@ -124,7 +124,7 @@ def hint(exercise_id: str) -> None:
     """Print a hint; called again, the next one.
 
     >>> hint("01.1")
-    Hint 1 of 2: What does a cast from 300.0 to uint8 do, and what would you rather have?
+    Hint 1 of 3: What does a cast from 300.0 to `uint8` do, and what would you rather have?
     """
     hints = find(exercise_id).hints
     number = min(_hints_given.get(exercise_id, 0) + 1, len(hints))
