@@ -74,7 +74,9 @@ class BitTrials:
         self._labels = torch.from_numpy(data.validation.labels[:DIGITS])
         self._at_once = max(1, IN_CACHE // largest_activation(self.model))
 
-        prepared = nn.prepare(self.model, self.weights)
+        pools = {module: PoolOfFour() for module in self.model.modules() if pools_four(module)}
+        quick = exchange(self.model, pools)
+        prepared = nn.prepare(quick, self.weights)
         self._prepared = {layer.name: layer for layer in prepared_layers(prepared)}
         self.layers = tuple(self._prepared)
         if len(self.layers) > MOST_LAYERS:
@@ -82,23 +84,21 @@ class BitTrials:
                 f"the network has {len(self.layers)} layers to quantize: at most {MOST_LAYERS} can have a slider each."
             )
         nn.calibrate(prepared, calibration, progress=False)
-        converted = nn.convert(prepared)
-        pools = {module: PoolOfFour() for module in converted.modules() if pools_four(module)}
-        self._network = exchange(converted, pools)
+        self._network = nn.convert(prepared)
         self._parts = _parts(self._network, self.layers)
         self._now: dict[str, QuantizedLayer] = {name: self._network.get_submodule(name) for name in self.layers}
         self._layer = lru_cache(maxsize=None)(self._make_layer)
         self._kept: OrderedDict[tuple[int, Setting], Tensor] = OrderedDict()
         self._points: dict[Setting, Point] = {}
 
-        self.sensitivity = self._find_sensitivity(calibration[:SENSED])
+        self.sensitivity = self._find_sensitivity(quick, calibration[:SENSED])
         self.sizes = nn.layer_bytes(self.model, bits=BITS, weights=self.weights)
         summary = nn.summary(self._network)
         self.parameters = summary.parameters
         self.other_bytes = summary.bytes - sum(self.sizes[name][self.weights.bits] for name in self.layers)
         self.float_bytes = nn.summary(self.model).bytes
         with torch.no_grad():
-            self.float_percent = self._percent(torch.cat([self.model(x) for x in self._images.split(self._at_once)]))
+            self.float_percent = self._percent(torch.cat([quick(x) for x in self._images.split(self._at_once)]))
 
     def point(self, setting: Setting) -> Point:
         """The size of a setting, and the share of digits that it gets right."""
@@ -121,9 +121,8 @@ class BitTrials:
     def _percent(self, logits: Tensor) -> float:
         return 100 * int((logits.argmax(1) == self._labels).sum()) / len(self._labels)
 
-    def _find_sensitivity(self, images: Tensor) -> dict[str, dict[int, float]]:
-        """What `nn.sensitivity` finds, but that each layer's input is found once, and pools are quick ones."""
-        quick = exchange(self.model, {module: PoolOfFour() for module in self.model.modules() if pools_four(module)})
+    def _find_sensitivity(self, quick: Any, images: Tensor) -> dict[str, dict[int, float]]:
+        """What `nn.sensitivity` finds, but that each layer's input is found once."""
         parts = _parts(quick, self.layers)
         with torch.no_grad():
             inputs = [images]

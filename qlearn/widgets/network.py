@@ -197,7 +197,7 @@ class Outcome(NamedTuple):
 
 
 def _percent(outcome: Outcome) -> float:
-    return 100 * float((outcome.says == _digits()[1]).mean())
+    return 100 * int((outcome.says == _digits()[1]).sum()) / DIGITS
 
 
 @cache
