@@ -194,12 +194,9 @@ FOLD = Exercise(
         Mistake(_weight_forgotten, "The weights stay as they were: multiply each row by its factor."),
     ),
     hints=(
-        "The formula above has z in it. Put `w x + b` in its place. What does `x` get multiplied by then, and what is "
-        "left where there is no `x`?",
-        "Whatever multiplies z is one number for each output: `factor = gamma / np.sqrt(var + eps)`. An output is a "
-        "row of `weight`.",
-        "The new weights are `weight * factor[:, None]`. For the new bias take an input of 0: the layer gives `bias`, "
-        "and the batch norm makes something of it.",
+        "Put `w x + b` in the place of z. What is `x` multiplied by then, and what is left where there is no `x`?",
+        "One number for each output multiplies z: `factor = gamma / np.sqrt(var + eps)`. An output is a row of `weight`.",
+        "The new weights are `weight * factor[:, None]`. For the new bias take x = 0: the layer gives `bias`, and the batch norm makes something of it.",
     ),
     consequence=_folds_the_network,
 )
@@ -425,12 +422,9 @@ EQUALIZE = Exercise(
         Mistake(_bias_multiplied, "The bias is on the side that is divided: b1 / s."),
     ),
     hints=(
-        "Channel c is row c of `w1` and column c of `w2`. Write its largest |weight| on either side as a formula with "
-        "s in it. What must be equal?",
-        "From `r1 / s = r2 * s` follows s. The bias `b1` belongs to what makes the channel. Where `r1` or `r2` is 0, "
-        "leave s at 1.",
-        "Start with `s = np.ones(len(w1))` and set it to `np.sqrt(r1 / r2)` only where both are above 0. A row of "
-        "`w1` is divided with `s[:, None]`; the columns of `w2` need no new axis.",
+        "Channel c is row c of `w1` and column c of `w2`. Write its largest |weight| on either side with s in it. What must be equal?",
+        "From `r1 / s = r2 * s` follows s. The bias belongs to what makes the channel. Where `r1` or `r2` is 0, s stays 1.",
+        "Start with `s = np.ones(len(w1))`, and set `np.sqrt(r1 / r2)` only where both are above 0. The rows of `w1` need `s[:, None]`, the columns of `w2` no new axis.",
     ),
     consequence=_equalizes_the_network,
 )
@@ -568,12 +562,9 @@ CORRECT = Exercise(
         Mistake(_new_bias_only, "The old bias is still needed: add the shift to it."),
     ),
     hints=(
-        "Of each channel you know what it gave in float and what it gives now, for all images. What is missing on "
-        "average?",
-        "The shift of a channel is a mean over images, axis 0, of `y - y_hat`. The codes count steps: how many steps "
-        "is this shift?",
-        "Divide the shift by `step` and round it, with `np.rint`. Add that to the old codes, and give the sum the type "
-        "int32.",
+        "For each image you know what a channel gave in float, and what it gives now. What is missing on average?",
+        "The shift of a channel is the mean of `y - y_hat` over images, axis 0. How many steps is that?",
+        "Round the shift divided by `step` with `np.rint`. Add it to the old codes, and make the sum int32.",
     ),
     also_right=_nearest_bias,
     consequence=_corrects_the_last_bias,
@@ -786,10 +777,8 @@ ROUND_ROW = Exercise(
     ),
     hints=(
         "Go through the weights from left to right. When weight j is rounded, which errors are known already?",
-        "The known errors are `w[:j] - w_hat[:j]`. How much of each reaches weight j stands in column j of `r`, in the "
-        "rows above the diagonal.",
-        "A sum of products is a `@`: the errors times `r[:j, j]`. Add it to `w[j]`, round that with `np.rint`, and "
-        "store it before you go on to the next weight.",
+        "The known errors are `w[:j] - w_hat[:j]`. How much of each reaches weight j stands in column j of `r`, above the diagonal.",
+        "The errors `@ r[:j, j]` are what weight j has to make up for. Add that to `w[j]`, round it, and store it before you go on.",
     ),
     also_right=_nearest_in_turn,
     consequence=_rounds_the_network,
@@ -800,8 +789,11 @@ ROUND_ROW = Exercise(
 
 
 def best_rounding(w, h):
-    choices = itertools.product(*[(np.floor(v), np.ceil(v)) for v in w])
-    errors = [(w - np.array(choice)) @ h @ (w - np.array(choice)) for choice in choices]
+    ticks = [(np.floor(v), np.ceil(v)) for v in w]
+    errors = []
+    for choice in itertools.product(*ticks):
+        e = w - np.array(choice)
+        errors.append(e @ h @ e)
     return min(errors)
 
 
@@ -935,10 +927,8 @@ BEST_ROUNDING = Exercise(
     ),
     hints=(
         "Each weight has two ticks to go to, one below and one above. How many choices have n weights together?",
-        "The ticks of a weight `v` are `np.floor(v)` and `np.ceil(v)`. `itertools.product` takes one list of options "
-        "for each weight and gives every combination: `itertools.product(*options)`.",
-        "Make an array of each combination, and from it `e`, the weights minus the array. Keep the smallest "
-        "`e @ h @ e`.",
+        "The ticks of `v` are `np.floor(v)` and `np.ceil(v)`. From such pairs `itertools.product(*pairs)` makes every combination.",
+        "Make an array of each combination, and from it `e`. Keep the smallest `e @ h @ e`.",
     ),
     consequence=_tries_all_filters,
 )
@@ -1036,12 +1026,9 @@ CHALLENGE = Challenge(
         "the same, biases corrected": _bias_corrected,
     },
     hints=(
-        "Fewer than 2 bits there are not, so rounding must be better, or some layer must have more bits. How many "
-        "bytes does conv1 have altogether? `weight.size` tells you which layer you have got.",
-        "The budget leaves about 130 bytes over 2 bits everywhere. And where ranges by MSE have done what they can, "
-        "`h` says which roundings the outputs mind least.",
-        "`gptq.gptq_quantize(weight, h, grid)` rounds on a grid from `qlearn.find_qparams`. What the weights have "
-        "lost, times `mean`, is what each output is short of on average: it belongs into the bias.",
+        "How many bytes has conv1 altogether? `weight.size` tells you which layer you have got.",
+        "2 bits everywhere leave about 130 bytes over. And where ranges by MSE have done what they can, `h` says which roundings the outputs mind least.",
+        "`gptq.gptq_quantize(weight, h, grid)` rounds on a grid from `qlearn.find_qparams`. What the weights lost, times `mean`, is what each output is short of on average.",
     ),
 )
 

@@ -141,7 +141,8 @@ QUESTIONS = (
     ),
     Question(
         "07.q4",
-        "You correct the biases of all layers at once, with shifts measured on the uncorrected network. What goes wrong?",
+        "You correct the biases of all layers at once, with shifts measured on the uncorrected network. What goes "
+        "wrong?",
         (
             Choice(
                 "Nothing: means add up",
@@ -160,7 +161,8 @@ QUESTIONS = (
     ),
     Question(
         "07.q5",
-        "All inputs of a layer are independent of each other, with mean 0. What does GPTQ gain over rounding to nearest?",
+        "All inputs of a layer are independent of each other, with mean 0. What does GPTQ gain over rounding to "
+        "nearest?",
         (
             Choice(
                 "As much as in this lesson",
