@@ -188,6 +188,8 @@ def _int_of_each(w, r):
         ("07.1", lambda weight, **rest: weight, "must return 2 values"),
         ("07.2", _equalize(lambda r1, r2: np.sqrt(r1 / r2)), "gives 0/0 or 1/0"),
         ("07.2", _equalize(lambda r1, r2: np.where(r2 == 0, 1, np.sqrt(r1 / r2))), "that nothing makes"),
+        ("07.2", _equalize(lambda r1, r2: np.nan_to_num(np.sqrt(r1 / r2), nan=1)), "np.nan_to_num makes a huge number"),
+        ("07.2", _equalize(lambda r1, r2: np.nan_to_num(np.sqrt(r1 / r2), nan=1, posinf=1)), "that nothing makes"),
         ("07.2", _equalize(lambda r1, r2: np.where(r1 == 0, 1, np.sqrt(r1 / r2))), "that nothing reads"),
         ("07.2", _equalize(lambda r1, r2: np.sqrt((r1 + 1e-8) / (r2 + 1e-8))), "A small number added"),
         ("07.2", _equalize(lambda r1, r2: np.sqrt(r1 / (r2 + 1e-12))), "A small number added"),

@@ -119,7 +119,7 @@ def _folds_the_network(fold):
         weights[f"conv{number}"], biases[f"conv{number}"] = fold(rows, no_bias, gamma, beta, mean, var, eps)
     changed = int(np.sum(cnn.logits(weights, biases).argmax(axis=1) != _with_batch_norm()))
     return (
-        f"Your fold on both convolutions: no batch norm is left, and of {cnn.DIGITS:,} held-out digits "
+        f"Your `fold` on both convolutions: no batch norm is left, and of {cnn.DIGITS:,} held-out digits "
         f"{changed} {'is' if changed == 1 else 'are'} read otherwise than before."
     )
 
@@ -239,6 +239,12 @@ def _dead_where_read(w1, b1, w2):
         return _rescaled(w1, b1, w2, np.where(r1 > 0, np.sqrt(r1 / r2), 1))
 
 
+def _nan_replaced(w1, b1, w2):
+    with np.errstate(all="ignore"):
+        s = np.nan_to_num(np.sqrt(np.abs(w1).max(axis=1) / np.abs(w2).max(axis=0)), nan=1)
+        return _rescaled(w1, b1, w2, s)
+
+
 def _a_little_added(above, below):
     def equalize_nearly(w1, b1, w2):
         r1, r2 = np.abs(w1).max(axis=1), np.abs(w2).max(axis=0)
@@ -344,7 +350,7 @@ def _equalizes_the_network(equalize):
             w[read] = rescaled.reshape(turned.shape).transpose(0, 2, 1).reshape(w[read].shape)
     after = cnn.accuracy(_eight_bits_one_scale(w), b)
     return (
-        "Your equalize, twelve times over all layers of the unequal network, 8 bits and one scale for each layer's "
+        "Your `equalize`, twelve times over all layers of the unequal network, 8 bits and one scale for each layer's "
         f"weights:\n{after:.1f} % of {cnn.DIGITS:,} held-out digits (before: {before:.1f} %)."
     )
 
@@ -378,6 +384,10 @@ EQUALIZE = Exercise(
     mistakes=(
         Mistake(_dead_channels, "A channel without weights gives 0/0 or 1/0. It has no range to equalize: factor 1."),
         Mistake(_dead_where_made, "A channel that nothing makes (r₁ = 0) gets s = 0, and 0/0. Its factor is 1."),
+        Mistake(
+            _nan_replaced,
+            "np.nan_to_num makes a huge number of s = ∞, and leaves s = 0: where one side is 0, the factor is 1.",
+        ),
         Mistake(_dead_where_read, "A channel that nothing reads (r₂ = 0) gets s = ∞. Its factor is 1."),
         *(
             Mistake(
@@ -514,7 +524,7 @@ def _corrects_the_last_bias(correct):
     codes = np.rint(cnn.layers()["linear"].bias / step).astype(np.int32)
     after = cnn.accuracy(weights, {"linear": step * correct(codes, step, y, y_hat)})
     return (
-        "Your correct on the last layer, weights with 3 bits and one scale for each layer:\n"
+        "Your `correct` on the last layer, weights with 3 bits and one scale for each layer:\n"
         f"{after:.1f} % of {cnn.DIGITS:,} held-out digits (before: {before:.1f} %)."
     )
 
@@ -709,7 +719,7 @@ def _rounds_the_network(round_row):
         steps = np.array([round_row(row, r.copy()) for row in layer.weight / grid.scale])
         weights[name] = np.clip(steps, grid.quant_min, grid.quant_max) * grid.scale
     return (
-        f"Your round_row on all {sum(map(len, weights.values()))} filters of both convolutions, 2 bits:\n"
+        f"Your `round_row` on all {sum(map(len, weights.values()))} filters of both convolutions, 2 bits:\n"
         f"{cnn.accuracy(weights):.1f} % of {cnn.DIGITS:,} held-out digits (each weight to its nearest tick: "
         f"{nearest:.1f} %)."
     )
@@ -872,7 +882,7 @@ def _tries_all_filters(best_rounding):
     best = float(np.sum(np.array(per_filter) * grid.scale[:, 0] ** 2))
     nearest = gptq.output_error(layer.weight, qlearn.fake_quantize(layer.weight, grid), layer.hessian)
     return (
-        f"Your best_rounding on the {len(steps)} filters of conv1, 3 bits: output error {best:.2f} (nearest ticks: "
+        f"Your `best_rounding` on the {len(steps)} filters of conv1, 3 bits: output error {best:.2f} (nearest ticks: "
         f"{nearest:.2f})."
     )
 

@@ -75,7 +75,7 @@ QUESTIONS = (
             Choice(
                 "conv1: it suffers least",
                 "It does little harm, but it hardly saves anything either: the harm for each byte is the largest. The "
-                "next cell prints both.",
+                "next cell prints the order.",
             ),
             Choice(
                 "conv2: it lies between the two",
