@@ -4,11 +4,16 @@
 # What learners read and write has no types.
 
 import itertools
+from functools import lru_cache
 
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import qlearn
+from qlearn import datasets, gptq
+from qlearn.exercises import cnn
+from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
 
 # Multiples of powers of two: sums are exact, so that a tie is a tie in whatever order they are added.
@@ -59,9 +64,75 @@ def _mean_not_scaled(weight, bias, gamma, beta, mean, var, eps):
     return weight * factor[:, None], bias * factor - mean + beta
 
 
+def _beta_scaled(weight, bias, gamma, beta, mean, var, eps):
+    factor = gamma / np.sqrt(var + eps)
+    return weight * factor[:, None], (bias - mean + beta) * factor
+
+
+def _beta_lost(weight, bias, gamma, beta, mean, var, eps):
+    factor = gamma / np.sqrt(var + eps)
+    return weight * factor[:, None], (bias - mean) * factor
+
+
+def _mean_added(weight, bias, gamma, beta, mean, var, eps):
+    factor = gamma / np.sqrt(var + eps)
+    return weight * factor[:, None], (bias + mean) * factor + beta
+
+
+def _mean_lost(weight, bias, gamma, beta, mean, var, eps):
+    factor = gamma / np.sqrt(var + eps)
+    return weight * factor[:, None], bias * factor + beta
+
+
+def _gamma_lost(weight, bias, gamma, beta, mean, var, eps):
+    factor = 1 / np.sqrt(var + eps)
+    return weight * factor[:, None], (bias - mean) * factor + beta
+
+
+def _deviation_lost(weight, bias, gamma, beta, mean, var, eps):
+    return weight * gamma[:, None], (bias - mean) * gamma + beta
+
+
+def _deviation_multiplied(weight, bias, gamma, beta, mean, var, eps):
+    factor = gamma * np.sqrt(var + eps)
+    return weight * factor[:, None], (bias - mean) * factor + beta
+
+
+def _gamma_for_weights_only(weight, bias, gamma, beta, mean, var, eps):
+    root = np.sqrt(var + eps)
+    return weight * (gamma / root)[:, None], (bias - mean) / root + beta
+
+
 def _weight_forgotten(weight, bias, gamma, beta, mean, var, eps):
     factor = gamma / np.sqrt(var + eps)
     return weight, (bias - mean) * factor + beta
+
+
+def _folds_the_network(fold):
+    net, eps = datasets.trained("cnn"), 1e-5
+    weights, biases = {}, {}
+    for number in "12":
+        weight = net[f"conv{number}.weight"].astype(np.float64)
+        names = ("weight", "bias", "running_mean", "running_var")
+        gamma, beta, mean, var = (net[f"bn{number}.{name}"].astype(np.float64) for name in names)
+        rows, no_bias = weight.reshape(len(weight), -1), np.zeros(len(weight))
+        weights[f"conv{number}"], biases[f"conv{number}"] = fold(rows, no_bias, gamma, beta, mean, var, eps)
+    changed = int(np.sum(cnn.logits(weights, biases).argmax(axis=1) != _with_batch_norm()))
+    return (
+        f"Your `fold` on both convolutions: no batch norm is left, and of {cnn.DIGITS:,} held-out digits "
+        f"{changed} {'is' if changed == 1 else 'are'} read otherwise than before."
+    )
+
+
+@lru_cache(maxsize=1)
+def _with_batch_norm():
+    """The class of each held-out digit by the network as it was trained."""
+    import torch
+
+    from qlearn import nn
+
+    with torch.no_grad():
+        return nn.load_trained("cnn").double()(cnn.images()["test"]).argmax(1).numpy()
 
 
 @st.composite
@@ -112,12 +183,22 @@ FOLD = Exercise(
         Mistake(
             _mean_not_scaled, "The mean is subtracted before the factor multiplies: (bias − mean) · factor + beta."
         ),
+        Mistake(_beta_scaled, "beta comes last, after the factor: it is not multiplied."),
+        Mistake(_beta_lost, "beta is missing: the batch norm adds it at its end."),
+        Mistake(_mean_added, "Your sign is wrong: the batch norm subtracts the mean."),
+        Mistake(_mean_lost, "mean is missing: it is subtracted from what the layer gives, bias − mean."),
+        Mistake(_gamma_lost, "gamma is missing: the factor is gamma / np.sqrt(var + eps)."),
+        Mistake(_deviation_lost, "The deviation is missing: divide gamma by np.sqrt(var + eps)."),
+        Mistake(_deviation_multiplied, "You multiply by the deviation. The batch norm divides by it."),
+        Mistake(_gamma_for_weights_only, "gamma multiplies the bias and the mean, too: one factor for all but beta."),
         Mistake(_weight_forgotten, "The weights stay as they were: multiply each row by its factor."),
     ),
     hints=(
-        "A batch norm computes γ · (z − μ) / √(σ² + ε) + β with z = w x + b. Put that in, and sort by what x is behind.",
-        "factor = gamma / np.sqrt(var + eps). The weights are multiplied by factor[:, None]; then look at what has no x.",
+        "Put `w x + b` in the place of z. What is `x` multiplied by then, and what is left where there is no `x`?",
+        "One number for each output multiplies z: `factor = gamma / np.sqrt(var + eps)`. An output is a row of `weight`.",
+        "The new weights are `weight * factor[:, None]`. For the new bias take x = 0: the layer gives `bias`, and the batch norm makes something of it.",
     ),
+    consequence=_folds_the_network,
 )
 
 
@@ -144,6 +225,74 @@ def _safe(r1, r2, factor):
 def _dead_channels(w1, b1, w2):
     with np.errstate(all="ignore"):
         return _rescaled(w1, b1, w2, np.sqrt(np.abs(w1).max(axis=1) / np.abs(w2).max(axis=0)))
+
+
+def _dead_where_made(w1, b1, w2):
+    r1, r2 = np.abs(w1).max(axis=1), np.abs(w2).max(axis=0)
+    with np.errstate(all="ignore"):
+        return _rescaled(w1, b1, w2, np.where(r2 > 0, np.sqrt(r1 / r2), 1))
+
+
+def _dead_where_read(w1, b1, w2):
+    r1, r2 = np.abs(w1).max(axis=1), np.abs(w2).max(axis=0)
+    with np.errstate(all="ignore"):
+        return _rescaled(w1, b1, w2, np.where(r1 > 0, np.sqrt(r1 / r2), 1))
+
+
+def _nan_replaced(w1, b1, w2):
+    with np.errstate(all="ignore"):
+        s = np.nan_to_num(np.sqrt(np.abs(w1).max(axis=1) / np.abs(w2).max(axis=0)), nan=1)
+        return _rescaled(w1, b1, w2, s)
+
+
+def _a_little_added(above, below):
+    def equalize_nearly(w1, b1, w2):
+        r1, r2 = np.abs(w1).max(axis=1), np.abs(w2).max(axis=0)
+        with np.errstate(all="ignore"):
+            return _rescaled(w1, b1, w2, np.sqrt((r1 + above) / (r2 + below)))
+
+    return equalize_nearly
+
+
+def _factors_of(range_of):
+    """The same with something else in the place of the largest |weight|."""
+
+    def equalize_something_else(w1, b1, w2):
+        return _rescaled(w1, b1, w2, _safe(range_of(w1, 1), range_of(w2, 0), lambda a, b: np.sqrt(a / b)))
+
+    return equalize_something_else
+
+
+def _rows_and_columns_swapped(w1, b1, w2):
+    if w1.shape[1] != len(w1) or w2.shape[0] != len(w1):
+        raise ValueError("operands could not be broadcast together")
+    s = _safe(np.abs(w1).max(axis=0), np.abs(w2).max(axis=1), lambda a, b: np.sqrt(a / b))
+    return _rescaled(w1, b1, w2, s)
+
+
+def _columns_divided(w1, b1, w2):
+    s = _safe(np.abs(w1).max(axis=1), np.abs(w2).max(axis=0), lambda a, b: np.sqrt(a / b))
+    return w1 / s, b1 / s, w2 * s
+
+
+def _rows_multiplied(w1, b1, w2):
+    s = _safe(np.abs(w1).max(axis=1), np.abs(w2).max(axis=0), lambda a, b: np.sqrt(a / b))
+    return w1 / s[:, None], b1 / s, w2 * s[:, None]
+
+
+def _one_for_both(w1, b1, w2):
+    s = _safe(np.abs(w1).max(), np.abs(w2).max(), lambda a, b: np.sqrt(a / b))
+    return w1 / s, b1 / s, w2 * s
+
+
+def _product(w1, b1, w2):
+    s = _safe(np.abs(w1).max(axis=1), np.abs(w2).max(axis=0), lambda a, b: np.sqrt(a * b))
+    return _rescaled(w1, b1, w2, s)
+
+
+def _bias_multiplied(w1, b1, w2):
+    s = _safe(np.abs(w1).max(axis=1), np.abs(w2).max(axis=0), lambda a, b: np.sqrt(a / b))
+    return w1 / s[:, None], b1 * s, w2 * s
 
 
 def _upside_down(w1, b1, w2):
@@ -174,6 +323,38 @@ def _first_layer_to_one(w1, b1, w2):
     return _rescaled(w1, b1, w2, np.where(r1 > 0, r1, 1))
 
 
+def _eight_bits_one_scale(weights):
+    """Each layer with 8 bits and one scale, all weights to their nearest ticks."""
+    return {
+        name: qlearn.fake_quantize(w, qlearn.find_qparams(w, bits=8, symmetric=True)) for name, w in weights.items()
+    }
+
+
+@lru_cache(maxsize=1)
+def _unequal():
+    """Weights and biases of the lesson's unequal network, and its accuracy with 8 bits and one scale for each layer."""
+    from qlearn import nn
+
+    weights, biases = cnn.rows_of(nn.unequalize(cnn.network()))
+    return weights, biases, cnn.accuracy(_eight_bits_one_scale(weights), biases)
+
+
+def _equalizes_the_network(equalize):
+    weights, biases, before = _unequal()
+    w, b = dict(weights), dict(biases)
+    for _ in range(12):
+        for made, read, channels in (("conv1", "conv2", 16), ("conv2", "linear", 32)):
+            reading = w[read].reshape(len(w[read]), channels, -1)  # each channel is read at several places
+            turned = reading.transpose(0, 2, 1)
+            w[made], b[made], rescaled = equalize(w[made].copy(), b[made].copy(), turned.reshape(-1, channels))
+            w[read] = rescaled.reshape(turned.shape).transpose(0, 2, 1).reshape(w[read].shape)
+    after = cnn.accuracy(_eight_bits_one_scale(w), b)
+    return (
+        "Your `equalize`, twelve times over all layers of the unequal network, 8 bits and one scale for each layer's "
+        f"weights:\n{after:.1f} % of {cnn.DIGITS:,} held-out digits (before: {before:.1f} %)."
+    )
+
+
 @st.composite
 def _two_layers(draw):
     inputs, channels, outputs = (draw(st.integers(1, 4)) for _ in range(3))
@@ -191,17 +372,32 @@ EQUALIZE = Exercise(
         {
             "w1": np.array([[8.0, -2.0], [-0.5, 0.25]]),
             "b1": np.array([4.0, 1.0]),
-            "w2": np.array([[2.0, 0.5], [-1.0, -2.0], [0.0, 1.0]]),
+            "w2": np.array([[2.0, 0.25], [-1.0, -2.0]]),
         },
         {
-            "w1": np.array([[0.0, 0.0], [1.0, -4.0]]),
-            "b1": np.array([3.0, 0.0]),
-            "w2": np.array([[5.0, 1.0]]),
+            "w1": np.array([[0.0, 0.0, 0.0], [1.0, -4.0, 0.5], [2.0, 0.0, -3.0]]),
+            "b1": np.array([3.0, 0.0, 1.0]),
+            "w2": np.array([[5.0, 1.0, 0.0], [-1.0, 0.5, 0.0], [2.0, 0.25, 0.0]]),
         },
     ),
     cases=_two_layers(),
     mistakes=(
         Mistake(_dead_channels, "A channel without weights gives 0/0 or 1/0. It has no range to equalize: factor 1."),
+        Mistake(_dead_where_made, "A channel that nothing makes (r₁ = 0) gets s = 0, and 0/0. Its factor is 1."),
+        Mistake(
+            _nan_replaced,
+            "np.nan_to_num makes a huge number of s = ∞, and leaves s = 0: where one side is 0, the factor is 1.",
+        ),
+        Mistake(_dead_where_read, "A channel that nothing reads (r₂ = 0) gets s = ∞. Its factor is 1."),
+        *(
+            Mistake(
+                _a_little_added(above, below),
+                "A small number added to a range spares you the division by 0, and gives a channel that is 0 on one "
+                "side a huge or tiny factor. Its factor is 1.",
+            )
+            for below in (1e-12, 1e-9, 1e-8, 1e-6)
+            for above in (0, below)
+        ),
         Mistake(_upside_down, "Your factors are upside down: the unequal ranges become more unequal. s = √(r₁ / r₂)."),
         Mistake(_ratio_without_root, "Without the square root the two ranges only change places."),
         Mistake(_bias_kept, "The bias is a part of what makes the channel: divide it by s as well."),
@@ -210,11 +406,37 @@ EQUALIZE = Exercise(
         ),
         Mistake(_both_divided, "You divided twice. What the first layer loses, the second has to gain: w2 * s."),
         Mistake(_first_layer_to_one, "Now w1 is perfect, and w2 has all the inequality. Share it: s = √(r₁ / r₂)."),
+        Mistake(
+            _factors_of(lambda w, axis: np.maximum(w.max(axis=axis), 0)),
+            "You take the largest weight. A large negative one stretches the range as well: np.abs first.",
+        ),
+        Mistake(
+            _factors_of(lambda w, axis: np.abs(w).mean(axis=axis)),
+            "You take the mean of |weight|. What a scale has to reach is the largest.",
+        ),
+        Mistake(
+            _factors_of(lambda w, axis: np.sqrt((w**2).sum(axis=axis))),
+            "You take the length of each row and column. What a scale has to reach is the largest |weight|.",
+        ),
+        Mistake(
+            _factors_of(lambda w, axis: w.max(axis=axis) - w.min(axis=axis)),
+            "You take largest minus smallest. A symmetric scale has to reach the largest |weight|.",
+        ),
+        Mistake(
+            _rows_and_columns_swapped, "A channel is a row of w1 and a column of w2: max over axis 1, then axis 0."
+        ),
+        Mistake(_columns_divided, "w1 / s divides the columns of w1. A channel is a row there: s[:, None]."),
+        Mistake(_rows_multiplied, "w2 * s[:, None] multiplies the rows of w2. A channel is a column there: w2 * s."),
+        Mistake(_one_for_both, "That is one factor for all channels. Each has its own: max along one axis."),
+        Mistake(_product, "√(r₁ r₂) is the range that both get in the end. The factor is √(r₁ / r₂)."),
+        Mistake(_bias_multiplied, "The bias is on the side that is divided: b1 / s."),
     ),
     hints=(
-        "Channel c is row c of w1 and column c of w2. Which factor makes the largest |weight| the same in both?",
-        "r1 / s = r2 * s gives s = np.sqrt(r1 / r2), where neither is 0. Then w1 / s[:, None], b1 / s, w2 * s.",
+        "Channel c is row c of `w1` and column c of `w2`. Write its largest |weight| on either side with s in it. What must be equal?",
+        "From `r1 / s = r2 * s` follows s. The bias belongs to what makes the channel. Where `r1` or `r2` is 0, s stays 1.",
+        "Start with `s = np.ones(len(w1))`, and set `np.sqrt(r1 / r2)` only where both are above 0. The rows of `w1` need `s[:, None]`, the columns of `w2` no new axis.",
     ),
+    consequence=_equalizes_the_network,
 )
 
 
@@ -246,6 +468,26 @@ def _cut_off(bias_codes, step, y, y_hat):
     return (bias_codes + (y - y_hat).mean(axis=0) / step).astype(np.int32)
 
 
+def _rounded_down(bias_codes, step, y, y_hat):
+    return (bias_codes + np.floor((y - y_hat).mean(axis=0) / step)).astype(np.int32)
+
+
+def _shift_cut_off(bias_codes, step, y, y_hat):
+    return bias_codes + ((y - y_hat).mean(axis=0) / step).astype(np.int32)
+
+
+def _real_bias(bias_codes, step, y, y_hat):
+    return bias_codes * step + (y - y_hat).mean(axis=0)
+
+
+def _real_bias_rounded(bias_codes, step, y, y_hat):
+    return np.rint(bias_codes * step + (y - y_hat).mean(axis=0)).astype(np.int32)
+
+
+def _size_of_the_error(bias_codes, step, y, y_hat):
+    return (bias_codes + np.rint(np.abs(y - y_hat).mean(axis=0) / step)).astype(np.int32)
+
+
 def _sum_not_mean(bias_codes, step, y, y_hat):
     return (bias_codes + np.rint((y - y_hat).sum(axis=0) / step)).astype(np.int32)
 
@@ -256,6 +498,35 @@ def _mean_of_images(bias_codes, step, y, y_hat):
 
 def _new_bias_only(bias_codes, step, y, y_hat):
     return np.rint((y - y_hat).mean(axis=0) / step).astype(np.int32)
+
+
+def _nearest_bias(case, answer):
+    """Whether each code is a nearest one: at a tie there are two."""
+    wanted = case["bias_codes"] + (case["y"].mean(axis=0) - case["y_hat"].mean(axis=0)) / case["step"]
+    is_codes = isinstance(answer, np.ndarray) and answer.dtype == np.int32 and answer.shape == wanted.shape
+    return is_codes and bool(np.all(np.abs(answer - wanted) <= 0.5 + 1e-9))
+
+
+@lru_cache(maxsize=1)
+def _three_bits():
+    """The network with 3 bits and one scale for each layer, and its accuracy."""
+    weights = {
+        name: qlearn.fake_quantize(layer.weight, qlearn.find_qparams(layer.weight, bits=3, symmetric=True))
+        for name, layer in cnn.layers().items()
+    }
+    return weights, cnn.accuracy(weights)
+
+
+def _corrects_the_last_bias(correct):
+    weights, before = _three_bits()
+    step = 1e-3
+    y, y_hat = cnn.logits(part="calibration"), cnn.logits(weights, part="calibration")
+    codes = np.rint(cnn.layers()["linear"].bias / step).astype(np.int32)
+    after = cnn.accuracy(weights, {"linear": step * correct(codes, step, y, y_hat)})
+    return (
+        "Your `correct` on the last layer, weights with 3 bits and one scale for each layer:\n"
+        f"{after:.1f} % of {cnn.DIGITS:,} held-out digits (before: {before:.1f} %)."
+    )
 
 
 @st.composite
@@ -278,7 +549,7 @@ CORRECT = Exercise(
             "bias_codes": np.array([10, -20], dtype=np.int32),
             "step": 0.25,
             "y": np.array([[10.0, 2.0], [30.0, 4.0]]),
-            "y_hat": np.array([[0.0, 12.5], [1.125, 16.0]]),
+            "y_hat": np.array([[0.0, 12.5], [1.125, 16.125]]),
         },
     ),
     cases=_outputs(),
@@ -288,14 +559,25 @@ CORRECT = Exercise(
         Mistake(_not_in_steps, "The bias is counted in steps of the accumulator: divide the shift by step."),
         Mistake(_multiplied, "A step is worth `step`, so a shift has shift / step of them: divide."),
         Mistake(_cut_off, "The cast cuts fractions off: round first, np.rint."),
+        Mistake(_shift_cut_off, "The cast cuts fractions off: round first, np.rint."),
+        Mistake(_rounded_down, "You round down, so the bias is half a step too low on average: np.rint."),
+        Mistake(_real_bias, "That is the bias as a real number. Wanted are its codes: divide by step and round."),
+        Mistake(_real_bias_rounded, "That is the bias as a real number, rounded. Wanted are its codes, in steps."),
+        Mistake(
+            _size_of_the_error,
+            "You take the size of each error. What counts is what is left of them with their signs: no np.abs.",
+        ),
         Mistake(_sum_not_mean, "The bias is added to every image's output, so it is the mean error, not the sum."),
         Mistake(_mean_of_images, "That is one mean for each image. Each channel needs one: mean over axis 0."),
         Mistake(_new_bias_only, "The old bias is still needed: add the shift to it."),
     ),
     hints=(
-        "How far is each channel off on average, and how many steps is that?",
-        "shift = y.mean(axis=0) - y_hat.mean(axis=0); then np.rint(shift / step), added to bias_codes, as int32.",
+        "For each image you know what a channel gave in float, and what it gives now. What is missing on average?",
+        "The shift of a channel is the mean of `y - y_hat` over images, axis 0. How many steps is that?",
+        "Round the shift divided by `step` with `np.rint`. Add it to the old codes, and make the sum int32.",
     ),
+    also_right=_nearest_bias,
+    consequence=_corrects_the_last_bias,
 )
 
 
@@ -348,11 +630,99 @@ def _own_error_too(w, r):
     return w_hat
 
 
+def _errors_unweighted(w, r):
+    w_hat = np.zeros(len(w))
+    for j in range(len(w)):
+        w_hat[j] = np.rint(w[j] + np.sum(w[:j] - w_hat[:j]))
+    return w_hat
+
+
+def _rounded_with(rounding):
+    """The same, rounding in another way."""
+
+    def round_row_otherwise(w, r):
+        w_hat = np.zeros(len(w))
+        for j in range(len(w)):
+            w_hat[j] = rounding(w[j] + (w[:j] - w_hat[:j]) @ r[:j, j])
+        return w_hat
+
+    return round_row_otherwise
+
+
+def _from_the_right(w, r):
+    w_hat = np.zeros(len(w))
+    for j in reversed(range(len(w))):
+        w_hat[j] = np.rint(w[j] + (w[j + 1 :] - w_hat[j + 1 :]) @ r[j, j + 1 :])
+    return w_hat
+
+
+def _the_last_one_left_out(w, r):
+    w_hat = np.zeros(len(w))
+    for j in range(len(w)):
+        k = max(j - 1, 0)
+        w_hat[j] = np.rint(w[j] + (w[:k] - w_hat[:k]) @ r[:k, j])
+    return w_hat
+
+
+def _rounded_ones_only(w, r):
+    w_hat = np.zeros(len(w))
+    for j in range(len(w)):
+        w_hat[j] = np.rint(w[j] - w_hat[:j] @ r[:j, j])
+    return w_hat
+
+
+def _wanted_returned(w, r):
+    w_hat, wanted = np.zeros(len(w)), np.zeros(len(w))
+    for j in range(len(w)):
+        wanted[j] = w[j] + (w[:j] - w_hat[:j]) @ r[:j, j]
+        w_hat[j] = np.rint(wanted[j])
+    return wanted
+
+
 def _not_rounded(w, r):
     w_hat = np.zeros(len(w))
     for j in range(len(w)):
         w_hat[j] = w[j] + (w[:j] - np.rint(w[:j])) @ r[:j, j]
     return w_hat
+
+
+def _nearest_in_turn(case, answer):
+    """Whether each weight lies on a tick that is nearest to what it wants: at a tie there are two."""
+    w, r = case["w"], case["r"]
+    if not isinstance(answer, np.ndarray) or answer.dtype.kind not in "if" or answer.shape != w.shape:
+        return False
+    if not np.array_equal(answer, np.rint(answer)):  # NaN is not, either
+        return False
+    wanted = w + (w - answer) @ np.triu(r, 1)
+    return bool(np.all(np.abs(answer - wanted) <= 0.5 + 1e-9))
+
+
+CONVOLUTIONS = ("conv1", "conv2")
+
+
+@lru_cache(maxsize=1)
+def _two_bit_grids():
+    """Grids of 2 bits for the rows of both convolutions, and what their nearest ticks are worth."""
+    own = {name: cnn.layers()[name].weight for name in CONVOLUTIONS}
+    options = {"bits": 2, "symmetric": True, "granularity": qlearn.PerAxis(0)}
+    grids = {name: qlearn.find_qparams(w, "mse", **options) for name, w in own.items()}
+    return grids, cnn.accuracy({name: qlearn.fake_quantize(w, grids[name]) for name, w in own.items()})
+
+
+def _rounds_the_network(round_row):
+    grids, nearest = _two_bit_grids()
+    weights = {}
+    for name, grid in grids.items():
+        layer = cnn.layers()[name]
+        h = layer.hessian
+        r, _ = gptq.factors(h + 0.01 * np.mean(np.diag(h)) * np.eye(len(h)))
+        steps = np.array([round_row(row, r.copy()) for row in layer.weight / grid.scale])
+        weights[name] = np.clip(steps, grid.quant_min, grid.quant_max) * grid.scale
+    return (
+        f"Your `round_row` on all {sum(map(len, weights.values()))} filters of both convolutions, 2 bits:\n"
+        f"{cnn.accuracy(weights):.1f} % of {cnn.DIGITS:,} held-out digits (each weight to its nearest tick: "
+        f"{nearest:.1f} %)."
+    )
 
 
 @st.composite
@@ -374,10 +744,18 @@ ROUND_ROW = Exercise(
             "w": np.array([0.4375, 0.4375, 1.375, -0.4375]),
             "r": np.array([[1.0, 0.75, 0.5, 0.25], [0.0, 1.0, 0.75, 0.5], [0.0, 0.0, 1.0, 0.75], [0.0, 0.0, 0.0, 1.0]]),
         },
+        {
+            "w": np.array([2.625, -1.75, 0.625]),
+            "r": np.array([[1.0, 0.5, -0.25], [0.0, 1.0, 0.75], [0.0, 0.0, 1.0]]),
+        },
     ),
     cases=_rows(),
     mistakes=(
-        Mistake(_nearest, "That is the nearest tick for each weight alone: the errors before it are not passed on."),
+        Mistake(
+            _nearest,
+            "That is the nearest tick for each weight alone: no error is passed on. (If you meant to: r is 0 below its "
+            "diagonal, so it is r[:j, j], and not r[j, :j].)",
+        ),
         Mistake(_wrong_sign, "Your sign is wrong: what a weight lost, w − ŵ, must be added to those after it."),
         Mistake(
             _error_of_the_wanted,
@@ -393,11 +771,27 @@ ROUND_ROW = Exercise(
             "Your sum has weight j in it, which has no error yet: it is there twice. Sum over those before it, [:j].",
         ),
         Mistake(_not_rounded, "Your weights do not lie on ticks: round what is wanted, np.rint."),
+        Mistake(_wanted_returned, "You return what each weight wanted. Wanted are the ticks that it got."),
+        Mistake(
+            _errors_unweighted,
+            "You pass every error on in full. How much of error i reaches weight j is what r[i, j] says.",
+        ),
+        Mistake(_rounded_with(np.floor), "You round down. A weight goes to the tick that is nearest to what it wants."),
+        Mistake(_rounded_with(np.trunc), "You cut the fraction off. Round to the nearest whole number, np.rint."),
+        Mistake(_from_the_right, "You go from right to left. R belongs to an order: the first weight comes first."),
+        Mistake(
+            _the_last_one_left_out,
+            "The weight right before j is left out: w[:j] are all that come before j, and ends in front of it.",
+        ),
+        Mistake(_rounded_ones_only, "You pass on the rounded weights. What is passed on is their error, w − ŵ."),
     ),
     hints=(
         "Go through the weights from left to right. When weight j is rounded, which errors are known already?",
-        "wanted = w[j] + (w[:j] - w_hat[:j]) @ r[:j, j], and w_hat[j] is what that rounds to.",
+        "The known errors are `w[:j] - w_hat[:j]`. How much of each reaches weight j stands in column j of `r`, above the diagonal.",
+        "The errors `@ r[:j, j]` are what weight j has to make up for. Add that to `w[j]`, round it, and store it before you go on.",
     ),
+    also_right=_nearest_in_turn,
+    consequence=_rounds_the_network,
 )
 
 
@@ -405,8 +799,11 @@ ROUND_ROW = Exercise(
 
 
 def best_rounding(w, h):
-    choices = itertools.product(*[(np.floor(v), np.ceil(v)) for v in w])
-    errors = [(w - np.array(choice)) @ h @ (w - np.array(choice)) for choice in choices]
+    ticks = [(np.floor(v), np.ceil(v)) for v in w]
+    errors = []
+    for choice in itertools.product(*ticks):
+        e = w - np.array(choice)
+        errors.append(e @ h @ e)
     return min(errors)
 
 
@@ -448,6 +845,48 @@ def _one_weight_changed(w, h):
     return min((w - choice) @ h @ (w - choice) for choice in tried)
 
 
+def _never_stays(w, h):
+    choices = itertools.product(*[(np.floor(v), np.floor(v) + 1) for v in w])
+    return min((w - np.array(choice)) @ h @ (w - np.array(choice)) for choice in choices)
+
+
+def _the_rounding_itself(w, h):
+    choices = itertools.product(*[(np.floor(v), np.ceil(v)) for v in w])
+    return np.array(min(choices, key=lambda choice: (w - np.array(choice)) @ h @ (w - np.array(choice))))
+
+
+def _root(w, h):
+    return np.sqrt(best_rounding(w, h))
+
+
+def _divided(w, h):
+    return best_rounding(w, h) / len(w)
+
+
+def _one_after_the_other(w, h):
+    w_hat = w.copy()
+    for j in range(len(w)):
+        tried = []
+        for tick in (np.floor(w[j]), np.ceil(w[j])):
+            w_hat[j] = tick
+            tried.append(((w - w_hat) @ h @ (w - w_hat), tick))
+        w_hat[j] = min(tried)[1]
+    return (w - w_hat) @ h @ (w - w_hat)
+
+
+def _tries_all_filters(best_rounding):
+    layer = cnn.layers()["conv1"]
+    grid = qlearn.find_qparams(layer.weight, bits=3, symmetric=True, granularity=qlearn.PerAxis(0))
+    steps = layer.weight / grid.scale
+    per_filter = [float(best_rounding(row, layer.hessian.copy())) for row in steps]
+    best = float(np.sum(np.array(per_filter) * grid.scale[:, 0] ** 2))
+    nearest = gptq.output_error(layer.weight, qlearn.fake_quantize(layer.weight, grid), layer.hessian)
+    return (
+        f"Your `best_rounding` on the {len(steps)} filters of conv1, 3 bits: output error {best:.2f} (nearest ticks: "
+        f"{nearest:.2f})."
+    )
+
+
 @st.composite
 def _rows_with_inputs(draw):
     n = draw(st.integers(1, 4))
@@ -466,6 +905,7 @@ BEST_ROUNDING = Exercise(
             "h": np.array([[4.0, 2.0, 3.0, 1.0], [2.0, 2.0, 2.0, 0.5], [3.0, 2.0, 3.0, 1.0], [1.0, 0.5, 1.0, 4.0]]),
         },
         {"w": np.array([2.375, -1.375]), "h": np.array([[1.0, 0.875], [0.875, 1.0]])},
+        {"w": np.array([2.0, 0.375]), "h": np.array([[1.0, 3.0], [3.0, 9.0]])},
     ),
     cases=_rows_with_inputs(),
     mistakes=(
@@ -482,11 +922,124 @@ BEST_ROUNDING = Exercise(
         Mistake(_worst, "That is the worst choice; the smallest error is wanted."),
         Mistake(_ticks_zero_and_one, "Your ticks are 0 and 1. A weight lies between np.floor and np.ceil of itself."),
         Mistake(_one_weight_changed, "Changing one weight at a time is not enough: two together can be better still."),
+        Mistake(
+            _one_after_the_other,
+            "You decide one weight after the other. What is best for the first ones may not be best for all: try every "
+            "choice of all weights.",
+        ),
+        Mistake(
+            _never_stays,
+            "A weight that is a whole number stays where it is: np.ceil(v), which is np.floor(v) then, not one more.",
+        ),
+        Mistake(_the_rounding_itself, "That is the best rounding. Wanted is its error."),
+        Mistake(_root, "That is the error's root: no square root."),
+        Mistake(_divided, "You divide by the number of weights. h is a mean over inputs already: e @ h @ e as it is."),
     ),
     hints=(
-        "Each weight has two ticks to go to, np.floor and np.ceil. How many choices have n weights together?",
-        "itertools.product(*[(np.floor(v), np.ceil(v)) for v in w]) lists them all; take the min of e @ h @ e, e = w − ŵ.",
+        "Each weight has two ticks to go to, one below and one above. How many choices have n weights together?",
+        "The ticks of `v` are `np.floor(v)` and `np.ceil(v)`. From such pairs `itertools.product(*pairs)` makes every combination.",
+        "Make an array of each combination, and from it `e`. Keep the smallest `e @ h @ e`.",
     ),
+    consequence=_tries_all_filters,
 )
 
 EXERCISES = (FOLD, EQUALIZE, CORRECT, ROUND_ROW, BEST_ROUNDING)
+
+
+# 07.C two bits, and hardly a digit lost
+
+BUDGET, WANTED = 5_700, 97.0
+
+
+def compress(weight, bias, h, mean):
+    bits = 8 if weight.size < 1000 else 2
+    grid = qlearn.find_qparams(
+        weight,
+        "mse",
+        bits=bits,
+        symmetric=True,
+        granularity=qlearn.PerAxis(0),
+    )
+    codes = gptq.gptq_quantize(weight, h, grid)
+    lost = weight - qlearn.dequantize(codes, grid)
+    return codes, grid.scale, bias + lost @ mean
+
+
+def _to_nearest(bits, method="min_max"):
+    def compress_to_nearest(weight, bias, h, mean):
+        options = {"bits": bits, "symmetric": True, "granularity": qlearn.PerAxis(0)}
+        grid = qlearn.find_qparams(weight, method, **options)
+        return qlearn.quantize(weight, grid), grid.scale, bias
+
+    return compress_to_nearest
+
+
+def _bias_corrected(weight, bias, h, mean):
+    codes, scale, bias = _to_nearest(2, "mse")(weight, bias, h, mean)
+    return codes, scale, bias + (weight - codes * scale) @ mean
+
+
+def _judge(answer):
+    weights, biases, size = {}, {}, 0
+    for name, layer in cnn.layers().items():
+        arrays = (np.array(values) for values in (layer.weight, layer.bias, layer.hessian, layer.mean))
+        codes, scale, bias = _checked(name, answer(*arrays), layer.weight.shape)
+        size += -(-codes.size * _bits(codes) // 8) + 4 * (scale.size + bias.size)
+        weights[name], biases[name] = codes * scale, bias
+    percent = cnn.accuracy(weights, biases)
+    return Score({"bytes": f"{size:,}", "accuracy": f"{percent:.1f} %"}, size <= BUDGET and percent >= WANTED)
+
+
+def _checked(name, answer, shape):
+    """Codes, scale and bias as arrays, if they are what they should be."""
+    if not isinstance(answer, (tuple, list)) or len(answer) != 3:
+        raise CannotBeJudged(f"for {name} three things are wanted: codes, scale, bias.")
+    try:
+        arrays = [np.asarray(values) for values in answer]
+    except Exception:  # a ragged list, a tensor with a gradient
+        arrays = []
+    if not arrays or any(array.dtype.kind not in "iuf" for array in arrays):
+        raise CannotBeJudged(f"for {name} codes, scale and bias must be arrays of numbers.")
+    codes, scale, bias = (array.astype(np.float64) for array in arrays)
+    rows = shape[0]
+    if codes.shape != shape:
+        raise CannotBeJudged(f"the codes of {name} have shape {codes.shape}; its weights have {shape}.")
+    if not np.array_equal(codes, np.rint(codes)):
+        raise CannotBeJudged(f"the codes of {name} are not whole numbers: round the weights in steps of the scale.")
+    if codes.min() < -128 or codes.max() > 127:
+        raise CannotBeJudged(f"the codes of {name} do not fit into 8 bits, −128 … 127: clip them.")
+    if scale.shape not in ((), (1,), (1, 1), (rows, 1)):
+        raise CannotBeJudged(
+            f"the scale of {name} has shape {scale.shape}; wanted is ({rows}, 1), one for each row, or a single number."
+        )
+    if bias.shape != (rows,):
+        raise CannotBeJudged(f"the bias of {name} has shape {bias.shape}; wanted is ({rows},).")
+    if not (np.isfinite(scale).all() and np.isfinite(bias).all()):
+        raise CannotBeJudged(f"the scale or the bias of {name} is not finite.")
+    return codes, scale, bias
+
+
+def _bits(codes):
+    """How many bits hold all codes, 2 to 8: b bits go from −2ᵇ⁻¹ to 2ᵇ⁻¹ − 1."""
+    return next(b for b in range(2, 9) if codes.min() >= -(2 ** (b - 1)) and codes.max() < 2 ** (b - 1))
+
+
+CHALLENGE = Challenge(
+    id="07.C",
+    target=f"at least {WANTED:.0f} % of {cnn.DIGITS:,} held-out digits with at most {BUDGET:,} bytes.",
+    solution=compress,
+    judge=_judge,
+    simple={
+        "3 bits, nearest": _to_nearest(3),
+        "2 bits, nearest": _to_nearest(2),
+        "2 bits, nearest, MSE ranges": _to_nearest(2, "mse"),
+        "the same, biases corrected": _bias_corrected,
+    },
+    hints=(
+        "How many bytes has conv1 altogether? `weight.size` tells you which layer you have got.",
+        "2 bits everywhere leave about 130 bytes over. And where ranges by MSE have done what they can, `h` says which roundings the outputs mind least.",
+        "`gptq.gptq_quantize(weight, h, grid)` rounds on a grid from `qlearn.find_qparams`. What the weights lost, times `mean`, is what each output is short of on average.",
+    ),
+)
+
+CHALLENGES = (CHALLENGE,)
