@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import qlearn
-from qlearn import PerAxis, datasets, packing
+from qlearn import PerAxis, QuantConfig, datasets, packing
 from qlearn.exercises import networks
 from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
@@ -216,7 +216,8 @@ OBSERVE = Exercise(
         ),
         Mistake(_ends_swapped, "The numbers are right, in the wrong order: return the lower end first."),
         Mistake(
-            _ends_mixed, "hi has no say in the lower end, nor lo in the upper: before the first batch they are ∞ and −∞."
+            _ends_mixed,
+            "hi has no say in the lower end, nor lo in the upper: before the first batch they are ∞ and −∞.",
         ),
         Mistake(_symmetric, _ZERO_CENTRED),
         Mistake(_symmetric_batch, _ZERO_CENTRED),
@@ -235,9 +236,8 @@ OBSERVE = Exercise(
     ),
     hints=(
         "What must the range be after two batches, whichever came first?",
-        "Each end is decided by itself: the old end against the batch's own smallest, or largest, value.",
-        "`batch.min()` is one number for the whole array. The smaller of it and `lo` is the new lower end; the upper "
-        "end is the same in mirror image. Return both.",
+        "Each end is decided by itself: the old one, or the batch's own.",
+        "`batch.min()` is one number for the whole array. The smaller of it and `lo` is the new lower end.",
     ),
     consequence=_observed,
 )
@@ -408,10 +408,9 @@ BIN_OF = Exercise(
         Mistake(_nothing_cut, "That is x as it was: nothing has been cut off."),
     ),
     hints=(
-        "A float32 is 32 bits: sign, 8 bits exponent, 23 bits fraction. Which 16 do you keep?",
+        "Which 16 bits do you keep: those at the left, or those at the right?",
         "Read the pattern as an integer, make its lower 16 bits 0, and read it as a float32 again.",
-        "`bits = x.view(np.int32)` is the pattern. Shift it by 16 to the right and by 16 back to the left: zeros come "
-        "in from the right. `view` leads back.",
+        "`bits = x.view(np.int32)` is the pattern. Shifted right by 16 and back left, it ends in zeros.",
     ),
     consequence=_in_bins,
 )
@@ -546,7 +545,8 @@ ACCUMULATE = Exercise(
         ),
         Mistake(_sixteen_bits_then_cast, _CAST_LATE),
         Mistake(
-            _inputs_as_int8, "Codes of the input go up to 255, and int8 ends at 127: they wrapped. Cast to int32 at once."
+            _inputs_as_int8,
+            "Codes of the input go up to 255, and int8 ends at 127: they wrapped. Cast to int32 at once.",
         ),
         Mistake(_subtracted_too_late, _BELONGS),
         Mistake(_once_a_product, _BELONGS),
@@ -570,13 +570,14 @@ ACCUMULATE = Exercise(
         Mistake(
             _in_float, "The values are right, but they are floats: an integer unit would cast to int32, not to float."
         ),
-        Mistake(_in_int64, "Python's `int` is int64 in NumPy. The accumulator of an integer unit has 32 bits: np.int32."),
+        Mistake(
+            _in_int64, "Python's `int` is int64 in NumPy. The accumulator of an integer unit has 32 bits: np.int32."
+        ),
     ),
     hints=(
         "How large can one product of two codes be, and does int8 hold it?",
-        "Widen the codes first. Then take the zero point off the input, and let a matrix product do the rest.",
-        "`x_codes.astype(np.int32)` can hold differences and sums. `@` wants (images, inputs) and (inputs, outputs), "
-        "so the widened `w_codes` must be transposed.",
+        "Widen the codes first. Then take the zero point off the input, and multiply the matrices.",
+        "`astype(np.int32)` widens. `@` wants (images, inputs) and (inputs, outputs).",
     ),
     consequence=_accumulated,
 )
@@ -718,10 +719,9 @@ LAYER_BYTES = Exercise(
         Mistake(_bias_in_few_bits, "The bias is not packed with the codes: it is an int32, 4 bytes for each output."),
     ),
     hints=(
-        "Three things are stored: packed codes, one scale for each output, one bias for each output.",
-        "Codes: outputs · inputs · bits / 8, rounded up. Scales and biases: 4 bytes each, for each output.",
-        "Rounding up whole numbers: `-(-n // 8)`, or `math.ceil(n / 8)`, for the n bits of all codes together. A "
-        "float32 and an int32 for each output are 8 bytes for each output.",
+        "Three things are stored. How often is each of them there?",
+        "Codes: outputs · inputs · bits / 8, rounded up. A scale and a bias: 4 bytes each, for each output.",
+        "`-(-n // 8)` rounds n / 8 up, where n counts the bits of all codes together.",
     ),
     consequence=_stored,
 )
@@ -738,9 +738,8 @@ TOGETHER = 100  # digits at once: what the layers put out stays in the cache
 
 def compress(name, weight):
     bits = 8 if name == "conv1" else 2
-    qparams = qlearn.find_qparams(
-        weight, "mse", bits=bits, symmetric=True, granularity=PerAxis(0)
-    )
+    config = QuantConfig(bits, True, PerAxis(0), "mse")
+    qparams = config.find_qparams(weight)
     return qlearn.quantize(weight, qparams), qparams.scale, bits
 
 
@@ -748,7 +747,7 @@ def _alike(bits, method):
     """The same bits and the same range method for all three layers."""
 
     def compress(name, weight):
-        qparams = qlearn.find_qparams(weight, method, bits=bits, symmetric=True, granularity=PerAxis(0))
+        qparams = QuantConfig(bits, True, PerAxis(0), method).find_qparams(weight)
         return qlearn.quantize(weight, qparams), qparams.scale, bits
 
     return compress
@@ -839,11 +838,9 @@ SMALL_CNN = Challenge(
         "2 bits, MSE": _alike(2, "mse"),
     },
     hints=(
-        "Print `weight.size` for each name. Which layer costs next to nothing, however many bits it gets?",
-        "The three layers need not be alike. And of the four codes that 2 bits have, the package's symmetric ones use "
-        "three: −2 is free.",
-        "Take the ranges that hold at few bits, a scale for each row, and choose `bits` by `name`: many for the layer "
-        "with 144 weights, 2 for those with thousands.",
+        "Print `name` and `weight.size`. Which layer costs next to nothing, however many bits it gets?",
+        "The layers need not be alike. (And 2 bits have a fourth code, −2, that symmetric ranges leave unused.)",
+        "Ranges by MSE, a scale for each row, and `bits` by `name`: many for 144 weights, 2 for thousands.",
     ),
 )
 
