@@ -12,7 +12,9 @@ from qlearn import PerAxis, QuantConfig, datasets, packing
 from qlearn.exercises import networks
 from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
+from qlearn.exercises.time_limit import TookTooLong, within
 
+PATIENCE = 3.0  # seconds for 2,000 digits; a matrix product takes a tenth of it
 LAYERS = ("linear1", "linear2", "linear3")
 
 _values = st.integers(-400, 400).map(lambda n: n / 8)
@@ -60,12 +62,39 @@ def _average(lo, hi, batch):
     return (lo + batch.min()) / 2, (hi + batch.max()) / 2
 
 
-def _slow_average(lo, hi, batch):
-    return lo + 0.1 * (batch.min() - lo), hi + 0.1 * (batch.max() - hi)
+def _moving_average(c):
+    def moves(lo, hi, batch):
+        with np.errstate(invalid="ignore"):  # of infinity
+            return lo + c * (batch.min() - lo), hi + c * (batch.max() - hi)
+
+    def weighs(lo, hi, batch):
+        return (1 - c) * lo + c * batch.min(), (1 - c) * hi + c * batch.max()
+
+    return moves, weighs
 
 
-def _slower_average(lo, hi, batch):
-    return lo + 0.01 * (batch.min() - lo), hi + 0.01 * (batch.max() - hi)
+def _upper_end_forgets(lo, hi, batch):
+    return min(lo, batch.min()), batch.max()
+
+
+def _lower_end_forgets(lo, hi, batch):
+    return batch.min(), max(hi, batch.max())
+
+
+def _as_it_was(lo, hi, batch):
+    return lo, hi
+
+
+def _first_row(lo, hi, batch):
+    return min(lo, batch[0].min()), max(hi, batch[0].max())
+
+
+def _places(lo, hi, batch):
+    return min(lo, batch.argmin()), max(hi, batch.argmax())
+
+
+def _means(lo, hi, batch):
+    return min(lo, batch.mean()), max(hi, batch.mean())
 
 
 def _upper_end_only(lo, hi, batch):
@@ -182,7 +211,9 @@ _ZERO_CENTRED = "You make the range symmetric. Whether it is to be is decided la
 _FOR_EACH = (
     "That is a value for each column or row. The observer remembers two numbers in all: batch.min(), without an axis."
 )
-_PYTHONS_OWN = "Python's own min and max do not look into an array of several rows: batch.min() does."
+_PYTHONS_OWN = (
+    "Python's own min and max compare single numbers, and got an array: batch.min(), without an axis, is one."
+)
 
 OBSERVE = Exercise(
     id="05.1",
@@ -201,8 +232,13 @@ OBSERVE = Exercise(
     mistakes=(
         Mistake(_last_batch_only, _FORGETS),
         Mistake(_average, _AVERAGES),
-        Mistake(_slow_average, _AVERAGES),
-        Mistake(_slower_average, _AVERAGES),
+        *(Mistake(average, _AVERAGES) for c in (0.1, 0.01, 0.9) for average in _moving_average(c)),
+        Mistake(_upper_end_forgets, "Your upper end forgets: only the last batch counts for it. Compare with hi."),
+        Mistake(_lower_end_forgets, "Your lower end forgets: only the last batch counts for it. Compare with lo."),
+        Mistake(_as_it_was, "That is the old pair: nothing of the batch has got into it."),
+        Mistake(_first_row, "You look at the first row of the batch only: batch.min() looks at all."),
+        Mistake(_places, "argmin and argmax say *where* the value is. Its size is batch.min() and batch.max()."),
+        Mistake(_means, "A mean lies inside the batch's range: its ends are its smallest and its largest value."),
         Mistake(
             _upper_end_only, "Your lower end never moves. Activations below 0 exist: the first layer may see them."
         ),
@@ -230,7 +266,7 @@ OBSERVE = Exercise(
         Mistake(_each_column, _FOR_EACH),
         Mistake(_each_row, _FOR_EACH),
         Mistake(_each_value, _FOR_EACH),
-        Mistake(_python_min_of_columns, _FOR_EACH),
+        Mistake(_python_min_of_columns, _PYTHONS_OWN),
         Mistake(_python_min_of_rows, _PYTHONS_OWN),
         Mistake(_python_min_of_all, _PYTHONS_OWN),
     ),
@@ -277,6 +313,10 @@ def _not_shifted_back(x):
 
 def _cut_pattern_as_number(x):
     return (x.view(np.int32) >> 16 << 16).astype(np.float32)
+
+
+def _only_to_the_left(x):
+    return (x.view(np.int32) << 16).view(np.float32)
 
 
 def _lower_half(x):
@@ -384,6 +424,10 @@ BIN_OF = Exercise(
             "The 16 bits that you keep now stand where the lower ones were, and mean another number. "
             "Shift them back to the left.",
         ),
+        Mistake(
+            _only_to_the_left,
+            "Shifted to the left, the upper 16 bits are lost. First to the right, then back to the left.",
+        ),
         Mistake(_lower_half, _LOW),
         Mistake(_lower_half_masked, _LOW),
         Mistake(_two_halves, "An int16 is half of a value: that makes two numbers of each. Read all 32 bits as one."),
@@ -399,8 +443,10 @@ BIN_OF = Exercise(
             "float16 is another format of 16 bits: 5 bits of exponent, nothing beyond 65,504. Cut float32's own bits.",
         ),
         Mistake(_sign_and_exponent, _SEVEN),
-        Mistake(_power_of_two, _SEVEN + " Where is the sign?"),
-        *(Mistake(_other_cut(places), _SIXTEEN) for places in (8, 15, 17, 20, 24)),
+        Mistake(
+            _power_of_two, "That is a power of two: the exponent alone. The sign stays too, and 7 bits of the fraction."
+        ),
+        *(Mistake(_other_cut(places), _SIXTEEN) for places in (7, 8, 12, 15, 17, 20, 24)),
         Mistake(_equal_bins, _EQUAL),
         Mistake(_equal_bins_down, _EQUAL),
         Mistake(_equal_bins_rounded, _EQUAL),
@@ -410,7 +456,7 @@ BIN_OF = Exercise(
     hints=(
         "Which 16 bits do you keep: those at the left, or those at the right?",
         "Read the pattern as an integer, make its lower 16 bits 0, and read it as a float32 again.",
-        "`bits = x.view(np.int32)` is the pattern. Shifted right by 16 and back left, it ends in zeros.",
+        "`x.view(np.int32)` is the pattern. Shifted right by 16 and back left, it ends in zeros.",
     ),
     consequence=_in_bins,
 )
@@ -432,6 +478,18 @@ def _narrow_then_cast(x_codes, x_zero_point, w_codes):
     return ((x_codes - np.uint8(x_zero_point)) @ w_codes.T).astype(np.int32)
 
 
+def _narrow_without_zero_point(x_codes, x_zero_point, w_codes):
+    return x_codes @ w_codes.T
+
+
+def _narrow_without_zero_point_then_cast(x_codes, x_zero_point, w_codes):
+    return (x_codes @ w_codes.T).astype(np.int32)
+
+
+def _narrow_then_cast_then_subtracted(x_codes, x_zero_point, w_codes):
+    return (x_codes @ w_codes.T).astype(np.int32) - x_zero_point
+
+
 def _sixteen_bits(x_codes, x_zero_point, w_codes):
     return (x_codes.astype(np.int16) - np.int16(x_zero_point)) @ w_codes.astype(np.int16).T
 
@@ -442,6 +500,26 @@ def _sixteen_bits_then_cast(x_codes, x_zero_point, w_codes):
 
 def _inputs_as_int8(x_codes, x_zero_point, w_codes):
     return (x_codes.astype(np.int8).astype(np.int32) - x_zero_point) @ w_codes.astype(np.int32).T
+
+
+def _differences_as_int8(x_codes, x_zero_point, w_codes):
+    return (x_codes.astype(np.int32) - x_zero_point).astype(np.int8) @ w_codes.T
+
+
+def _turned_around(x_codes, x_zero_point, w_codes):
+    return (x_zero_point - x_codes.astype(np.int32)) @ w_codes.astype(np.int32).T
+
+
+def _turned_around_too_late(x_codes, x_zero_point, w_codes):
+    return x_zero_point - x_codes.astype(np.int32) @ w_codes.astype(np.int32).T
+
+
+def _clamped(x_codes, x_zero_point, w_codes):
+    return np.clip(accumulate(x_codes, x_zero_point, w_codes), -128, 127)
+
+
+def _with_relu(x_codes, x_zero_point, w_codes):
+    return np.maximum(accumulate(x_codes, x_zero_point, w_codes), 0)
 
 
 def _subtracted_too_late(x_codes, x_zero_point, w_codes):
@@ -493,6 +571,10 @@ def _in_float(x_codes, x_zero_point, w_codes):
     return (x_codes.astype(np.float64) - x_zero_point) @ w_codes.astype(np.float64).T
 
 
+def _in_float32(x_codes, x_zero_point, w_codes):
+    return (x_codes.astype(np.float32) - x_zero_point) @ w_codes.astype(np.float32).T
+
+
 def _in_int64(x_codes, x_zero_point, w_codes):
     return (x_codes.astype(np.int64) - x_zero_point) @ w_codes.astype(np.int64).T
 
@@ -509,12 +591,20 @@ def _layers(draw):
 
 _NARROW = "Your sums wrapped: NumPy kept the narrow type. Cast both codes to int32 before anything else."
 _CAST_LATE = "You cast after the product, when it has wrapped already. Cast both codes to int32 first."
+_FLOATS = "The values are right, but they are floats: an integer unit would cast to int32, not to float."
 _BELONGS = "The zero point belongs to every input code: subtract it before the product, not from the sum."
 
 
 def _accumulated(attempt):
     """The network with the learner's product in all three layers."""
-    percent = _accuracy_on_integers(_observed_ranges(observe), attempt)
+    arguments = {"ranges": _observed_ranges(observe), "accumulate": attempt}
+    try:
+        percent = within(PATIENCE, _accuracy_on_integers, arguments)
+    except TookTooLong:
+        return (
+            f"In a network it had not read 2,000 digits after {PATIENCE:.0f} seconds: Python's loops are slow.\n"
+            "One matrix product, `@`, does all sums at once."
+        )
     return (
         "Your `accumulate` at work in all three layers, 8-bit codes in and int32 sums out:\n"
         f"{percent:.1f} % of 2,000 digits (in float {networks.mlp_accuracy():.1f} %)."
@@ -541,6 +631,12 @@ ACCUMULATE = Exercise(
         Mistake(_narrow_product, _NARROW),
         Mistake(_narrow_then_cast, _CAST_LATE),
         Mistake(
+            _narrow_without_zero_point,
+            "uint8 times int8 is int16 in NumPy, and your sums wrapped. The zero point is still in the input, too.",
+        ),
+        Mistake(_narrow_without_zero_point_then_cast, _CAST_LATE),
+        Mistake(_narrow_then_cast_then_subtracted, _CAST_LATE),
+        Mistake(
             _sixteen_bits, "int16 holds one product, and not a sum of several: it wrapped. Cast both codes to int32."
         ),
         Mistake(_sixteen_bits_then_cast, _CAST_LATE),
@@ -548,6 +644,11 @@ ACCUMULATE = Exercise(
             _inputs_as_int8,
             "Codes of the input go up to 255, and int8 ends at 127: they wrapped. Cast to int32 at once.",
         ),
+        Mistake(_differences_as_int8, "int8 holds neither the differences nor the sums: they wrapped. Cast to int32."),
+        Mistake(_turned_around, "The signs are turned around: it is code − zero point, not zero point − code."),
+        Mistake(_turned_around_too_late, _BELONGS),
+        Mistake(_clamped, "An accumulator has 32 bits so that nothing need be clamped. Return the sums as they are."),
+        Mistake(_with_relu, "That is a ReLU already. Sums may be negative: return them as they are."),
         Mistake(_subtracted_too_late, _BELONGS),
         Mistake(_once_a_product, _BELONGS),
         Mistake(
@@ -567,9 +668,8 @@ ACCUMULATE = Exercise(
         ),
         Mistake(_outputs_first, "That is (outputs, images): the other way round. Images come first."),
         Mistake(_entry_by_entry, "`*` multiplies entry by entry. A layer sums products up: `@`, the matrix product."),
-        Mistake(
-            _in_float, "The values are right, but they are floats: an integer unit would cast to int32, not to float."
-        ),
+        Mistake(_in_float, _FLOATS),
+        Mistake(_in_float32, _FLOATS),
         Mistake(
             _in_int64, "Python's `int` is int64 in NumPy. The accumulator of an integer unit has 32 bits: np.int32."
         ),
@@ -595,6 +695,42 @@ def layer_bytes(outputs, inputs, bits):
 
 def _scales_forgotten(outputs, inputs, bits):
     return -(-outputs * inputs * bits // 8) + 4 * outputs
+
+
+def _scales_forgotten_and_cut(outputs, inputs, bits):
+    return outputs * inputs * bits // 8 + 4 * outputs
+
+
+def _scales_forgotten_and_fractions(outputs, inputs, bits):
+    return outputs * inputs * bits / 8 + 4 * outputs
+
+
+def _one_scale_and_no_bias(outputs, inputs, bits):
+    return -(-outputs * inputs * bits // 8) + 4
+
+
+def _one_of_each_side(outputs, inputs, bits):
+    return -(-outputs * inputs * bits // 8) + 4 * outputs + 4 * inputs
+
+
+def _zero_points_too(outputs, inputs, bits):
+    return -(-outputs * inputs * bits // 8) + 12 * outputs
+
+
+def _half_scales(outputs, inputs, bits):
+    return -(-outputs * inputs * bits // 8) + 6 * outputs
+
+
+def _float_weights(outputs, inputs, bits):
+    return 4 * outputs * inputs + 8 * outputs
+
+
+def _never_across_bytes(outputs, inputs, bits):
+    return outputs * inputs // (8 // bits) + 8 * outputs
+
+
+def _never_across_bytes_rounded_up(outputs, inputs, bits):
+    return -(-outputs * inputs // (8 // bits)) + 8 * outputs
 
 
 def _nothing_but_codes(outputs, inputs, bits):
@@ -666,6 +802,8 @@ def _bias_in_few_bits(outputs, inputs, bits):
 
 
 _ONLY_CODES = "Codes alone are useless: add a float32 scale and an int32 bias for each output channel."
+_HALF_OF_THE_REST = "4 bytes for each output are missing: there is a float32 scale and an int32 bias for each."
+_ACROSS = "Packed without gaps, a code may begin in one byte and end in the next: count bits, not codes in a byte."
 _LAST_BYTE = "27 bits do not fit into 3 bytes: round the last byte up."
 
 
@@ -692,15 +830,21 @@ LAYER_BYTES = Exercise(
         {"outputs": st.integers(1, 64), "inputs": st.integers(1, 64), "bits": st.integers(2, 8)},
     ),
     mistakes=(
-        Mistake(
-            _scales_forgotten,
-            "4 bytes for each output are missing: there is a float32 scale and an int32 bias for each.",
-        ),
+        Mistake(_scales_forgotten, _HALF_OF_THE_REST),
+        Mistake(_scales_forgotten_and_cut, _HALF_OF_THE_REST),
+        Mistake(_scales_forgotten_and_fractions, _HALF_OF_THE_REST),
         Mistake(_nothing_but_codes, _ONLY_CODES),
         Mistake(_nothing_but_codes_cut, _ONLY_CODES),
         Mistake(_nothing_but_codes_and_fractions, _ONLY_CODES),
         Mistake(_one_scale, "That is one scale for the whole tensor. Here each output channel has its own."),
+        Mistake(_one_scale_and_no_bias, "That is one scale in all. Each output has its own, and a bias."),
         Mistake(_one_of_each, "That is one scale and one bias in all. Each output has its own."),
+        Mistake(_one_of_each_side, "Scales *and* biases belong to the outputs: nothing is stored for an input."),
+        Mistake(_zero_points_too, "12 bytes for each output are too many: weights are symmetric, without zero points."),
+        Mistake(_half_scales, "6 bytes for each output: a float32 and an int32 take 4 bytes each."),
+        Mistake(_float_weights, "The weights are stored as codes of `bits` bits, no longer as float32."),
+        Mistake(_never_across_bytes, _ACROSS),
+        Mistake(_never_across_bytes_rounded_up, _ACROSS),
         Mistake(_for_each_input, "Scales and biases belong to the outputs, the rows of the matrix, not to the inputs."),
         Mistake(_whole_bytes, "That is a whole byte for each code. Packed, a code takes `bits` bits."),
         Mistake(
@@ -765,7 +909,8 @@ def _judge(answer):
         codes, scale, bits = _checked(name, rows.shape, answer(name, rows.copy()))
         total += len(packing.pack(codes, bits)) + 4 * scale.size
         scales = np.repeat(scale, rows.shape[1] // scale.shape[1], axis=1)
-        changed[name] = (codes * scales).astype(np.float32).reshape(weight.shape)
+        with np.errstate(over="ignore"):  # what becomes of it is looked at below
+            changed[name] = (codes * scales).astype(np.float32).reshape(weight.shape)
     logits = _cnn_logits(changed)
     percent = 100 * np.mean(logits.argmax(1) == networks.held_out()[1])
     if not np.isfinite(logits).all():
