@@ -928,7 +928,9 @@ def _checked(name, shape, returned):
         raise CannotBeJudged(f"{name}: bits is {bits!r}; a whole number from 1 to 8 is wanted.")
     if not isinstance(codes, np.ndarray) or codes.dtype.kind not in "iu":
         kind = codes.dtype if isinstance(codes, np.ndarray) else type(codes).__name__
-        raise CannotBeJudged(f"{name}: codes must be a NumPy array of integers, and this is {kind}.")
+        raise CannotBeJudged(
+            f"{name}: codes must be a NumPy array of integers, and this is {kind}. Cast them: np.int8."
+        )
     if codes.shape != shape:
         raise CannotBeJudged(f"{name}: codes have shape {codes.shape}; a code for each weight is {shape}.")
     codes = codes.astype(np.int64)
