@@ -369,7 +369,7 @@ def test_solved_exercises_are_counted():
 
 
 def test_hints_come_one_after_the_other(capsys):
-    for expected in ("Hint 1 of 2", "Hint 2 of 2", "Hint 2 of 2"):
+    for expected in ("Hint 1 of 3", "Hint 2 of 3", "Hint 3 of 3", "Hint 3 of 3"):
         exercises.hint("05.3")
         assert expected in capsys.readouterr().out
     exercises.solution("05.3")
