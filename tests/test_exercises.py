@@ -435,6 +435,18 @@ def test_other_right_answers_are_right():
     assert examine(also, swapped).status == "correct"
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x_codes, x_scale, w_codes, w_scale: (x_codes * x_scale) @ (w_codes * w_scale).T,
+        lambda x_codes, x_scale, w_codes, w_scale: np.dot(x_codes * x_scale, (w_codes * w_scale).T),
+        lambda x_codes, x_scale, w_codes, w_scale: np.einsum("mk,ok->mo", x_codes * x_scale, w_codes * w_scale),
+    ],
+)
+def test_03_2_dequantizing_first_is_told_from_summing_codes(product):
+    assert "you multiply real numbers" in exercises.check("03.2", product).message
+
+
 def test_what_is_forbidden_is_said_when_the_answers_are_right():
     strict = small(forbidden=lambda function: "do not halve." if function.__name__ == "half" else "")
 
@@ -459,6 +471,10 @@ def test_what_was_written_runs_where_it_matters(monkeypatch):
     assert exercises.check("99.1", halves).message.endswith("1 of 1 in this lesson.\n  your halves of 8: (4.0, -4.0)")
     shelf["99.1"] = small(consequence=lambda attempt: 1 / 0)
     assert "In the network it raised ZeroDivisionError" in exercises.check("99.1", halves).message
+    monkeypatch.setattr("qlearn.exercises.shelf.IN_THE_NETWORK", 0.2)
+    shelf["99.1"] = small(consequence=_loops)
+    result = exercises.check("99.1", halves)
+    assert result.status == "correct" and "and was stopped" in result.message
 
 
 # --- challenges ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from qlearn import datasets
 from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
 from qlearn.exercises.networks import WEIGHTS, held_out, mlp_accuracy, with_weights
+from qlearn.exercises.watched import watch
 from qlearn.granularity import PerAxis, PerGroup, PerTensor
 
 _values = st.integers(-400, 400).filter(bool).map(lambda n: n / 8)  # no zeros, so that no scale is 0
@@ -217,38 +218,16 @@ def _x_scale_turned(x_codes, x_scale, w_codes, w_scale):
     return (x_codes.astype(np.int32) @ w_codes.T.astype(np.int32)) * x_scale.T * w_scale.T
 
 
-class _Watched(np.ndarray):
-    """Codes that notice what they are multiplied as."""
-
-    multiplied: list = []  # noqa: RUF012
-
-    def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        plain = [np.asarray(value) if isinstance(value, _Watched) else value for value in inputs]
-        if ufunc is np.matmul:
-            self.multiplied.extend(np.asarray(value).dtype.kind for value in plain)
-        return self._watch(getattr(ufunc, method)(*plain, **options))
-
-    def __array_function__(self, function, types, arguments, options):
-        def bare(value):
-            if isinstance(value, (list, tuple)):
-                return type(value)(map(bare, value))
-            return np.asarray(value) if isinstance(value, _Watched) else value
-
-        plain = bare(arguments)
-        if function in (np.dot, np.einsum, np.inner, np.tensordot):
-            self.multiplied.extend(value.dtype.kind for value in plain if isinstance(value, np.ndarray))
-        return self._watch(function(*plain, **options))
-
-    @staticmethod
-    def _watch(value):
-        return value.view(_Watched) if isinstance(value, np.ndarray) else value
-
-
 def _multiplies_floats(function):
-    codes = {name: np.eye(2, dtype=np.int8).view(_Watched) for name in ("x_codes", "w_codes")}
-    _Watched.multiplied.clear()
-    function(**codes, x_scale=np.ones((2, 1)).view(_Watched), w_scale=np.ones((2, 1)).view(_Watched))
-    if "f" not in _Watched.multiplied:
+    multiplied = []
+
+    def note(name, inputs, result):
+        if name in ("matmul", "dot", "inner", "tensordot", "einsum"):
+            multiplied.extend(value.dtype.kind for value in inputs if isinstance(value, np.ndarray))
+
+    codes = {name: watch(np.eye(2, dtype=np.int8), note) for name in ("x_codes", "w_codes")}
+    function(**codes, x_scale=watch(np.ones((2, 1)), note), w_scale=watch(np.ones((2, 1)), note))
+    if "f" not in multiplied:
         return ""
     return "you multiply real numbers. Multiply the *codes*, in int32, and scale the sums once at the end."
 

@@ -12,6 +12,9 @@ import qlearn.exercises
 from qlearn.exercises.challenges import Challenge, face
 from qlearn.exercises.checking import Exercise, Result, examine
 from qlearn.exercises.questions import Asked, Question
+from qlearn.exercises.time_limit import TookTooLong, within
+
+IN_THE_NETWORK = 20.0  # seconds for a consequence, which takes one or two: a loop over every weight takes minutes
 
 
 def _all(kind: str, what: str) -> dict[str, Any]:
@@ -60,10 +63,14 @@ def check(exercise_id: str, attempt: Any) -> Result:
 
 def _what_it_does(exercise: Exercise, attempt: Any) -> str:
     """What the learner's own function does where it matters."""
-    if exercise.consequence is None:
+    consequence = exercise.consequence
+    if consequence is None:
         return ""
     try:
-        return f"\n{textwrap.indent(exercise.consequence(attempt), '  ')}"
+        said = within(IN_THE_NETWORK, lambda: consequence(attempt), {})
+        return f"\n{textwrap.indent(said, '  ')}"
+    except TookTooLong:
+        return f"\n  In the network it had not ended after {IN_THE_NETWORK:.0f} seconds, and was stopped."
     except Exception as error:  # it has passed the checks; whatever stops it now must not take that back
         return f"\n  In the network it raised {type(error).__name__}: {error}"
 

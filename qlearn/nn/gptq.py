@@ -104,7 +104,9 @@ def gptq(
 
 
 def hessians(model: nn.Module, batches: Batches, *, forward: Forward | None = None) -> dict[str, Tensor]:
-    """For each layer that can be quantized, the mean of x xᵀ over its inputs x: how large they are, and which rise and fall together.
+    """For each layer that can be quantized, the mean of x xᵀ over its inputs x.
+
+    It says how large the inputs are, and which of them rise and fall together.
 
         H = (1/n) Σ x xᵀ
 
