@@ -12,12 +12,13 @@ import qlearn
 from pictures import picture
 from qlearn import PerAxis, PerGroup, PerTensor, datasets, errors, packing, ranges
 from qlearn.sorted_view import SortedView
-from qlearn.widgets import explore_digit, explore_granularity, explore_ranges
+from qlearn.widgets import explore_digit, explore_granularity, explore_network, explore_ranges
 from qlearn.widgets.controls import Slider
 from qlearn.widgets.search import errors as errors_of
 from qlearn.widgets.search import quantile
 
-EXPLORERS = {"digit": explore_digit, "granularity": explore_granularity, "ranges": explore_ranges}
+TAKE_VALUES = {"digit": explore_digit, "granularity": explore_granularity, "ranges": explore_ranges}
+EXPLORERS = {**TAKE_VALUES, "network": explore_network}
 GRANULARITIES = {"tensor": PerTensor(), "column": PerAxis(1), "row": PerAxis(0)}
 
 
@@ -36,6 +37,12 @@ def explorer(made, request):
 def digit(made):
     made["digit"].reset()
     return made["digit"]
+
+
+@pytest.fixture
+def network(made):
+    made["network"].reset()
+    return made["network"]
 
 
 @pytest.fixture
@@ -64,7 +71,7 @@ def same_report(numbers, x, q):
         assert numbers["sqnr_db"] == pytest.approx(report.sqnr_db, rel=1e-6)
 
 
-# --- all three -------------------------------------------------------------------------------------------------------
+# --- all four --------------------------------------------------------------------------------------------------------
 
 
 def ends_of(control):
@@ -91,8 +98,10 @@ def test_both_ends_of_every_control(explorer):
 
 
 def test_every_control_changes_the_picture(explorer):
-    before = {"granularity": "group", "method": "clip", "symmetric": False, "outliers": 20}
-    explorer.set(**{name: value for name, value in before.items() if name in explorer.controls and name != "method"})
+    before = {"granularity": "group", "symmetric": False, "outliers": 20}
+    explorer.set(**{name: value for name, value in before.items() if name in explorer.controls})
+    if type(explorer).__name__ == "NetworkExplorer":
+        explorer.set(bits=2)  # in float there is no range
     for name, control in explorer.controls.items():
         if name in ("clip", "percentile"):
             explorer.set(method=name)
@@ -148,7 +157,7 @@ def test_tables_can_be_read_without_a_mouse(explorer):
 WEIGHTS = np.random.default_rng(1).normal(scale=0.02, size=(4, 3, 5))
 
 
-@pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
+@pytest.mark.parametrize("make", TAKE_VALUES.values(), ids=TAKE_VALUES)
 @pytest.mark.parametrize(
     "x",
     [
@@ -181,7 +190,7 @@ def test_any_matrix_of_real_numbers(make, x):
     assert "nan" not in str(explorer) and "not a number" not in str(explorer)
 
 
-@pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
+@pytest.mark.parametrize("make", TAKE_VALUES.values(), ids=TAKE_VALUES)
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -266,6 +275,81 @@ def test_digits_are_seen_where_nothing_can_be_written(digit, tmp_path, monkeypat
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QLEARN_DATA", str(tmp_path / "file"))
     np.testing.assert_array_equal(explore_digit().result["before"], digit.result["before"])
+
+
+# --- explore_network -------------------------------------------------------------------------------------------------
+
+
+def read_by_hand(bits, method):
+    """What the network says of 1,000 validation digits, in float32, and the bytes of its weights."""
+    net = datasets.trained("mlp")
+    x, size = datasets.mnist_arrays().validation.images[:1000].reshape(1000, -1).astype(np.float32) / 255, 0
+    for name in ("linear1", "linear2", "linear3"):
+        w = net[f"{name}.weight"]
+        if bits == "float":
+            size += w.nbytes
+        else:
+            q = qlearn.find_qparams(w, method, bits=bits)
+            size += len(packing.pack(qlearn.quantize(w, q), bits))
+            w = qlearn.fake_quantize(w, q)
+        x = x @ w.T + net[f"{name}.bias"]
+        x = np.maximum(x, 0) if name != "linear3" else x
+    return x.argmax(1), size
+
+
+@pytest.mark.parametrize("bits", ["float", *range(8, 0, -1)])
+@pytest.mark.parametrize("method", ["min_max", "mse"])
+def test_a_networks_numbers(network, bits, method):
+    network.set(bits=bits, method=method)
+    says, size = read_by_hand(bits, method)
+    labels = datasets.mnist_arrays().validation.labels[:1000]
+    # By hand in float32: of two logits that are equal up to their last digits another one may be the larger.
+    assert abs(network.numbers["misread"] - (says != labels).sum()) <= 1
+    assert network.numbers["accuracy_percent"] == pytest.approx(100 - network.numbers["misread"] / 10)
+    assert network.numbers["bytes"] == size
+    assert network.numbers["size_percent"] == pytest.approx(100 if bits == "float" else 100 * bits / 32, rel=1e-3)
+    curve = network.result["curves"][method]
+    assert curve[network.result["place"]] == network.numbers["accuracy_percent"]
+
+
+def test_a_network_reads_at_three_bits_and_not_at_two_until_its_range_is_chosen(network):
+    percent = {}
+    for bits in ("float", 4, 3, 2, 1):
+        network.set(bits=bits)
+        percent[bits] = network.numbers["accuracy_percent"]
+    assert min(percent["float"], percent[4], percent[3]) > 97
+    assert 40 < percent[2] < 50 and percent[1] < 15
+    network.set(bits=2, method="mse")
+    assert network.numbers["accuracy_percent"] > 96
+
+
+def test_misread_digits_are_framed_and_say_what_they_are(network):
+    labels = datasets.mnist_arrays().validation.labels[:24]
+    network.set(bits="float")
+    assert not any(frame.get_visible() for frame in network._frames)
+    assert [text.get_text() for text in network._captions] == [str(label) for label in labels]
+    network.set(bits=2)
+    wrong = network.result["says"] != labels
+    assert 0 < wrong.sum() < 24
+    assert [frame.get_visible() for frame in network._frames] == wrong.tolist()
+    for text, says, label in zip(network._captions, network.result["says"], labels, strict=True):
+        assert text.get_text() == (str(says) if says == label else f"{says}, not {label}")
+
+
+def test_a_networks_arithmetic(network):
+    assert network.explain(network.result)[0] == "89,400 weights · 32 bits / 8 = 357,600 bytes"
+    network.set(bits=2)
+    steps = network.explain(network.result)
+    assert steps[0] == "89,400 weights · 2 bits / 8 = 22,350 bytes"
+    q = qlearn.find_qparams(datasets.trained("mlp")["linear1.weight"], bits=2)
+    values = [float(text.replace("−", "-")) for text in steps[1].split(": ")[1].split(", ")]
+    np.testing.assert_allclose(values, q.scale * (np.arange(4) - q.zero_point), rtol=5e-3)
+
+
+def test_in_float_a_network_has_no_range(network):
+    assert network._inputs["method"].disabled
+    network.set(bits=8)
+    assert not network._inputs["method"].disabled
 
 
 # --- explore_granularity ---------------------------------------------------------------------------------------------

@@ -146,6 +146,7 @@ def test_front_and_best():
 
 def test_only_what_changed_runs_again():
     explorer = explore_mixed_precision()
+    explorer.load()
     runs: list[str] = []
     for name in explorer.controls:
         for bits in range(2, 9):
@@ -173,6 +174,47 @@ def test_little_is_kept(monkeypatch, mlp):
         mlp.set(linear1=bits, linear2=2 + (bits + 1) % 7, linear3=5)
         assert sum(part.nbytes for part in mlp._trials._kept.values()) <= 300_000
     assert len(mlp._trials._kept) >= 2
+
+
+# --- at first --------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_picture_waits_for_one_setting_only(monkeypatch):
+    asked = []
+    ordinary = BitTrials.point
+    monkeypatch.setattr(BitTrials, "point", lambda self, setting: asked.append(setting) or ordinary(self, setting))
+    explorer = explore_mixed_precision(network="mlp", linear1=3, linear2=3, linear3=3)
+    assert set(asked) == {(3, 3, 3), explorer.result["greedy"].setting}
+    sentence, before = str(explorer), picture(explorer)
+    assert explorer._bar.layout.display == "none"
+    seen = []
+    explorer._bar.observe(lambda change: seen.append((change.new, explorer._bar.layout.display)), "value")
+    explorer.load()
+    assert seen == [(k, "") for k in range(1, len({*explorer._stops, *explorer._trials.uniform()}) + 1)]
+    assert seen[-1][0] == explorer._bar.max and explorer._bar.layout.display == "none"
+    assert (picture(explorer) != before).any() and str(explorer) == sentence
+    np.testing.assert_array_equal(explorer._by_greed.get_xdata(), [p.bytes / 1000 for p in explorer._greedy])
+    seen.clear()
+    explorer.load()
+    assert not seen
+
+
+def test_the_page_comes_at_once_and_the_still_picture_with_the_curves(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, data, metadata, raw):
+            shown.append((explorer._loaded, set(data)))
+
+    def display(data, raw, display_id):
+        shown.append((explorer._loaded, set(data)))
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    explorer = explore_mixed_precision(network="mlp")
+    explorer._ipython_display_()
+    live = {"text/plain", "application/vnd.jupyter.widget-view+json"}
+    assert shown == [(False, live), (True, live | {"image/png"})]
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from PIL import Image
 import qlearn
 from pictures import picture
 from qlearn import PerAxis, QuantConfig, datasets
+from qlearn.nn.prepared import prepared_layers
 from qlearn.style import DRAWING
 from qlearn.widgets import explore_qat, qat, qat_runs
 
@@ -66,7 +67,8 @@ def at_the_end(explorer):
 
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("learned", [False, True])
-def test_before_training_it_shows_post_training_quantization(bits, learned):
+@pytest.mark.parametrize("method", ["min_max", "mse"])
+def test_before_training_it_shows_post_training_quantization(bits, learned, method):
     data, model = datasets.mnist_arrays(), qlearn.nn.load_trained("mlp")
     images, labels = (part[:1000] for part in data.validation)
 
@@ -77,12 +79,80 @@ def test_before_training_it_shows_post_training_quantization(bits, learned):
         ptq = qlearn.nn.convert(qlearn.nn.calibrate(prepared, calibration, progress=False))
         return 100 * qlearn.nn.accuracy(ptq, images, labels)
 
-    numbers = explore_qat(bits=bits, learned=learned).numbers
+    numbers = explore_qat(bits=bits, learned=learned, method=method).numbers
     assert numbers["float_percent"] == 100 * qlearn.nn.accuracy(model, images, labels)
     assert numbers["ptq_percent"] == percent("mse")
     # A learned scale is stored as its logarithm: its last digit may differ, and with it one weight's code.
-    assert numbers["qat_percent"] == pytest.approx(percent("mse" if learned else "min_max"), abs=0.11 if learned else 0)
+    assert numbers["qat_percent"] == pytest.approx(percent(method), abs=0.11 if learned else 0)
     assert (numbers["step"], numbers["changed_percent"], "loss" in numbers) == (0, 0, False)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("method", ["min_max", "mse"])
+def test_a_training_starts_from_what_prepare_qat_makes(learned, method):
+    weights = QuantConfig(bits=3, symmetric=True, granularity=PerAxis(0), method=method)
+    model = qlearn.nn.load_trained("mlp")
+    direct = qlearn.nn.prepare_qat(model, weights, QuantConfig(), learned_step_size=learned)
+    data = datasets.mnist_arrays()
+    qlearn.nn.calibrate(direct, qlearn.nn.to_inputs(data.calibration.images), progress=False)
+    images = qlearn.nn.to_inputs(data.validation.images[:100])
+    made = qat_runs.Network().prepared(3, learned, method)
+    with torch.no_grad():
+        assert torch.equal(made(images), direct(images))
+    assert [name for name, _ in made.named_parameters()] == [name for name, _ in direct.named_parameters()]
+    explorer = explore_qat(bits=3, learned=learned, method=method)
+    assert all(isinstance(layer.weights, QuantConfig) and layer.weights == weights for layer in layers_of(explorer))
+
+
+def layers_of(explorer):
+    return prepared_layers(explorer.model)
+
+
+@pytest.mark.parametrize(("learned", "method"), [(True, "min_max"), (True, "mse"), (False, "min_max"), (False, "mse")])
+def test_weights_and_ticks_are_those_of_the_network_in_training(learned, method):
+    explorer = explore_qat(learned=learned, method=method, layer=2, channel=7)
+    start, at_first = explorer.numbers["scale"], explorer.result["histogram"]
+    assert explorer.numbers["start_scale"] == start
+    np.testing.assert_array_equal(explorer.result["ticks"], explorer.result["start_ticks"])
+    explorer.train()
+    layer = layers_of(explorer)[1]
+    rows = layer.rows.detach()
+    scale = layer.find_weight_qparams().scale.reshape(-1)[6].item()
+    assert explorer.numbers["scale"] == scale != start == explorer.numbers["start_scale"]
+    if not learned:
+        found = QuantConfig(bits=2, symmetric=True, granularity=PerAxis(0), method=method).find_qparams(rows)
+        assert found.scale.reshape(-1)[6].item() == scale, "the scale is not that of the weights shown"
+    largest = abs(datasets.trained("mlp")["linear2.weight"][6]).max()
+    np.testing.assert_allclose(explorer.result["ticks"] * largest, [-scale, 0, scale], rtol=1e-6)
+    np.testing.assert_array_equal(explorer.result["histogram"], np.histogram(rows[6].numpy() / largest, qat.BINS)[0])
+    assert explorer.result["histogram"].sum() == 100 and (explorer.result["histogram"] != at_first).any()
+
+
+def test_another_layer_has_other_channels(explorer):
+    explorer.set(channel=100)
+    explorer.set(layer=3)
+    assert explorer._inputs["channel"].max == explorer.values["channel"] == 10
+    with pytest.raises(ValueError, match="channel=11 must be a whole number from 1 to 10"):
+        explorer.set(channel=11)
+
+
+def test_settings_that_nobody_trains_leave_nothing_behind(explorer):
+    """A network for each of them would fill the memory."""
+    for change in ({"bits": 5}, {"rate": 0.001}, {"learned": False}, {"method": "min_max"}, {"x": 1.0}, {"layer": 2}):
+        explorer.set(**change)
+    assert not explorer._runs
+
+
+def test_ranges_are_searched_once(monkeypatch):
+    searches = []
+    ordinary = QuantConfig.find_qparams
+    counted = lambda self, x, *rest: (searches.append((self.bits, self.method)), ordinary(self, x, *rest))[1]  # noqa: E731
+    monkeypatch.setattr(QuantConfig, "find_qparams", counted)
+    explorer = explore_qat(bits=3)
+    explorer.set(learned=False)
+    explorer.set(bits=4)
+    explorer.set(rate=0.001)
+    assert sorted(search for search in searches if search[1] == "mse") == [(3, "mse")] * 3 + [(4, "mse")] * 3
 
 
 def test_training_moves_the_numbers_and_the_curve(explorer):
@@ -155,19 +225,22 @@ def test_one_value_step_by_step(explorer):
         "code 1",
         "x̂ = 0.333",
         "slope of the staircase: 0; training takes ∂x̂/∂x = 1",
-        "∂x̂/∂scale = -0.2",
+        "∂x̂/∂scale = −0.2",
     ]
     explorer.set(x=-1.9, learned=False)
     assert explorer.explain(explorer.result)[2:] == [
-        "code -3",
-        "x̂ = -1",
+        "code −3",
+        "x̂ = −1",
         "slope of the staircase: 0; training takes ∂x̂/∂x = 0",
     ]
 
 
 def test_every_control_changes_the_picture_and_reset_changes_it_back(explorer):
     before = explorer._picture.value
-    for change in ({"bits": 4}, {"rate": 0.032}, {"learned": False}, {"x": -0.3}):
+    for change in (
+        *({"bits": 4}, {"rate": 0.032}, {"learned": False}, {"method": "min_max"}),
+        *({"x": -0.3}, {"layer": 2}, {"channel": 2}),
+    ):
         explorer.train()  # so that another learning rate has another curve
         shown = picture(explorer)
         explorer.set(**change)
@@ -205,7 +278,8 @@ def test_bundle_for_every_reader(explorer):
     assert still.size[0] == 2 * metadata["image/png"]["width"] == 1600
     assert data["text/plain"] == metadata["image/png"]["alt"] == str(explorer)
     assert str(explorer).startswith(
-        "Quantization-aware training (weight bits 2, learning rate 0.004, gradient learned scale (LSQ), one value 0.6): "
+        "Quantization-aware training (weight bits 2, learning rate 0.004, gradient learned scale (LSQ), start range MSE, "
+        "one value 0.6, layer 1, channel 1): "
         "float 98 %, PTQ 94.5 %, QAT "
     )
 
@@ -216,6 +290,8 @@ def test_bundle_for_every_reader(explorer):
         ({"bits": 1}, "bits=1 must be a whole number from 2 to 8"),
         ({"rate": 0.003}, "rate=0.003 must be one of 0.0005"),
         ({"learned": 1}, "learned=1 must be one of False"),
+        ({"method": "entropy"}, "method='entropy' must be one of 'min_max'"),
+        ({"channel": 101}, "channel=101 must be a whole number from 1 to 100"),
         ({"x": 3.0}, "x=3.0 must be a number from -2 to 2"),
     ],
 )
@@ -268,7 +344,9 @@ def test_buttons_say_what_can_be_done(explorer, monkeypatch):
     gate.pass_(1000)
     at_the_end(explorer)
     assert state() == [False, True]
-    assert [explorer._buttons[name].description for name in ("start", "stop")] == ["Train", "Stop"]
+    assert [button.description for button in (*explorer._buttons.values(), explorer._button)] == [
+        *("Train", "Stop", "Reset settings"),
+    ]
 
 
 class Gate:
@@ -431,7 +509,7 @@ def test_running_a_cell_again_ends_its_training(monkeypatch):
 def test_a_control_that_moves_while_a_training_begins(explorer, monkeypatch):
     """Its message arrives on another thread, at any time: the training is that of the settings read at first."""
     explorer.train()
-    before, key, other = explorer._run, explorer._key, (3, 0.001, False)
+    before, key, other = explorer._run, explorer._key, qat_runs.Setting(3, 0.001, False, "mse")
     keys = iter([key])
     with monkeypatch.context() as patch:
         patch.setattr(type(explorer), "_key", property(lambda self: next(keys, other)))

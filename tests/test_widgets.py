@@ -124,7 +124,7 @@ def test_one_value_step_by_step(affine):
     x = np.float32(-1.0)
     code = int(qlearn.quantize(x, q))
     steps = affine.explain(affine.result)
-    assert steps[0] == "x = -1"
+    assert steps[0] == "x = −1"
     assert steps[4] == f"clamp to 0 … 15: code {code}"
     assert f"({code} − {q.zero_point})" in steps[5]
     assert steps[6] == f"error x − x̂ = {rounded(-1 - float(qlearn.dequantize(np.asarray(code), q)))}"
@@ -256,6 +256,21 @@ def test_only_core_widgets_and_no_pyplot(affine):
             names |= {alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")}
             names |= {node.attr} if isinstance(node, ast.Attribute) else set()
     assert not names & {"pyplot", "matplotlib.pyplot", "interact", "interactive", "Output", "jslink", "jsdlink"}
+
+
+def test_controls_that_do_nothing_are_greyed():
+    class Signed(Square):
+        def idle(self, sign, **values):
+            return {"x"} if sign == -1 else ()
+
+    explorer = Signed()
+    assert not explorer._inputs["x"].disabled
+    explorer._inputs["sign"].set_state({"index": 1})
+    assert explorer._inputs["x"].disabled and not explorer._inputs["sign"].disabled
+    explorer.set(x=3)  # the kernel may still move it
+    assert explorer.numbers == {"square": -9}
+    explorer.reset()
+    assert not explorer._inputs["x"].disabled
 
 
 # --- when something goes wrong ---------------------------------------------------------------------------------------
@@ -417,7 +432,7 @@ def test_saved_picture(affine, tmp_path):
 
 def test_rounding():
     assert [rounded(v) for v in (0.0, -0.0, 1e-7, 0.00012345, 99.96, 123456.0, 7, np.int64(1234))] == [
-        *("0", "0", "1e-07", "0.000123", "100", "1.23e+05", "7", "1234"),
+        *("0", "0", "1e−07", "0.000123", "100", "1.23e+05", "7", "1234"),
     ]
     assert rounded(float("inf")) == "∞"
     assert rounded(float("-inf")) == "−∞"

@@ -21,8 +21,9 @@ from explorer_page import ExplorerPage
 from qlearn import widgets
 
 MOVES = 30
-# Where every control has something to do: without outliers their size would not change the picture.
-START: dict[str, dict[str, Any]] = {"explore_affine": {"outliers": 10}}
+# Where every control has something to do: without outliers their size would not change the picture, nor in float
+# the range.
+START: dict[str, dict[str, Any]] = {"explore_affine": {"outliers": 10}, "explore_network": {"bits": 2}}
 # Explorers that run a whole network: the kernel may take 150 and 200 ms a move, and the page its own 50.
 NETWORKS = dict.fromkeys(("explore_ptq", "explore_qat", "explore_mixed_precision"), (200, 250))
 # The ratio to the peer, which draws two panels, is asked of the explorers up to lesson 04.

@@ -41,13 +41,13 @@ exponent 10000101, fraction 10010000000000000000000.
         colours = [colour for count, colour, _ in fields for _ in range(count)]
         for i, (bit, colour) in enumerate(zip(bits, colours, strict=True)):
             axes.add_patch(Rectangle((i, y), 1, 0.6, facecolor=colour, edgecolor="white", linewidth=1.2))
-            axes.text(i + 0.5, y + 0.29, bit, ha="center", va="center", fontsize=7.5, color=BLACK)
+            axes.text(i + 0.5, y + 0.29, bit, ha="center", va="center", fontsize=8, color=BLACK)
         if len(bits) == 8:
             axes.text(8.5, y + 0.3, fields[-1][2], va="center", color=GREY)
         else:
             start = 0
             for count, _, name in fields:
-                axes.text(start + count / 2, y + 0.68, name, ha="center", va="bottom", fontsize=7, color=GREY)
+                axes.text(start + count / 2, y + 0.68, name, ha="center", va="bottom", fontsize=8, color=GREY)
                 start += count
     alt = (
         f"The bits of {value} as uint8: {unsigned}. Of -{value} as int8: {signed}. Of {value}.0 as float32: "
@@ -87,7 +87,7 @@ the largest error is 0.4.
             va="top",
             fontweight=weight,
             color=GREY,
-            fontsize=7,
+            fontsize=8,
         )
     left = axes.get_xlim()[0]
     for y, text, colour in ((0.95, "x", VERMILLION), (-0.3, "code", BLUE), (-0.62, "x̂", GREY)):

@@ -127,9 +127,7 @@ class BitRows:
         axes.legend(handles=legend, loc="lower right", bbox_to_anchor=(0.8, -0.02), handlelength=1, labelspacing=0.2)
         style: dict[str, Any] = {"linestyle": "", "color": INK, "markersize": 5, "markeredgewidth": 0}
         self._digits = [axes.plot([], [], marker=f"${digit}$", **style)[0] for digit in (0, 1)]
-        self._values = [
-            axes.text(row.bits + 0.6, place, "", va="center", fontsize=8, color=INK) for place, row in enumerate(rows)
-        ]
+        self._values = [axes.text(row.bits + 0.6, place, "", va="center", color=INK) for place, row in enumerate(rows)]
         self.artists: list[Artist] = [*self._digits, *self._values]
 
     def update(self, codes: Sequence[int], values: Sequence[str]) -> None:

@@ -38,7 +38,7 @@ def blocks(shape: tuple[int, int], scale_shapes: Mapping[str, tuple[int, ...]]) 
             tint = TINTS[(k + k // len(TINTS)) % len(TINTS)]
             axes.add_patch(Rectangle((left, top), width, height, facecolor=tint, alpha=0.45, edgecolor="none"))
             axes.add_patch(Rectangle((left, top), width, height, facecolor="none", edgecolor=INK, linewidth=1.2))
-            axes.text(left + width / 2, top + height / 2, str(k), ha="center", va="center", fontsize=7, color=BLACK)
+            axes.text(left + width / 2, top + height / 2, str(k), ha="center", va="center", fontsize=8, color=BLACK)
         axes.vlines(range(1, columns), 0, rows, color="white", linewidth=0.8, zorder=0.9)
         axes.hlines(range(1, rows), 0, columns, color="white", linewidth=0.8, zorder=0.9)
         axes.set(xlim=(-0.1, columns + 0.1), ylim=(rows + 0.1, -0.1), aspect="equal", xticks=[], yticks=[])
@@ -67,7 +67,7 @@ stay within ±1.
     for end in (-largest.max(), largest.max()):
         axes.plot([-1, len(w)], [end, end], color=VERMILLION, linestyle="--", linewidth=1.2)
         place = "last" if end > 0 else "first"
-        axes.text(len(w) + 0.5, end, f"{place} tick of\none scale for all", va="center", color=VERMILLION, fontsize=7.5)
+        axes.text(len(w) + 0.5, end, f"{place} tick of\none scale for all", va="center", color=VERMILLION, fontsize=8)
     axes.set(xlabel="row", ylabel="smallest to largest weight", xlim=(-1, 1.16 * len(w)))
     axes.set_ylim(-1.3 * largest.max(), 1.2 * largest.max())
     axes.plot([-1, len(w)], [0, 0], color=GREY, linewidth=0.8)
@@ -134,7 +134,7 @@ def against_cost(points: Mapping[str, Sequence[tuple[int, float, float]]]) -> tu
         )
         for b, x, y in series:
             ink = BLACK if colour == ORANGE else "white"
-            axes.annotate(str(b), (x, y), ha="center", va="center_baseline", fontsize=7, color=ink, weight="bold")
+            axes.annotate(str(b), (x, y), ha="center", va="center_baseline", fontsize=8, color=ink, weight="bold")
         parts.append(f"{name}: " + ", ".join(f"{y:.1f} dB at {x:.2f} ({b} bits)" for b, x, y in series) + ".")
     axes.set(xlabel="bits per value, scales included (in the marker: bits of a code)", ylabel="SQNR (dB)")
     axes.grid()

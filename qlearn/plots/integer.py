@@ -105,9 +105,9 @@ rounded away: 300.
             axes.add_patch(
                 Rectangle((at, y), 1, 0.66, facecolor=colour, edgecolor="white", linewidth=0.6, hatch="///" * away)
             )
-            axes.text(at + 0.5, y + 0.31, str(value >> place & 1), ha="center", va="center", fontsize=5.6, color=BLACK)
-    axes.text(0, 3.47, "blue: the number; grey: leading zeros", va="center", fontsize=7.5, color=GREY)
-    axes.text(WIDE / 2 + 2, 1.37, "orange, hatched: rounded away", va="center", fontsize=7.5, color=GREY)
+            axes.text(at + 0.5, y + 0.31, str(value >> place & 1), ha="center", va="center", fontsize=8, color=BLACK)
+    axes.text(0, 3.47, "blue: the number; grey: leading zeros", va="center", fontsize=8, color=GREY)
+    axes.text(WIDE / 2 + 2, 1.37, "orange, hatched: rounded away", va="center", fontsize=8, color=GREY)
     return figure, (
         f"The bits of {acc} · {m} = {product}. The lowest 31 are rounded away: {high}. "
         f"Of these the lowest {shift} {'is' if shift == 1 else 'are'} rounded away: {code}."

@@ -62,7 +62,7 @@ def grouped_bars(
         )  # fmt: skip
         for place, height in zip(places, heights, strict=True):
             axes.text(
-                place, max(height, floor), f"{height:.3g}".replace("-", "−"), ha="center", va="bottom", fontsize=7.5
+                place, max(height, floor), f"{height:.3g}".replace("-", "−"), ha="center", va="bottom", fontsize=8
             )
     axes.set(xticks=range(len(groups)), xticklabels=groups, ylabel=ylabel)
     axes.tick_params(axis="x", length=0)

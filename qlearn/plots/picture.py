@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +11,18 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 
 from qlearn.style import DPI, STILL_RATIO, own_style
+
+CORNER = 0.06  # inches, 6 pixels of the page
 
 
 @dataclass(frozen=True, repr=False)
 class Picture:
     """A figure and the sentence that says what it shows: shown as an image with alt text, printed as the sentence.
+
+    JupyterLab leaves the alt text of a stored image out, so the sentence is also folded under the picture, as text.
 
     >>> Picture(Figure(), "An empty page of no use.")
     An empty page of no use.
@@ -35,6 +41,14 @@ class Picture:
             FigureCanvasAgg(self.figure).print_figure(buffer, format="png", dpi=DPI * STILL_RATIO)
         return buffer.getvalue()
 
+    def _ipython_display_(self) -> None:
+        from IPython.display import display  # only a notebook asks for it
+
+        data, metadata = self._repr_mimebundle_()
+        display(data, metadata=metadata, raw=True)
+        words = f"<details><summary>The picture in words</summary>{html.escape(self.alt)}</details>"
+        display({"text/html": words}, raw=True)
+
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         width, height = self.figure.get_size_inches() * DPI
         metadata = {"image/png": {"alt": self.alt, "width": round(width), "height": round(height)}}
@@ -51,6 +65,20 @@ def picture(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Picture]:
     @wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Picture:
         with own_style():
-            return Picture(*draw(*args, **kwargs))
+            figure, alt = draw(*args, **kwargs)
+            _round_corners(figure)
+            return Picture(figure, alt)
 
     return drawn
+
+
+def _round_corners(figure: Figure) -> None:
+    """A stored picture knows no theme: it is a white card, with round corners where the page is dark."""
+    width, height = figure.get_size_inches()
+    card = FancyBboxPatch(
+        (0, 0), width, height, boxstyle=f"round,pad=0,rounding_size={CORNER}", transform=figure.dpi_scale_trans,
+        facecolor=figure.get_facecolor(), edgecolor="none", zorder=-1,
+    )  # fmt: skip
+    card.set_in_layout(False)
+    figure.patch.set_visible(False)
+    figure.add_artist(card)

@@ -10,6 +10,7 @@ from qlearn.widgets.digit import explore_digit
 from qlearn.widgets.formats import explore_formats
 from qlearn.widgets.granularity import explore_granularity
 from qlearn.widgets.mixed_precision import explore_mixed_precision
+from qlearn.widgets.network import explore_network
 from qlearn.widgets.ptq import explore_ptq
 from qlearn.widgets.qat import explore_qat
 from qlearn.widgets.ranges import explore_ranges
@@ -21,6 +22,7 @@ __all__ = [
     "explore_formats",
     "explore_granularity",
     "explore_mixed_precision",
+    "explore_network",
     "explore_ptq",
     "explore_qat",
     "explore_ranges",

@@ -107,16 +107,16 @@ class Number:
 
 
 def rounded(value: float) -> str:
-    """Three significant digits, in the shortest form; whole numbers in full.
+    """Three significant digits, in the shortest form; whole numbers in full. The minus sign is that of the axes.
 
     >>> rounded(0.034567), rounded(1234.5), rounded(255), rounded(4.0), rounded(-0.0001)
-    ('0.0346', '1230', '255', '4', '-0.0001')
+    ('0.0346', '1230', '255', '4', '−0.0001')
     """
     if isinstance(value, Integral):
-        return str(int(value))
+        return str(int(value)).replace("-", "−")
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞" if value < 0 else "not a number"
     text = f"{value:.3g}"
     if "e" in text and 1e-5 < abs(value) < 1e5:
         text = f"{float(text):f}".rstrip("0").rstrip(".")
-    return "0" if float(text) == 0 else text
+    return "0" if float(text) == 0 else text.replace("-", "−")

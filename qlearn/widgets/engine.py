@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -29,21 +29,8 @@ from qlearn.style import DPI, DRAWING, STILL_RATIO, own_style
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.footer import footer
 from qlearn.widgets.inline import flush_on_main_thread_only
+from qlearn.widgets.page import page_style
 from qlearn.widgets.picture import Palette, exact_png, for_page, page_format, pixels_of, to_png
-
-# Colours come from the page, so that the numbers can be read in a light and in a dark theme.
-PAGE_STYLE = """<style>
-.qlearn-numbers {border-collapse: collapse; font-size: 13px; line-height: 1.3; color: inherit;
-  font-variant-numeric: tabular-nums}
-.qlearn-numbers th {text-align: left; font-weight: normal; opacity: .8; padding: 2px 6px 2px 0}
-.qlearn-numbers td {text-align: left; font-weight: 600; padding: 2px 14px 2px 0; min-width: 58px}
-.qlearn-numbers th, .qlearn-numbers td {white-space: nowrap}
-.qlearn-steps {max-width: 800px; font-size: 13px; line-height: 1.5; margin: 4px 0 2px; padding: 0; color: inherit}
-.qlearn-steps li {display: inline-block; list-style: none}
-.qlearn-steps li + li::before {content: "→"; opacity: .6; padding: 0 6px}
-.qlearn-error {font-size: 13px; line-height: 1.4; color: inherit; border-left: 4px solid #D55E00; padding: 2px 8px}
-.qlearn-explorer :focus-visible {outline: 2px solid #0072B2; outline-offset: 1px}
-</style>"""
 
 
 class Explorer:
@@ -56,6 +43,7 @@ class Explorer:
         update(result)      →  give these artists their data
         explain(result)     →  a calculation in steps, for the line under the table (optional)
         limits(**values)    →  controls whose limits depend on the others: name → (lo, hi) (optional)
+        idle(**values)      →  names of controls that change nothing while the others stand so: greyed (optional)
         scene(result)       →  a name for what stays, where a choice asks for other axes (optional)
         arrange(result)     →  change what stays to fit a new scene (optional)
 
@@ -121,6 +109,9 @@ class Explorer:
 
     def limits(self, **values: Any) -> dict[str, tuple[float, float]]:
         return {}
+
+    def idle(self, **values: Any) -> Collection[str]:
+        return ()
 
     # What a learner calls
 
@@ -259,8 +250,12 @@ class Explorer:
         return {**fixed, **self.limits(**values)}
 
     def _fit_limits(self, values: dict[str, Any] | None = None) -> None:
-        """Give every slider its limits; one that stands outside them moves to the nearest."""
-        for name, (lo, hi) in self._limits(values or self.values).items():
+        """Give every slider its limits, one that stands outside them moves to the nearest; and grey what is idle."""
+        values = values or self.values
+        idle = self.idle(**values)
+        for name, widget in self._inputs.items():
+            widget.disabled = name in idle
+        for name, (lo, hi) in self._limits(values).items():
             slider = self._inputs[name]
             if (slider.min, slider.max) != (lo, hi):
                 slider.min, slider.max = min(lo, slider.min), max(hi, slider.max)  # min never passes max on the way
@@ -323,7 +318,7 @@ class Explorer:
             widget = control.widget(self._start[name])
             widget.description = control.label
             widget.style.description_width = "88px"
-            widget.layout = ipywidgets.Layout(width="300px", max_width="100%")
+            widget.layout = ipywidgets.Layout(width="auto")
             _set_tooltip(widget, control.help)
             self._inputs[name] = widget
         button = ipywidgets.Button(
@@ -338,18 +333,13 @@ class Explorer:
         self._message = ipywidgets.HTML()
         self._table = ipywidgets.HTML()
         self._picture = ipywidgets.Image(format=page_format(), width=str(self.size[0]), height=str(self.size[1]))
-        self._picture.layout = ipywidgets.Layout(max_width="100%", height="auto", object_fit="contain")
-        wrap = ipywidgets.Layout(flex_flow="row wrap", max_width="660px")
-        self._page = ipywidgets.VBox(
-            [
-                ipywidgets.HTML(PAGE_STYLE, layout=ipywidgets.Layout(display="none")),
-                ipywidgets.Box([*self._inputs.values(), *row], layout=wrap),
-                self._message,
-                self._table,
-                self._picture,
-            ],
-            layout=ipywidgets.Layout(align_items="flex-start", max_width="100%"),
-        )
+        # Controls beside the picture where the page is wide enough, else above it; what may change its height below.
+        controls = ipywidgets.Box([*self._inputs.values(), *row, self._message])
+        controls.add_class("qlearn-controls")
+        shown = ipywidgets.Box([self._picture, self._table])
+        shown.add_class("qlearn-shown")
+        style = ipywidgets.HTML(page_style(), layout=ipywidgets.Layout(display="none"))
+        self._page = ipywidgets.Box([style, controls, shown])
         self._page.add_class("qlearn-explorer")
 
     def _settings(self) -> str:

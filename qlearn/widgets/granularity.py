@@ -283,7 +283,7 @@ class GranularityExplorer(Explorer):
         (self._here,) = axes.plot(
             [], [], "s", color="none", markeredgecolor=BLACK, markersize=11, markeredgewidth=1.6, label="chosen"
         )
-        axes.legend(loc="lower left", title="min-max ranges:", title_fontsize=8, alignment="left")
+        axes.legend(loc="lower left", title="min-max ranges:", alignment="left")
         return [*self._curves.values(), self._here]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from ipywidgets import IntProgress, Layout
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 GIVEN_UP = 1.0  # points of accuracy that the smallest network may lose
 PERCENTS = (10, 50, 80, 90, 95, 98, 99, 99.5, 99.9)  # ticks
+ABOVE = 0.4  # room on the axis for networks that are better than the float one
 BOTTOM = -2.13  # of the axis of accuracies: guessing is right in 10 % and lies at −1.95
 # Colour and marker of a layer's curve, in the network's order.
 LAYERS = (
@@ -63,8 +65,8 @@ def explore_mixed_precision(
         ValueError: an unknown network, method or layer, bits outside 2 … 8, a model that does not take digits, or that
             has no layer to quantize, or too many.
 
-    Cost: a few seconds at first, for sensitivities and the greedy curve; then a move runs the network from the first
-        layer that changed.
+    Cost: a second at first. The curves for comparison take two more, with a progress bar, when it is shown. A move runs
+        the network from the first layer that changed.
 
     >>> explorer = explore_mixed_precision(network="mlp", linear1=3, linear2=4)
     >>> explorer.values, explorer.numbers["bytes"]
@@ -108,13 +110,66 @@ class MixedPrecisionExplorer(Explorer):
         if method not in ("min_max", "mse"):
             raise ValueError(f"method={method!r} must be 'min_max' or 'mse'.")
         self._trials = BitTrials(model, network, method)
-        self._greedy, self._uniform = self._trials.greedy(), self._trials.uniform()
+        self._stops = self._trials.greedy()
+        self._loaded = False
         self._tried: dict[tuple[int, ...], Point] = {}
         self.controls = {
             name: Slider(name, f"How many bits a weight of the layer {name} has.", 2, 8, 8)
             for name in self._trials.layers
         }
         super().__init__(start=start, pixel_ratio=pixel_ratio)
+        self._bar = IntProgress(
+            description="curves", style={"description_width": "88px"}, layout=Layout(display="none")
+        )
+        _, controls, _ = self._page.children
+        controls.children = (*controls.children, self._bar)
+
+    @quietly
+    def load(self) -> None:
+        """Measure the curves to compare with: the greedy choice at every size, and the same bits everywhere.
+
+        Showing or saving the explorer does this. A progress bar says how far it is.
+        """
+        if self._loaded:
+            return
+        settings = list(dict.fromkeys([*self._stops, *self._trials.uniform()]))
+        self._bar.max, self._bar.layout.display = len(settings), ""
+        try:
+            for done, setting in enumerate(settings, start=1):
+                with DRAWING:  # a control may move meanwhile, on another thread
+                    self._trials.point(setting)
+                self._bar.value = done
+            self._loaded = True
+            self.refresh()
+        finally:
+            self._bar.layout.display = "none"
+
+    def save(self, path: Any) -> None:
+        """Write the still picture, a PNG with the numbers under it, to a file."""
+        self.load()
+        super().save(path)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.load()
+        return super()._repr_mimebundle_(include, exclude)
+
+    def _ipython_display_(self) -> None:
+        """At once without the curves; with them, and with a still picture, as soon as they are measured."""
+        from IPython.display import display  # only a notebook asks for it
+
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._page.model_id}
+        at_once = {"text/plain": str(self), "application/vnd.jupyter.widget-view+json": view}
+        shown = display(at_once, raw=True, display_id=True)
+        data, metadata = self._repr_mimebundle_()
+        shown.update(data, metadata=metadata, raw=True)
+
+    @property
+    def _greedy(self) -> list[Point]:
+        return [self._trials.point(setting) for setting in self._stops]
+
+    @property
+    def _uniform(self) -> list[Point]:
+        return [self._trials.point(setting) for setting in self._trials.uniform()]
 
     def reset(self) -> None:
         """Move all controls back to where they were at first, and forget what was tried."""
@@ -129,7 +184,8 @@ class MixedPrecisionExplorer(Explorer):
         self._tried[now.setting] = now
         tried = list(self._tried.values())
         best = smallest_that_will_do(tried, trials.float_percent - GIVEN_UP - 1e-9)  # for the last bit of a float
-        greedy = next((stop for stop in self._greedy if stop.bytes <= now.bytes), None)
+        stop = next((setting for setting in self._stops if trials.bytes(setting) <= now.bytes), None)
+        greedy = stop and trials.point(stop)
         return {
             "accuracy": now.percent,
             "float_accuracy": trials.float_percent,
@@ -162,6 +218,22 @@ class MixedPrecisionExplorer(Explorer):
         )
         return artists
 
+    def scene(self, result: dict[str, Any]) -> bool:
+        return self._loaded
+
+    def arrange(self, result: dict[str, Any]) -> None:
+        """The curves, once they are measured."""
+        if not self._loaded:
+            return
+        greedy, uniform = self._greedy, self._uniform
+        self._same_bits.set_data(*_places(uniform))
+        for point in uniform:
+            self._axes.annotate(
+                str(point.setting[0]), (point.bytes / 1000, height(point.percent)), (0, -12), ha="center",
+                textcoords="offset points", color=INK,
+            )  # fmt: skip
+        self._by_greed.set_data(*_places(greedy))
+
     def update(self, result: dict[str, Any]) -> None:
         best, greedy = result["best"], result["greedy"]
         for name, points in {
@@ -188,29 +260,22 @@ class MixedPrecisionExplorer(Explorer):
     # The panels
 
     def _setup_sizes(self, axes: Axes) -> list[Artist]:
-        greedy, uniform = self._greedy, self._uniform
+        self._axes = axes
         axes.set_title("Accuracy against size: up and to the left is better")
         axes.set_xlabel("size of the file's tensors, kB")
-        axes.set_ylabel("accuracy on 1,000 digits, %")
-        known = [*uniform, *greedy]
-        smallest, largest = (end(point.bytes for point in known) / 1000 for end in (min, max))
+        axes.set_ylabel("accuracy on 1,000 digits (%), stretched towards 100")
+        smallest, largest = (self._trials.bytes((bits,) * len(self._trials.layers)) / 1000 for bits in (2, 8))
         pad = 0.06 * (largest - smallest)
         axes.set_xlim(smallest - pad, largest + pad)
-        best = max(self._trials.float_percent, *(point.percent for point in known))
-        top = height(best) + 0.3
+        top = height(self._trials.float_percent) + ABOVE
         axes.set_ylim(BOTTOM, top)
         shown = [percent for percent in PERCENTS if height(percent) < top]
         axes.set_yticks([height(percent) for percent in shown], [f"{percent:g}" for percent in shown])
         axes.grid()
         self._levels(axes)
-        axes.plot(*_places(uniform), "^", color=ORANGE, markersize=7, label="same bits everywhere")
-        for point in uniform:
-            axes.annotate(
-                str(point.setting[0]), (point.bytes / 1000, height(point.percent)), (0, -12), ha="center",
-                textcoords="offset points", fontsize=7.5, color=INK,
-            )  # fmt: skip
-        axes.plot(
-            *_places(greedy), "-", color=BLUE, marker=".", markersize=5, linewidth=1.2, label="greedy by sensitivity"
+        (self._same_bits,) = axes.plot([], [], "^", color=ORANGE, markersize=7, label="same bits everywhere")
+        (self._by_greed,) = axes.plot(
+            [], [], "-", color=BLUE, marker=".", markersize=5, linewidth=1.2, label="greedy by sensitivity"
         )
         ring: dict[str, Any] = {"color": "none", "markeredgecolor": BLACK, "markersize": 12, "markeredgewidth": 1.4}
         styles: dict[str, dict[str, Any]] = {
@@ -233,7 +298,7 @@ class MixedPrecisionExplorer(Explorer):
             axes.axhline(height(percent), color=GREY, linewidth=1, linestyle=style)
             axes.annotate(
                 text, (right, height(percent)), (0, 1 if side == "bottom" else -3), textcoords="offset points",
-                ha="right", va=side, fontsize=7.5, color=GREY,
+                ha="right", va=side, color=GREY,
             )  # fmt: skip
 
     def _setup_layers(self, axes: Axes) -> list[Artist]:

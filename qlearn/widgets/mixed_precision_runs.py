@@ -92,7 +92,7 @@ class BitTrials:
         self._kept: OrderedDict[tuple[int, Setting], Tensor] = OrderedDict()
         self._points: dict[Setting, Point] = {}
 
-        self.sensitivity = nn.sensitivity(self.model, calibration[:SENSED], bits=BITS, weights=self.weights)
+        self.sensitivity = self._find_sensitivity(calibration[:SENSED])
         self.sizes = nn.layer_bytes(self.model, bits=BITS, weights=self.weights)
         summary = nn.summary(self._network)
         self.parameters = summary.parameters
@@ -111,16 +111,39 @@ class BitTrials:
         """All tensors in the file of this setting."""
         return self.other_bytes + sum(self.sizes[name][b] for name, b in zip(self.layers, setting, strict=True))
 
-    def greedy(self) -> list[Point]:
+    def greedy(self) -> list[Setting]:
         """All stops of `nn.descent`, from many bits to few."""
-        return [self.point(tuple(stop.values())) for stop in nn.descent(self.sensitivity, self.sizes)]
+        return [tuple(stop.values()) for stop in nn.descent(self.sensitivity, self.sizes)]
 
-    def uniform(self) -> list[Point]:
+    def uniform(self) -> list[Setting]:
         """The same bits in every layer, from few to many."""
-        return [self.point((b,) * len(self.layers)) for b in BITS]
+        return [(b,) * len(self.layers) for b in BITS]
 
     def _percent(self, logits: Tensor) -> float:
         return 100 * int((logits.argmax(1) == self._labels).sum()) / len(self._labels)
+
+    def _find_sensitivity(self, images: Tensor) -> dict[str, dict[int, float]]:
+        """What `nn.sensitivity` finds, but that each layer's input is found once, and pools are quick ones."""
+        quick = exchange(self.model, {module: PoolOfFour() for module in self.model.modules() if pools_four(module)})
+        parts = _parts(quick, self.layers)
+        with torch.no_grad():
+            inputs = [images]
+            for steps, _ in parts:
+                inputs.append(_through(quick, steps, inputs[-1], self._at_once))
+            target = inputs.pop().double().log_softmax(-1)
+            table: dict[str, dict[int, float]] = {}
+            for place, name in enumerate(self.layers):
+                first = next(number for number, (_, depth) in enumerate(parts) if depth > place)
+                others: dict[str, None] = {other: None for other in self.layers if other != name}
+                table[name] = {}
+                for b in BITS:
+                    changed = nn.convert(nn.prepare(quick, replace(self.weights, bits=b), None, overrides=others))
+                    x = inputs[first]
+                    for steps, _ in parts[first:]:
+                        x = _through(changed, steps, x, self._at_once)
+                    logs = x.double().log_softmax(-1)
+                    table[name][b] = float((target.exp() * (target - logs)).sum(-1).mean())
+        return table
 
     def _make_layer(self, name: str, bits: int) -> QuantizedLayer:
         """Cached as `_layer`: the layer with its weights at so many bits."""
@@ -145,13 +168,7 @@ class BitTrials:
         x = self._images if done < 0 else self._recall(done, self._kept[keys[done]])
         with torch.no_grad():
             for number in range(done + 1, len(self._parts)):
-                steps = [self._network.get_submodule(name) for name in self._parts[number][0]]
-                outputs = []
-                for batch in x.split(self._at_once):
-                    for step in steps:
-                        batch = step(batch)
-                    outputs.append(batch)
-                x = torch.cat(outputs)
+                x = _through(self._network, self._parts[number][0], x, self._at_once)
                 self._keep(number, keys[number], x)
         return x
 
@@ -176,6 +193,17 @@ class BitTrials:
             return None
         first = self._network.get_submodule(self._parts[number + 1][0][0])
         return first if isinstance(first, StaticLayer) else None
+
+
+def _through(network: Any, steps: list[str], x: Tensor, at_once: int) -> Tensor:
+    """What these steps of the network make of x, so many examples at once."""
+    modules = [network.get_submodule(name) for name in steps]
+    outputs = []
+    for batch in x.split(at_once):
+        for module in modules:
+            batch = module(batch)
+        outputs.append(batch)
+    return torch.cat(outputs)
 
 
 def _parts(network: Any, layers: tuple[str, ...]) -> list[tuple[list[str], int]]:

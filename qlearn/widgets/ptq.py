@@ -252,7 +252,7 @@ class PTQExplorer(Explorer):
     def _setup_weights(self, axes: Axes) -> list[Artist]:
         self._above = axes
         axes.set_xlabel("value of a weight")
-        axes.set_ylabel("how many")
+        axes.set_ylabel("how many, by powers of ten")
         axes.grid(axis="y")
         floor: dict[str, Any] = {"values": [height(0)], "edges": [0.0, 1.0]}
         self._x = axes.stairs(**floor, baseline=height(0), fill=True, color=LIGHT_BLUE, label="before")
@@ -323,16 +323,16 @@ class Digits:
             text.set_text(caption)
 
 
-def mosaic(images: Any, rows: int) -> Any:
-    """Digits in rows of five as one picture, with room under each for what is written there.
+def mosaic(images: Any, rows: int, columns: int = COLUMNS) -> Any:
+    """Digits in rows as one picture, with room under each for what is written there.
 
     >>> mosaic(np.full((2, 28, 28), 255, np.uint8), rows=1).shape
     (40, 170)
     """
     across, down = SIDE + GAP, SIDE + 2 * GAP
-    picture = np.zeros((rows * down, COLUMNS * across), np.uint8)
+    picture = np.zeros((rows * down, columns * across), np.uint8)
     for k, image in enumerate(images):
-        top, left = k // COLUMNS * down, k % COLUMNS * across
+        top, left = k // columns * down, k % columns * across
         picture[top : top + SIDE, left : left + SIDE] = image
     return picture
 

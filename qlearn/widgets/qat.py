@@ -1,4 +1,7 @@
-"""The explorer of lesson 06: the staircase, what training takes for its slope, and a training that can be watched."""
+"""The explorer of lesson 06: the staircase, what training takes for its slope, and a training that can be watched.
+
+While it trains, the accuracy grows, the float weights of a channel move, and the ticks of its scale with them.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qlearn.arrays import quietly
-from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, ORANGE, PALE, VERMILLION
+from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, MUTED, ORANGE, VERMILLION
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import plain
+from qlearn.widgets.panels import LIGHT_BLUE, count, height
 
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 REACH = 2.0  # of the axis of x, in units of the last tick
@@ -25,7 +28,10 @@ PLACES = np.linspace(-REACH, REACH, 2001)
 EARLIER = 6  # so many other trainings are shown beside
 STEPS = 430  # of a training; `qat_runs` has the same number
 BEST_PERCENT = 99.7  # the upper end of the axis of accuracies
-LOSSES = -2.5, 1.0  # powers of ten
+METHODS = {"min-max": "min_max", "MSE": "mse"}
+FARTHEST = 1.6  # end of the axis of weights, in units of the largest that the channel had before training
+BINS = np.linspace(-FARTHEST, FARTHEST, 97)
+ROW_NOW, ROW_START = height(0) - 0.42, height(0) - 0.95  # of ticks, under the histogram
 
 
 @quietly
@@ -35,10 +41,13 @@ def explore_qat(
     bits: int = 2,
     rate: float = 0.004,
     learned: bool = True,
+    method: str = "mse",
     x: float = 0.6,
+    layer: int = 1,
+    channel: int = 1,
     pixel_ratio: float = 1,
 ) -> QATExplorer:
-    """Train a network with fake quantization, and watch: the staircase, its surrogate gradient, and the accuracy.
+    """Train a network with fake quantization, and watch: the surrogate gradient, the accuracy, weights and ticks.
 
     The button Train (or `start()`) trains in the background for one epoch of MNIST, Stop (or `stop()`) ends it early;
     cells can be run meanwhile. `train()` does the same and returns when it is done. Each setting keeps its curve.
@@ -47,9 +56,11 @@ def explore_qat(
         model: a trained network of your own that takes MNIST digits; without it the MLP that comes with this package.
         bits: of the weights, 2 … 8; one scale for each channel. Activations have 8.
         rate: the learning rate of the first step: 0.0005, 0.001, … 0.032.
-        learned: the scales are learnt (LSQ), from the MSE range on; else they are found by min-max in every step, and
-            the gradient goes straight through.
+        learned: the scales are learnt (LSQ). Else the gradient goes straight through, and the scales are found again
+            as the weights move: by min-max in every step, by MSE, which has to search, in every tenth.
+        method: the range that the scales start from, "min_max" or "mse".
         x: the value whose arithmetic is shown, in units of the last tick.
+        layer, channel: whose weights are shown, from 1 on.
         pixel_ratio: 2 for a picture that is sharp on a screen with device scale factor 2.
 
     Raises:
@@ -57,17 +68,19 @@ def explore_qat(
 
     Cost: a training takes a few seconds on one core.
 
-    >>> explorer = explore_qat(bits=2, learned=False)
+    >>> explorer = explore_qat(bits=2, method="min_max")
     >>> explorer.numbers["step"], explorer.numbers["float_percent"] > 97, explorer.numbers["qat_percent"] < 60
     (0, True, True)
     """
-    return QATExplorer(model, start={"bits": bits, "rate": rate, "learned": learned, "x": x}, pixel_ratio=pixel_ratio)
+    start = {"bits": bits, "rate": rate, "learned": learned, "method": method, "x": x, "layer": layer}
+    return QATExplorer(model, start={**start, "channel": channel}, pixel_ratio=pixel_ratio)
 
 
 class QATExplorer(Explorer):
-    """The staircase with what training takes for its slope, and curves that grow while a network is trained.
+    """The staircase with what training takes for its slope; accuracy, weights and ticks while a network is trained.
 
-    A training belongs to its settings: bits, learning rate and gradient. Another setting ends it and shows its own.
+    A training belongs to its settings: bits, learning rate, gradient and range. Another setting ends it and shows its
+    own.
     """
 
     title = "Quantization-aware training"
@@ -79,6 +92,8 @@ class QATExplorer(Explorer):
         "step": Number("step", f"of {STEPS}"),
         "loss": Number("loss"),
         "changed_percent": Number("codes changed", "%"),
+        "scale": Number("its scale"),
+        "start_scale": Number("at first"),
     }
     buttons: ClassVar = {
         "start": Button("Train", "Train for one epoch with these settings. The curves grow meanwhile."),
@@ -92,11 +107,10 @@ class QATExplorer(Explorer):
             raise ImportError(f'explore_qat() needs PyTorch ({error}): pip install "qlearn[torch]".') from error
 
         self._torch = qat_runs
-        self._float = qat_runs.own_copy(model)
-        self._ptq_percent = lru_cache(lambda bits: qat_runs.post_training_percent(self._float, bits))
+        self._network = qat_runs.Network(model)
         self._staircase = lru_cache(lambda bits, learned: qat_runs.staircase(PLACES, bits, learned))
-        self._float_percent = qat_runs.float_percent(self._float)
-        self._runs: dict[tuple[int, float, bool], Any] = {}
+        self._runs: dict[Any, Any] = {}  # setting → training: those that have begun, and those whose model was wanted
+        layers = self._network.layers
         self.controls = {
             "bits": Slider("weight bits", "How many bits a weight has. Activations have 8.", 2, 8, 2, on_release=True),
             "rate": Choice(
@@ -104,13 +118,19 @@ class QATExplorer(Explorer):
             ),
             "learned": Choice(
                 "gradient",
-                "Straight through: scales by min-max in every step. LSQ: scales are learnt, from the MSE range on.",
+                "Straight through: scales are found again as the weights move. LSQ: scales are learnt.",
                 {"straight through": False, "learned scale (LSQ)": True},
                 True,
             ),
+            "method": Choice("start range", "The range that the scales start from.", METHODS, "mse"),
             "x": Slider("one value", "A value to follow, in units of the last tick.", -REACH, REACH, 0.6, 0.01),
+            "layer": Slider("layer", "Whose weights are shown: 1 is the first layer.", 1, len(layers), 1),
+            "channel": Slider("channel", "Which of the layer's rows: each has a scale.", 1, self._channels(1), 1),
         }
         super().__init__(start=start, pixel_ratio=pixel_ratio)
+        self._button.description = "Reset settings"
+        self._button.layout.width = "184px"  # as wide as the two above it
+        self._button.layout.margin = "2px 2px 2px 96px"
         self._mark_buttons()
         _replaces(self)
 
@@ -127,7 +147,7 @@ class QATExplorer(Explorer):
         """Train with these settings in the background. Nothing happens if that is being done already."""
         with DRAWING:
             key = self._key
-            if self._run_of(*key).running:
+            if (run := self._runs.get(key)) is not None and run.running:
                 return
             self._new_run(key).start(self.refresh)
             self._mark_buttons()
@@ -148,7 +168,7 @@ class QATExplorer(Explorer):
     @property
     def model(self) -> Any:
         """The fake-quantized network of these settings as trained so far; `nn.convert` makes an integer one of it."""
-        return self._run.model
+        return self._run_of(self._key).model
 
     def close(self) -> None:
         """End the training and take the controls off the page."""
@@ -157,18 +177,28 @@ class QATExplorer(Explorer):
 
     # What the engine asks for
 
-    def compute(self, bits: int, rate: float, learned: bool, x: float) -> dict[str, Any]:
+    def limits(self, **values: Any) -> dict[str, tuple[float, float]]:
+        return {"channel": (1, self._channels(values["layer"]))}
+
+    def compute(
+        self, bits: int, rate: float, learned: bool, method: str, x: float, layer: int, channel: int
+    ) -> dict[str, Any]:
         """All numbers and arrays of the picture, with the training of these settings as far as it has come."""
-        run = self._run_of(bits, rate, learned)
-        points = list(run.points)  # the training may add another one meanwhile
+        start, latent_start = self._network.start(bits, learned, method)
+        run = self._runs.get(self._torch.Setting(bits, rate, learned, method))
+        # The training may add another point meanwhile.
+        points, latent = ([start], latent_start) if run is None else (list(run.points), run.latent)
         x_hat, of_x, of_scale = self._staircase(bits, learned)
         one = [float(values[0]) for values in self._torch.staircase([x], bits, learned)]
-        others = [list(other.points) for (b, _, _), other in self._runs.items() if b == bits and other is not run]
+        others = [list(other.points) for key, other in self._runs.items() if key.bits == bits and other is not run]
+        before, scale = (float(of.scales[layer - 1][channel - 1]) for of in (latent_start, latent))
+        unit = float(np.abs(latent_start.rows[layer - 1][channel - 1]).max()) or 1.0
+        codes = np.arange(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1))
         return {
             "bits": bits,
             "learned": learned,
-            "float_percent": self._float_percent,
-            "ptq_percent": self._ptq_percent(bits),
+            "float_percent": self._network.percent,
+            "ptq_percent": self._network.ptq_percent(bits),
             "qat_percent": points[-1].percent,
             "step": points[-1].step,
             "loss": None if math.isnan(points[-1].loss) else points[-1].loss,
@@ -179,14 +209,23 @@ class QATExplorer(Explorer):
             "of_x": of_x,
             "of_scale": of_scale,
             "one": (x, *one),
+            "scale": scale,
+            "start_scale": before,
+            "ticks": codes * scale / unit,
+            "start_ticks": codes * before / unit,
+            "histogram": np.histogram(latent.rows[layer - 1][channel - 1] / unit, BINS)[0],
+            "shown": f"Latent weights of {self._network.layers[layer - 1]}, channel {channel}",
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        boxes = [
-            (left, bottom, 0.4, height) for left in (0.06, 0.575) for bottom, height in ((0.46, 0.47), (0.11, 0.24))
-        ]
-        above, below, right, lower = (figure.add_axes(box) for box in boxes)
-        return [*self._setup_staircase(above, below), *self._setup_curves(right, lower)]
+        above, below, right, lower = (
+            figure.add_axes(box)
+            for box in (
+                *((0.045, 0.46, 0.4, 0.47), (0.045, 0.11, 0.4, 0.24)),
+                *((0.585, 0.605, 0.405, 0.325), (0.585, 0.11, 0.405, 0.34)),
+            )
+        )
+        return [*self._setup_staircase(above, below), *self._setup_curve(right), *self._setup_weights(lower)]
 
     def update(self, result: dict[str, Any]) -> None:
         self._stairs.set_data(PLACES, result["x_hat"])
@@ -197,16 +236,19 @@ class QATExplorer(Explorer):
             line.set_xdata([x, x])
         self._one.set_data([x], [x_hat])
         self._one_slope.set_data([x], [of_x])
-        steps, percents, losses, _ = result["points"].T
+        steps, percents, _, _ = result["points"].T
         self._accuracy.set_data(steps, _height(percents))
-        self._loss.set_data(steps, np.log10(losses))
         self._now.set_data(steps[-1:], _height(percents[-1:]))
         for line, percent in ((self._ptq, "ptq_percent"), (self._reference, "float_percent")):
             line.set_ydata([_height(result[percent])] * 2)
-        for i, (accuracies, losses_) in enumerate(self._others):
+        for i, line in enumerate(self._others):
             points = result["others"][i].T if i < len(result["others"]) else np.full((4, 1), np.nan)
-            accuracies.set_data(points[0], _height(points[1]))
-            losses_.set_data(points[0], np.log10(points[2]))
+            line.set_data(points[0], _height(points[1]))
+        self._shown.set_text(result["shown"])
+        for stairs in (self._weights, self._outline):
+            stairs.set_data(height(result["histogram"]), BINS)
+        for rug, ticks, row in ((self._ticks, "ticks", ROW_NOW), (self._start_ticks, "start_ticks", ROW_START)):
+            rug.set_data(result[ticks], np.full(len(result[ticks]), row))
 
     def explain(self, result: dict[str, Any]) -> list[str]:
         x, x_hat, of_x, of_scale = result["one"]
@@ -214,7 +256,7 @@ class QATExplorer(Explorer):
         steps = [
             f"x = {rounded(x)}, scale = 1/{quant_max}",
             f"x / scale = {rounded(x * quant_max)}",
-            f"code {round(x_hat * quant_max)}",
+            f"code {rounded(round(x_hat * quant_max))}",
             f"x̂ = {rounded(x_hat)}",
             f"slope of the staircase: 0; training takes ∂x̂/∂x = {rounded(of_x)}",
         ]
@@ -225,30 +267,34 @@ class QATExplorer(Explorer):
     # Trainings
 
     @property
-    def _key(self) -> tuple[int, float, bool]:
+    def _key(self) -> Any:
         values = self.values
-        return values["bits"], values["rate"], values["learned"]
+        return self._torch.Setting(*(values[name] for name in self._torch.Setting._fields))
 
     @property
     def _run(self) -> Any:
-        return self._run_of(*self._key)
+        """The training of these settings; None if there is none so far."""
+        return self._runs.get(self._key)
 
-    def _run_of(self, bits: int, rate: float, learned: bool) -> Any:
-        key = bits, rate, learned
+    def _run_of(self, key: Any) -> Any:
         with DRAWING:  # a cell and a control may ask for it at once, and a picture goes through all of them
             if key not in self._runs:
-                self._runs[key] = self._torch.Run(self._float, bits, rate, learned)
+                self._runs[key] = self._torch.Run(self._network, key)
             return self._runs[key]
 
-    def _new_run(self, key: tuple[int, float, bool]) -> Any:
+    def _new_run(self, key: Any) -> Any:
         """A training from the start, in the place of the one that these settings have had before.
 
         The settings are handed over, because a control may move in the middle of this, on another thread.
         """
-        if (run := self._run_of(*key)).begun:
+        if (run := self._run_of(key)).begun:
             run.stop(wait=False)
             self._runs.pop(key)
-        return self._run_of(*key)
+        return self._run_of(key)
+
+    def _channels(self, layer: int) -> int:
+        """How many rows the weights of a layer have."""
+        return len(self._network.start(2, True, "min_max")[1].scales[layer - 1])
 
     def _follow(self) -> None:
         for key, run in list(self._runs.items()):
@@ -256,11 +302,12 @@ class QATExplorer(Explorer):
                 run.stop(wait=False)  # it may be waiting for the lock that we hold
         super()._follow()
         self._mark_buttons()
-        if self._run.error is not None:
-            self._complain(self._run.error)
+        if (run := self._run) is not None and run.error is not None:
+            self._complain(run.error)
 
     def _mark_buttons(self) -> None:
-        running = self._run.running
+        run = self._run
+        running = run is not None and run.running
         self._buttons["start"].disabled = running
         self._buttons["stop"].disabled = not running
 
@@ -297,37 +344,45 @@ class QATExplorer(Explorer):
         (self._one_slope,) = below.plot([], [], "D", color=GREEN, markersize=7, markeredgecolor="white")
         return [self._stairs, self._of_x, self._of_scale, *self._at, self._one, self._one_slope]
 
-    def _setup_curves(self, right: Axes, lower: Axes) -> list[Artist]:
-        right.set_title("Accuracy on 1,000 validation digits (%)")
-        right.set_xlim(-6, STEPS + 6)
-        lower.set_xlim(-6, STEPS + 6)
+    def _setup_curve(self, axes: Axes) -> list[Artist]:
+        axes.set_title("Accuracy (%), on an axis stretched towards 100")
+        axes.set_xlim(-6, STEPS + 6)
         ticks = [0, 50, 80, 90, 95, 98, 99]
-        right.set_yticks(_height(ticks), [str(tick) for tick in ticks])
-        right.set_ylim(_height(0) - 0.05, _height(BEST_PERCENT))
-        right.tick_params(labelbottom=False)
-        right.grid()
-        lower.set_title("Loss on the training digits")
-        lower.set_ylim(*LOSSES)
-        powers = range(math.ceil(LOSSES[0]), math.floor(LOSSES[1]) + 1)
-        lower.set_yticks(list(powers), [plain(10.0**power) for power in powers])
-        lower.set_xlabel("step of training, 128 digits each")
-        lower.grid()
+        axes.set_yticks(_height(ticks), [str(tick) for tick in ticks])
+        axes.set_ylim(_height(0) - 0.05, _height(BEST_PERCENT))
+        axes.set_xlabel("step of training, 128 digits each", labelpad=1)
+        axes.grid()
         ends = [-6, STEPS + 6]
-        (self._reference,) = right.plot(ends, [0, 0], color=GREY, linewidth=1.1, linestyle=":", label="float")
-        (self._ptq,) = right.plot(
+        (self._reference,) = axes.plot(ends, [0, 0], color=GREY, linewidth=1.1, linestyle=":", label="float")
+        (self._ptq,) = axes.plot(
             ends, [0, 0], color=BLACK, linewidth=1.3, linestyle=(0, (5, 2)), label="PTQ, MSE range"
         )
-        self._others = [
-            (right.plot([], [], color=PALE, linewidth=1.2)[0], lower.plot([], [], color=PALE, linewidth=1.0)[0])
-            for _ in range(EARLIER)
-        ]
-        self._others[0][0].set_label("QAT, other settings")
-        (self._accuracy,) = right.plot([], [], color=VERMILLION, linewidth=1.7, label="QAT")
-        (self._now,) = right.plot([], [], "D", color=VERMILLION, markersize=6, markeredgecolor="white")
-        (self._loss,) = lower.plot([], [], color=VERMILLION, linewidth=1.5)
-        right.legend(loc="lower right", ncols=2)
-        others = [line for pair in self._others for line in pair]
-        return [*others, self._reference, self._ptq, self._accuracy, self._now, self._loss]
+        self._others = [axes.plot([], [], color=MUTED, linewidth=1.0)[0] for _ in range(EARLIER)]
+        self._others[0].set_label("QAT, other settings")
+        (self._accuracy,) = axes.plot([], [], color=VERMILLION, linewidth=1.7, label="QAT")
+        (self._now,) = axes.plot([], [], "D", color=VERMILLION, markersize=6, markeredgecolor="white")
+        axes.legend(loc="lower right", ncols=2, borderaxespad=0.1, columnspacing=1.2)
+        return [*self._others, self._reference, self._ptq, self._accuracy, self._now]
+
+    def _setup_weights(self, axes: Axes) -> list[Artist]:
+        corner = axes.get_position()
+        # Not the axes' own title, whose place is found only when all axes are drawn.
+        self._shown = axes.figure.text(corner.x0, corner.y1 + 0.015, "", fontsize=9)
+        axes.set_xlim(-FARTHEST, FARTHEST)
+        axes.set_xlabel("weight, in units of the channel's largest before training")
+        top = max(rows.shape[1] for rows in self._network.start(2, True, "min_max")[1].rows)
+        powers = range(int(math.log10(top)) + 1)
+        axes.set_ylim(ROW_START - 0.4, height(top) + 0.1)
+        rows = {ROW_START: "ticks at first", ROW_NOW: "ticks now"}
+        axes.set_yticks([*rows, *powers], [*rows.values(), *(count(10**power) for power in powers)])
+        axes.axhline(height(0), color=GREY, linewidth=0.8)
+        floor: dict[str, Any] = {"values": [height(0)], "edges": [0.0, 1.0]}
+        self._weights = axes.stairs(**floor, baseline=height(0), fill=True, color=LIGHT_BLUE)
+        self._outline = axes.stairs(**floor, baseline=None, color=BLUE, linewidth=1.3)
+        style: dict[str, Any] = {"linestyle": "", "marker": "|", "markersize": 12}
+        (self._ticks,) = axes.plot([], [], color=VERMILLION, markeredgewidth=1.6, **style)
+        (self._start_ticks,) = axes.plot([], [], color=GREY, markeredgewidth=1.2, **style)
+        return [self._shown, self._weights, self._outline, self._ticks, self._start_ticks]
 
 
 def _height(percent: Any) -> Any:

@@ -17,6 +17,7 @@ from qlearn import datasets, nn
 from qlearn.affine import QParams, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
+from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
 from qlearn.nn.training import training_steps
@@ -25,6 +26,20 @@ BATCH_SIZE = 128
 STEPS = 430  # every training image once
 EVERY = 10  # steps between two looks at the accuracy
 DIGITS = 1000  # validation digits it is measured on
+
+
+class Setting(NamedTuple):
+    """What a training depends on.
+
+    `bits` are the weights', activations have 8; `rate` is the learning rate of the first step. Scales start from the
+    range that `method` finds. They are `learned` from there, or found again as the weights move: by min-max in every
+    step, by MSE, which has to search, at every look.
+    """
+
+    bits: int
+    rate: float
+    learned: bool
+    method: str
 
 
 class Point(NamedTuple):
@@ -36,35 +51,108 @@ class Point(NamedTuple):
     changed_percent: float
 
 
-class Run:
-    """One quantization-aware training, from what post-training quantization gives, for one epoch.
+class Latent(NamedTuple):
+    """Layer by layer: the float weights, a row for each output channel, and the scales, one for each row."""
+
+    rows: list[np.ndarray]
+    scales: list[np.ndarray]
+
+
+class Network:
+    """The float network, and what its trainings start from, each found once.
 
     Args:
-        model: the float network.
-        bits: of the weights; activations have 8.
-        rate: the learning rate of the first step.
-        learned: whether scales are learnt (from the MSE range on), or found by min-max in every step.
+        model: a network that takes MNIST digits; without it the MLP that comes with this package.
+
+    Attributes:
+        layers: the names of the layers that are quantized.
+        percent: the accuracy before quantization.
+    """
+
+    @one_thread()  # the network is small: threads would mostly wait for each other
+    def __init__(self, model: Any = None) -> None:
+        self._float = nn.load_trained("mlp") if model is None else copy.deepcopy(model).eval()
+        layers = prepared_layers(nn.prepare(self._float, weights(8, "min_max")))
+        self.layers = [layer.name for layer in layers]
+        self._rows = [layer.rows.detach() for layer in layers]
+        self._arrays = [rows.numpy() for rows in self._rows]
+        self._qparams = lru_cache(None)(self._find_qparams)
+        self.ptq_percent = lru_cache(None)(self._find_ptq_percent)
+        self.start = lru_cache(None)(self._find_start)
+        self.percent = accuracy(self._float)
+
+    @one_thread()
+    def prepared(self, bits: int, learned: bool, method: str) -> Any:
+        """The network that `nn.prepare_qat` and `nn.calibrate` make. A search is not made again for each of them."""
+        model = nn.prepare_qat(self._float, weights(bits, "min_max"), QuantConfig(), learned_step_size=learned)
+        config = weights(bits, method)
+        for layer, found in zip(prepared_layers(model), self._qparams(bits, method), strict=True):
+            layer.weights = config
+            if learned:
+                layer.weight_fake_quantize = LearnedFakeQuantize(config, found)
+            elif method != "min_max":
+                layer.weight_fake_quantize = FoundNowAndThen(config, found)
+        nn.calibrate(model, _calibration(), progress=False)
+        with torch.no_grad():
+            model(
+                _calibration()[:1]
+            )  # learned scales of inputs start at the first pass: from the calibration, not later
+        return model
+
+    def _find_start(self, bits: int, learned: bool, method: str) -> tuple[Point, Latent]:
+        """Cached as `start`: a training's first point, and its weights and scales then."""
+        point = Point(0, accuracy(self.prepared(bits, learned, method)), float("nan"), 0.0)
+        scales = [np.asarray(qparams.scale).reshape(-1) for qparams in self._qparams(bits, method)]
+        return point, Latent(self._arrays, scales)
+
+    @one_thread()
+    def _find_ptq_percent(self, bits: int) -> float:
+        """Cached as `ptq_percent`: what post-training quantization gives with the best range it has, by MSE."""
+        prepared = nn.prepare(self._float, weights(bits, "min_max"))
+        for layer, found in zip(prepared_layers(prepared), self._qparams(bits, "mse"), strict=True):
+            layer.weight_qparams = found
+        return accuracy(nn.convert(nn.calibrate(prepared, _calibration(), progress=False)))
+
+    def _find_qparams(self, bits: int, method: str) -> list[QParams]:
+        return [weights(bits, method).find_qparams(rows) for rows in self._rows]
+
+
+class FoundNowAndThen(FakeQuantize):
+    """Fake quantization with the range of the weights as they were at the last `find`: each step would be too slow."""
+
+    def __init__(self, config: QuantConfig, found: QParams) -> None:
+        super().__init__(config)
+        self._found = found
+
+    def find(self, x: torch.Tensor) -> None:
+        self._found = self.config.find_qparams(x)
+
+    def qparams(self, x: torch.Tensor) -> QParams:
+        return self._found
+
+
+class Run:
+    """One quantization-aware training, from what post-training quantization gives, for one epoch.
 
     Attributes:
         model: the fake-quantized network as trained so far.
         points: what is known of it, one point every `EVERY` steps.
+        latent: its weights and scales at the last of them.
         begun: whether it has been trained, or is being trained.
         error: what has ended the training, if it was an error.
     """
 
-    @one_thread()  # the network is small: threads would mostly wait for each other
-    def __init__(self, model: Any, bits: int, rate: float, learned: bool) -> None:
-        self.rate = rate
-        config = weights(bits, "mse" if learned else "min_max")
-        self.model = nn.prepare_qat(model, config, QuantConfig(), learned_step_size=learned)
-        nn.calibrate(self.model, _calibration(), progress=False)
+    def __init__(self, network: Network, setting: Setting) -> None:
+        self.rate = setting.rate
+        start = setting.bits, setting.learned, setting.method
+        self.model = network.prepared(*start)
+        point, self.latent = network.start(*start)
+        self.points = [point]
         self._before = self._codes()
-        self.points: list[Point] = []
         self.error: Exception | None = None
         self.begun = False
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._look(0, float("nan"))
 
     @property
     def running(self) -> bool:
@@ -118,11 +206,17 @@ class Run:
                 _running.discard(self)  # last: who leaves Python waits for the last picture too
 
     def _look(self, step: int, loss: float) -> None:
-        images, labels = _mnist().validation
-        percent = 100 * nn.accuracy(self.model, images[:DIGITS], labels[:DIGITS])
+        layers = prepared_layers(self.model)
+        for layer in layers:
+            if isinstance(layer.weight_fake_quantize, FoundNowAndThen):
+                layer.weight_fake_quantize.find(layer.rows.detach())
         changed = [codes != before for codes, before in zip(self._codes(), self._before, strict=True)]
         share = sum(int(layer.sum()) for layer in changed) / sum(layer.numel() for layer in changed)
-        self.points.append(Point(step, percent, loss, 100 * share))
+        self.points.append(Point(step, accuracy(self.model), loss, 100 * share))
+        self.latent = Latent(
+            [layer.rows.detach().numpy().copy() for layer in layers],
+            [np.asarray(layer.find_weight_qparams().scale).reshape(-1) for layer in layers],
+        )
 
     def _codes(self) -> list[torch.Tensor]:
         """The weights' codes, layer by layer."""
@@ -135,22 +229,10 @@ def weights(bits: int, method: str) -> QuantConfig:
 
 
 @one_thread()
-def post_training_percent(model: Any, bits: int) -> float:
-    """The accuracy of post-training quantization with the best range it has, by MSE."""
-    prepared = nn.calibrate(nn.prepare(model, weights(bits, "mse")), _calibration(), progress=False)
-    return float_percent(nn.convert(prepared))
-
-
-@one_thread()
-def float_percent(model: Any) -> float:
-    """The accuracy of a network on the same digits."""
+def accuracy(model: Any) -> float:
+    """In percent, on the first thousand validation digits."""
     images, labels = _mnist().validation
     return 100 * nn.accuracy(model, images[:DIGITS], labels[:DIGITS])
-
-
-def own_copy(model: Any = None) -> Any:
-    """The network to start from: the shipped one, or a copy of the learner's."""
-    return nn.load_trained("mlp") if model is None else copy.deepcopy(model).eval()
 
 
 def staircase(x: Any, bits: int, learned: bool) -> tuple[Any, Any, Any]:

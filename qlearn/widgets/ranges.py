@@ -233,7 +233,7 @@ class RangesExplorer(Explorer):
         qparams: QParams = result["qparams"]
         lo, hi = (rounded(end) for end in (min(result["lo"], 0.0), max(result["hi"], 0.0)))
         rounding, clipping, both = (rounded(result[name]) for name in ("rounding", "clipping", "mse"))
-        low = f"({lo})" if lo.startswith("-") else lo
+        low = f"({lo})" if lo.startswith("−") else lo
         width = f"max(−{low}, {hi})" if result["symmetric"] else f"({hi} − {low})"
         steps = [
             f"range {lo} … {hi}",

@@ -141,7 +141,7 @@ def agrees(lesson):
     state = kernel_state(lesson.page)
     shown = lesson.numbers()
     for label, number in state["numbers"].items():
-        digits = float(shown[label].split()[0])
+        digits = float(shown[label].split()[0].replace("−", "-"))
         assert digits == pytest.approx(number, rel=0.0051), (label, shown[label], number)
 
     pixels, height = lesson.pixels().astype(int), state["height"]
