@@ -154,11 +154,18 @@ STRAIGHT_THROUGH = Exercise(
     solution=straight_through,
     examples=(
         {
-            "x": np.array([-3.0, -0.6, 0.1, 0.5, 0.7, 0.8, 4.0]),
+            "x": np.array([-3.0, -0.85, -0.6, 0.1, 0.4, 0.5, 0.7, 0.8, 1.0, 1.2, 2.2]),
             "scale": 0.5,
             "quant_min": -1,
             "quant_max": 1,
-            "upstream": np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]),
+            "upstream": np.arange(1.0, 12.0),
+        },
+        {
+            "x": np.array([0.7, 2.2, -2.4, 3.2]),
+            "scale": 2.0,
+            "quant_min": -1,
+            "quant_max": 1,
+            "upstream": np.array([1.0, -2.0, 3.0, 4.0]),
         },
     ),
     cases=_gradients(),
@@ -246,10 +253,9 @@ STRAIGHT_THROUGH = Exercise(
     ),
     hints=(
         "Which values does the clamp move? What is the slope of all the others, if rounding counts as a line?",
-        "Compute the code as the forward pass does, up to the clamp. Then ask of each code whether it is one of "
-        "`quant_min` … `quant_max`.",
-        "`(a <= b) & (b <= c)` makes a mask of True and False. In a product they count as 1 and 0, and it is "
-        "`upstream` that must get through or not.",
+        "Compute the code up to the clamp. Then ask of each whether it is one of `quant_min` … `quant_max`.",
+        "`(a <= b) & (b <= c)` makes a mask of True and False, which count as 1 and 0 in a product. "
+        "What must get through or not is `upstream`.",
     ),
     consequence=_trained_through,
 )
@@ -584,7 +590,7 @@ BIAS_ON_GRID = Exercise(
     id="06.3",
     solution=bias_on_grid,
     examples=(
-        {"bias": np.array([0.325, -0.7, -0.31]), "input_scale": 0.5, "weight_scale": np.array([0.25, 1.5, 0.25])},
+        {"bias": np.array([0.325, -0.7, -0.4]), "input_scale": 0.5, "weight_scale": np.array([0.25, 1.5, 0.25])},
         {"bias": np.array([60.0]), "input_scale": 0.5, "weight_scale": np.array([0.25])},
     ),
     cases=_biases(),
@@ -630,12 +636,10 @@ BIAS_ON_GRID = Exercise(
         Mistake(_what_is_lost, "That is what rounding takes away. Wanted is what is left: the rounded bias."),
     ),
     hints=(
-        "What is one unit of the accumulator worth, if a code of the input is worth `input_scale` and one of the "
-        "weights `weight_scale`?",
-        "A product of two codes is worth the product of the two scales. How many such steps is `bias`, in whole "
-        "numbers? And what are they worth?",
-        "`step = input_scale * weight_scale` has an entry for each output. `np.rint` takes the number of steps, "
-        "and what you return is in the unit of `bias` again.",
+        "What is one unit of the accumulator worth, if inputs are worth `input_scale` and weights `weight_scale`?",
+        "A product of codes is worth the product of the scales. How many such steps is `bias`, in whole numbers?",
+        "`step = input_scale * weight_scale` has an entry for each output. `np.rint` counts the steps; "
+        "what you return is in the unit of `bias` again.",
     ),
     consequence=_beside_the_integers,
 )
@@ -686,7 +690,7 @@ def _rounded_parts(network):
             weight, bias = (
                 torch.as_tensor(part).detach().cpu().double().numpy() for part in (layer.weight, layer.bias)
             )
-        except AttributeError:
+        except (AttributeError, TypeError, ValueError):
             raise CannotBeJudged(
                 f"return a network with layers {', '.join(_LAYERS)}, each with weight and bias; "
                 f"{name} could not be read from a {type(network).__name__}."
@@ -765,12 +769,11 @@ TWO_BITS = Challenge(
         "MSE start, learned scale, 5 epochs": _with_labels("mse", True),
     },
     hints=(
-        "Watch the loss of the last line of the table: these 1,000 digits are soon known by heart. More epochs on the "
-        "labels do not help. Who else knows something about digits?",
-        "The float network is in your hands. Its ten logits for a digit say more than one label: which classes are "
-        "near, and which are not. And it has an answer for any image.",
+        "1,000 digits are soon known by heart, and more epochs on their labels do not help. "
+        "Who else knows something about digits?",
+        "The float network: its ten logits for a digit say more than a label, which classes are near and which are not.",
         "`nn.prepare_qat` with the MSE start, a loop with `torch.optim.Adam`, and as loss the squared difference between "
-        "the logits of your network and of `model`, under `torch.no_grad()`.",
+        "the logits of your network and those of `model`.",
     ),
 )
 
