@@ -52,7 +52,7 @@ QUESTIONS = (
             ),
             Choice(
                 "The start: from MSE, both gradients end alike",
-                "Both training and a search find a good range; one of the two is enough.",
+                "A search has found a good range already. Learning finds one in time, and 79 steps are little time.",
                 right=True,
             ),
             Choice(
@@ -107,7 +107,7 @@ QUESTIONS = (
         'How do you see in one line that a "QAT" rounds nothing while it trains?',
         (
             Choice("Its loss falls", "A float network's loss falls as well."),
-            Choice("Count its fake-quantize modules", "None, and its output equals the float network's.", right=True),
+            Choice("Count its fake-quantize modules", "There are none, and its output equals the float network's.", right=True),
             Choice("Count its observers", "A QAT has observers, too. They look, and do not round."),
         ),
     ),
