@@ -107,7 +107,11 @@ QUESTIONS = (
         'How do you see in one line that a "QAT" rounds nothing while it trains?',
         (
             Choice("Its loss falls", "A float network's loss falls as well."),
-            Choice("Count its fake-quantize modules", "There are none, and its output equals the float network's.", right=True),
+            Choice(
+                "Count its fake-quantize modules",
+                "There are none, and its output equals the float network's.",
+                right=True,
+            ),
             Choice("Count its observers", "A QAT has observers, too. They look, and do not round."),
         ),
     ),
