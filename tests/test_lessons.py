@@ -79,11 +79,11 @@ def test_only_correct_counts_as_passed():
 # --- every rule is able to fail --------------------------------------------------------------------------------------
 
 
+QUIZ = "".join(f"<p><b>{n}.</b> Why?</p><details>So.</details><details>Or so.</details>" for n in range(1, 6))
+
+
 def good():
     """A lesson, as short as the rules allow, in which nothing is wrong."""
-    quiz = "## Quiz\n" + "\n".join(
-        f"\n**{n}.** Why?\n\n<details><summary>Answer</summary>\n\nBecause.\n\n</details>\n" for n in range(1, 6)
-    )
     sentence = "A line through three points."
     picture = new_output(
         "display_data",
@@ -103,7 +103,9 @@ def good():
         new_code_cell("assert loss < 1"),
         new_code_cell("draw()", outputs=[picture]),
         new_code_cell("def f(x):\n    ...\n\n\nexercises.check('01.1', f)", outputs=untouched),
-        new_markdown_cell("## In the field\n\n## Recap\n\n" + quiz + "\n## References"),
+        new_markdown_cell("## In the field\n\n## Recap\n\n## Quiz"),
+        new_code_cell("exercises.quiz('01')", outputs=[new_output("display_data", {"text/html": QUIZ})]),
+        new_markdown_cell("## References"),
     ]
     count = 0
     for cell in cells:
@@ -169,8 +171,15 @@ BROKEN = [
     ("first_code_cell", "no code", lambda nb: nb.update(cells=[c for c in nb["cells"] if c["cell_type"] != "code"])),
     ("sections", "no section '## Recap'", swap(8, "## Recap", "## Summary")),
     ("sections", "in this order", swap(8, "## In the field\n\n## Recap", "## Recap\n\n## In the field")),
-    ("quiz", "numbered 1. to 5.", swap(8, "**5.**", "**6.**")),
-    ("quiz", "has 4", swap(8, "<details>", "<p>")),
+    ("quiz", "and here are 0", cell(9, "exercises.predict('01.a')")),
+    ("quiz", "shows 4", picture(9, lambda o: o["data"].update({"text/html": QUIZ.replace("<b>5.</b>", "")}))),
+    (
+        "quiz",
+        "fewer than two choices",
+        picture(9, lambda o: o["data"].update({"text/html": QUIZ.replace("<details>", "<p>", 6)})),
+    ),
+    ("width", "81 characters of code, and 80 fit", cell(5, "assert loss < 1  #" + " " * 63)),
+    ("width", "81 characters of code", swap(3, "See ", "```python\n" + "x" * 81 + "\n```\n\nSee ")),
     ("valid_format", "not a valid notebook", lambda nb: nb["cells"][1].pop("outputs")),
     ("valid_format", "must be 4.5", lambda nb: (nb.update(nbformat_minor=4), [c.pop("id") for c in nb["cells"]])),
     ("valid_format", "called python3", lambda nb: nb["metadata"]["kernelspec"].update(name="mine")),
@@ -253,7 +262,7 @@ def test_the_glossary_needs_no_frame_and_everything_else():
 def test_a_lesson_outside_the_guide_is_only_advised():
     advice = lint_lessons.advice(good(), "01_title.ipynb")
     assert [line.split(",")[0] for line in advice] == [
-        "8 cells",
+        "10 cells",
         f"{advice[1].split()[0]} words",
         f"{advice[2].split()[0]} lines of visible code",
         "1 exercises",

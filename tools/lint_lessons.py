@@ -26,7 +26,7 @@ Rule = Callable[[Notebook], Iterator[str]]
 SECTIONS = ("In the field", "Recap", "Quiz", "References")
 NO_FRAME = ("glossary.ipynb",)
 NOT_OURS = ("my_lessons", "build", "dist")  # made from the lessons, and perhaps changed by a learner
-CELLS, WORDS, LINES, EXERCISES = (40, 70), (1200, 2500), (100, 200), (3, 5)
+CELLS, WORDS, LINES, EXERCISES = (40, 80), (1200, 2500), (100, 250), (3, 5)  # lines of at most WIDTH
 LESSON_NUMBERS = re.compile(r"\blessons?\s+(\d\d(?:(?:\s*(?:,|-|–|to|and|or)\s*)+\d\d)*)", re.IGNORECASE)
 WIDTH = 80  # characters of code: longer lines are cut off on a page 800 pixels wide
 
@@ -90,9 +90,6 @@ def sections(notebook: Notebook) -> Iterator[str]:
 def quiz(notebook: Notebook) -> Iterator[str]:
     """The quiz is one cell, `exercises.quiz("03")`, whose five questions are stored, each with choices to unfold."""
     cells = [cell for _, cell in cells_of(notebook, "code") if "exercises.quiz(" in source_of(cell)]
-    if not cells:
-        yield from quiz_in_prose(notebook)
-        return
     if len(cells) != 1:
         yield f"there must be one cell with exercises.quiz(…), and here are {len(cells)}"
         return
@@ -101,20 +98,6 @@ def quiz(notebook: Notebook) -> Iterator[str]:
         yield f"the quiz must have five questions, and shows {len(numbers)}"
     if stored.count("<details>") < 2 * len(numbers):
         yield "a question of the quiz has fewer than two choices"
-
-
-def quiz_in_prose(notebook: Notebook) -> Iterator[str]:
-    """The quiz has five numbered questions, each answer folded in <details>."""
-    text = section_text(notebook, "Quiz")
-    if not text:
-        return  # `sections` says so
-    asked = re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)
-    numbers = re.findall(r"^\s*(?:#+ *)?(?:\*\*)?(?:Question )?(\d+)[.):]", asked, re.MULTILINE)
-    if numbers != ["1", "2", "3", "4", "5"]:
-        yield f"the quiz must have five questions, numbered 1. to 5., and has {numbers or 'none'}"
-    answers = re.findall(r"<details>\s*<summary>.+?</summary>.+?</details>", text, re.DOTALL)
-    if len(answers) != 5:
-        yield f"the quiz must have five answers in <details><summary>…</summary>…</details>, and has {len(answers)}"
 
 
 # --- what is stored --------------------------------------------------------------------------------------------------
@@ -301,6 +284,7 @@ RULES: tuple[Rule, ...] = (
     alt_text,
     no_path_tricks,
     markers,
+    width,
     ignored_is_asserted,
     exercises,
 )
@@ -312,7 +296,7 @@ def advice(notebook: Notebook, name: str) -> list[str]:
     if name in NO_FRAME or name.startswith("00"):
         return []
     code = "\n".join(source for _, source in code_cells(notebook))
-    prose = " ".join(without_code(source_of(c)) for _, c in cells_of(notebook, "markdown"))
+    prose = " ".join(without_help(without_code(source_of(c))) for _, c in cells_of(notebook, "markdown"))
     folded = sum(
         len(source_of(c).splitlines())
         for _, c in cells_of(notebook, "code")
@@ -385,6 +369,11 @@ def without_code(text: str) -> str:
     return re.sub(r"\$\$.+?\$\$|\$[^$\n]+\$", "", text, flags=re.DOTALL)
 
 
+def without_help(text: str) -> str:
+    """Markdown less what is folded: hints and solutions, which most readers do not unfold."""
+    return re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+
+
 def links_in(text: str) -> list[str]:
     """The addresses of a markdown text's links and images."""
     text = without_code(text)
@@ -397,22 +386,6 @@ def headings(notebook: Notebook) -> Iterator[tuple[int, int, str]]:
         fenced = re.sub(r"^(```|~~~).*?^\1", "", source_of(cell), flags=re.DOTALL | re.MULTILINE)
         for marks, text in re.findall(r"^(#{1,6})\s+(.+?)\s*#*$", fenced, re.MULTILINE):
             yield number, len(marks), text
-
-
-def section_text(notebook: Notebook, title: str) -> str:
-    """The markdown from the heading `title` to the next heading of its level or above."""
-    parts: list[str] = []
-    inside = 0
-    for _, cell in cells_of(notebook, "markdown"):
-        for line in source_of(cell).splitlines():
-            found = re.match(r"(#{1,6})\s+(.+?)\s*#*$", line)
-            if found and inside and len(found[1]) <= inside:
-                return "\n".join(parts)
-            if inside:
-                parts.append(line)
-            elif found and found[2].lower() == title.lower():
-                inside = len(found[1])
-    return "\n".join(parts)
 
 
 def anchors_of(notebook: Notebook) -> set[str]:
