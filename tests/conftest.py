@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 # No window, and no lesson's backend, for the figures that tests draw.
@@ -16,3 +17,11 @@ settings.register_profile("explore", **slowly, max_examples=2000, print_blob=Tru
 quick = {"max_examples": 30, "phases": [Phase.explicit, Phase.generate]}
 settings.register_profile("mutants", settings.get_profile("fixed"), **quick)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+@pytest.fixture(autouse=True)
+def patient_checkers(request, monkeypatch):
+    """How long an answer may take says how busy the machine is, too: a test that is not about it waits."""
+    if "exercises" in request.module.__name__:
+        for limit in ("checking.SECONDS", "challenges.SECONDS", "shelf.IN_THE_NETWORK", "lesson_05.PATIENCE"):
+            monkeypatch.setattr(f"qlearn.exercises.{limit}", 600.0)
