@@ -145,6 +145,13 @@ def _softmax(z):
     return np.exp(z) / np.sum(np.exp(z), axis=-1, keepdims=True)
 
 
+def _means_of_selections(x, scale, quant_max):
+    codes = np.rint(x / scale)
+    squares = (x - scale * codes.clip(-quant_max, quant_max)) ** 2
+    clipped = abs(codes) > quant_max
+    return tuple(part.mean() if part.size else np.nan for part in (squares[~clipped], squares[clipped]))
+
+
 def _quiet(function):
     """The same without the warnings that NumPy would print."""
 
@@ -169,6 +176,29 @@ def _stable(z):
         ("02.1", _parts(np.rint, lambda q: (-q - 1, q)), "Symmetric ones begin at −quant_max"),
         ("02.1", _parts(np.rint, lambda q: (0, q)), "every negative value is clipped"),
         ("02.1", _in_place, "your function changed its input x"),
+        ("02.1", _means_of_selections, "its own values"),
+        (
+            "02.1",
+            lambda x, scale, q: tuple(
+                np.mean((x - scale * np.rint(x / scale).clip(-q, q)) ** 2 * part)
+                for part in (abs(x) <= scale * (q + 0.5), abs(x) > scale * (q + 0.5))
+            ),
+            "exactly half a step beyond",
+        ),
+        ("02.2", lambda x, p: (np.percentile(-x, p), np.percentile(x, p)), "do not turn the result back"),
+        ("02.2", lambda x, p: np.quantile(x, [100 - p, p]), "np.quantile counts from 0 to 1"),
+        ("02.2", lambda x, p: np.abs(np.percentile(x, [100 - p, p])).max() * np.array([-1, 1]), "the range symmetric"),
+        ("02.3", lambda x, bits, clips: abs(x).max(), "the largest |x|"),
+        ("02.3", lambda x, bits, clips: clips[np.argmin(abs(clips - np.percentile(abs(x), 99)))], "other values"),
+        ("02.4", _quiet(lambda x, z: -np.mean(np.sum(_stable(z) * np.log(_stable(x)), -1))), "*original* logits"),
+        (
+            "02.4",
+            _quiet(lambda x, z: np.mean(np.sum(_stable(x) * np.log(_stable(x) / _stable(z)), -1))),
+            "the KL divergence",
+        ),
+        ("02.4", _quiet(lambda x, z: -np.mean(np.sum(_stable(x) * np.log2(_stable(z)), -1))), "base 2"),
+        ("02.4", _quiet(lambda x, z: -np.mean(np.sum(_stable(x) * np.log(_stable(z)), 0))), "down the columns"),
+        ("02.4", lambda x, z: -np.mean(np.sum(_stable(x) * np.log(_stable(z) + 1e-300), -1)), "bounds the logarithm"),
         ("02.1", lambda x, scale, quant_max: _parts_by_selection(x / scale, 1.0, quant_max), "You measure in steps"),
         ("02.1", lambda x, scale, quant_max: _parts_by_selection(x, scale, quant_max) ** 0.5, "Roots do not add up"),
         ("02.1", lambda x, scale, quant_max: _parts_by_selection(x, scale, quant_max)[::-1], "in the other order"),

@@ -3,6 +3,9 @@
 # mypy: disallow-untyped-defs=False
 # What learners read and write has no types.
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -11,6 +14,13 @@ from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
 
 _values = st.integers(-4000, 4000).map(lambda n: n / 8)  # exact in binary, many halves among them
+
+
+def _no_tie(steps):
+    """Whether no value lies halfway between two codes, where the last bit of the scale would decide."""
+    return bool(np.all(np.abs(np.abs(steps - np.floor(steps)) - 0.5) > 1e-6))
+
+
 _vectors = hnp.arrays(np.float64, st.integers(1, 6), elements=_values)
 
 
@@ -71,18 +81,37 @@ def _one_too_few(values):
     return np.clip(np.rint(values), 0, 254).astype(np.uint8)
 
 
+def _rounded_up(values):
+    return np.clip(np.ceil(values), 0, 255).astype(np.uint8)
+
+
+def _cast_to_signed(values):
+    return np.clip(np.rint(values), 0, 255).astype(np.int64).astype(np.int8)
+
+
+def _limits_of_int8(values):
+    return np.clip(np.rint(values), -128, 127).astype(np.int8)
+
+
 TO_UINT8 = Exercise(
     id="01.1",
     solution=to_uint8,
     examples=(
         {"values": np.array([-3.2, 0.0, 99.7, 255.0, 300.0])},
         {"values": np.array([0.5, 1.5, 2.5])},
+        {"values": np.array([7.25, 8.75])},
     ),
     cases=st.fixed_dictionaries({"values": _vectors}),
     mistakes=(
         Mistake(_cast_first, "Your codes wrapped around: clamp before the cast, while 300 is still 300."),
         Mistake(_only_cast, "A bare cast cuts the fraction off and wraps around: round first, then clamp, then cast."),
-        Mistake(_no_rounding, "A cast cuts the fraction off. Round to the nearest integer first, with np.rint."),
+        Mistake(
+            _no_rounding,
+            "A cast cuts the fraction off, as np.floor does. Round to the nearest integer instead, with np.rint.",
+        ),
+        Mistake(_rounded_up, "You round up. The nearest integer is np.rint(values)."),
+        Mistake(_cast_to_signed, "int8 ends at 127, so 255 has wrapped. Cast to np.uint8."),
+        Mistake(_limits_of_int8, "These are the limits of int8. A uint8 holds 0 … 255."),
         Mistake(_half_up, "You round halves up. np.rint rounds them to the even neighbour: 0.5 to 0, 1.5 to 2."),
         Mistake(_clamp_in_place, "values[...] = ... writes into the caller's array. np.clip gives you a new one."),
         Mistake(_not_cast, "The values are right, but they are still floats: end with .astype(np.uint8)."),
@@ -190,28 +219,81 @@ def _reciprocal_scale(x, bits):
     return np.clip(np.rint(x * scale), -quant_max, quant_max).astype(np.int8), scale
 
 
+def _other(scale_of, limits=lambda quant_max: (-quant_max, quant_max), to_codes=np.rint):
+    """Symmetric quantization with another scale, other limits or another rounding."""
+
+    def wrong(x, bits):
+        scale = scale_of(x, bits)
+        with np.errstate(all="ignore"):
+            codes = np.clip(to_codes(x / scale), *limits(2 ** (bits - 1) - 1))
+        return codes.astype(np.int64).astype(np.int8), scale
+
+    return wrong
+
+
+def _right_scale(x, bits):
+    return np.max(np.abs(x)) / (2 ** (bits - 1) - 1)
+
+
+def _every_code(quant_max):
+    return -quant_max - 1, quant_max
+
+
+def _no_limits(quant_max):
+    return -np.inf, np.inf
+
+
+def _times_the_scale(x, bits):
+    scale = _right_scale(x, bits)
+    quant_max = 2 ** (bits - 1) - 1
+    return np.clip(np.rint(x * scale), -quant_max, quant_max).astype(np.int8), scale
+
+
+def _x_hat(x, bits):
+    codes, scale = quantize_symmetric(x, bits)
+    return codes * scale, scale
+
+
+def _x_hat_cast(x, bits):
+    x_hat, scale = _x_hat(x, bits)
+    return x_hat.astype(np.int8), scale
+
+
+def _no_tie_among(case: Mapping[str, Any]) -> bool:
+    """Whether each value lies clearly nearer to one tick than to the next."""
+    x, quant_max = case["x"], 2 ** (case["bits"] - 1) - 1
+    return _no_tie(x * quant_max / np.abs(x).max())
+
+
+UNSIGNED = "2**bits − 1 counts unsigned codes. A sign takes one bit: the largest code is 2**(bits − 1) − 1."
+ONE_CODE_FEWER = "You divide by 2**(bits − 1). The positive side has one code fewer: 2**(bits − 1) − 1."
+WHOLE_RANGE = "You divide the whole range, max − min. Symmetric codes reach max|x| on both sides."
+BY_127 = "You divide by the number of codes halved, 127.5; the largest value should get code 127, so divide by 127."
+
 QUANTIZE_SYMMETRIC = Exercise(
     id="01.2",
     solution=quantize_symmetric,
     examples=(
         {"x": np.array([-4.0, 0.0, 1.0, 3.0]), "bits": 8},
         {"x": np.array([-1.5, 0.25, 6.0]), "bits": 3},
+        {"x": np.array([-2.0, 2.0, 4.0]), "bits": 2},  # two ties, exact in binary
     ),
     cases=st.fixed_dictionaries(
         {"x": _vectors.filter(lambda x: x.max() > 0), "bits": st.integers(2, 8)},
-    ),
+    ).filter(_no_tie_among),
     mistakes=(
         Mistake(_largest_not_absolute, "Your scale looks at the largest value only; −4 is further from 0 than 3 is."),
-        Mistake(
-            _unsigned_limit,
-            "2**bits − 1 counts unsigned codes. A sign takes one bit: the largest code is 2**(bits − 1) − 1.",
+        Mistake(_unsigned_limit, UNSIGNED),
+        Mistake(_other(lambda x, bits: np.max(np.abs(x)) / (2**bits - 1)), UNSIGNED),
+        Mistake(_whole_signed_range, ONE_CODE_FEWER),
+        *(
+            Mistake(_other(lambda x, bits: np.max(np.abs(x)) / 2 ** (bits - 1), limits), ONE_CODE_FEWER)
+            for limits in (lambda quant_max: (-quant_max, quant_max), _no_limits)
         ),
-        Mistake(
-            _whole_signed_range, "You divide by 2**(bits − 1). The positive side has one code fewer: 2**(bits − 1) − 1."
-        ),
-        Mistake(
-            _half_a_step_too_fine,
-            "You divide by the number of codes halved, 127.5; the largest value should get code 127, so divide by 127.",
+        Mistake(_half_a_step_too_fine, BY_127),
+        *(
+            Mistake(_other(lambda x, bits: np.max(np.abs(x)) / (2 ** (bits - 1) - 0.5), limits), BY_127)
+            for limits in (_every_code, _no_limits)
         ),
         Mistake(
             _reciprocal_scale,
@@ -226,9 +308,27 @@ QUANTIZE_SYMMETRIC = Exercise(
         ),
         Mistake(_cast_to_uint8, "uint8 has no negative codes, so yours have wrapped: symmetric codes need int8."),
         Mistake(_without_rounding, "A cast cuts the fraction off. Round to the nearest integer first, with np.rint."),
+        Mistake(_range_over_steps, WHOLE_RANGE),
+        Mistake(_other(lambda x, bits: (np.max(x) - np.min(x)) / (2**bits - 1)), WHOLE_RANGE),
         Mistake(
-            _range_over_steps, "You divide the whole range, max − min. Symmetric codes reach max|x| on both sides."
+            _other(lambda x, bits: np.max(np.abs(x)) / 2 ** (bits - 1) - 1),
+            "Brackets: / comes before −, so you divide by 2**(bits − 1) and take 1 off the scale.",
         ),
+        Mistake(
+            _other(_right_scale, to_codes=lambda steps: np.floor(steps + 0.5)),
+            "You round halves up. np.rint rounds them to the even neighbour: 0.5 to 0.",
+        ),
+        Mistake(
+            _other(_right_scale, to_codes=lambda steps: np.sign(steps) * np.floor(np.abs(steps) + 0.5)),
+            "You round halves away from 0. np.rint rounds them to the even neighbour: 0.5 to 0.",
+        ),
+        Mistake(
+            _other(_right_scale, lambda quant_max: (0, quant_max)),
+            "You clamp at 0, so that every negative value is lost. Symmetric codes begin at −quant_max.",
+        ),
+        Mistake(_times_the_scale, "You multiply by the scale. A code counts steps: x / scale."),
+        Mistake(_x_hat, "These are x̂, the values that come back. Return the codes, and the scale."),
+        Mistake(_x_hat_cast, "You multiply back before the cast. Return the codes themselves, and the scale."),
         Mistake(
             _scale_of_codes,
             "You return max|x|. The scale is the length of one step: max|x| divided by the largest code.",
@@ -278,6 +378,22 @@ def _zero_point_forgotten(codes, scale, zero_point):
     return scale * codes.astype(np.float64)
 
 
+def _added_to_the_code(codes, scale, zero_point):
+    return scale * (codes.astype(np.float64) + zero_point)
+
+
+def _the_other_way_round(codes, scale, zero_point):
+    return scale * (zero_point - codes.astype(np.float64))
+
+
+def _cut_to_int(codes, scale, zero_point):
+    return dequantize_uint8(codes, scale, zero_point).astype(np.int64)
+
+
+def _quantized_again(codes, scale, zero_point):
+    return codes.astype(np.float64) / scale + zero_point
+
+
 DEQUANTIZE = Exercise(
     id="01.3",
     solution=dequantize_uint8,
@@ -309,6 +425,10 @@ DEQUANTIZE = Exercise(
         Mistake(
             _rounded_back, "x̂ is a real number: what is between two whole numbers must stay there. Do not round it."
         ),
+        Mistake(_cut_to_int, "x̂ is a real number: what is between two whole numbers must stay there. Do not cast it."),
+        Mistake(_added_to_the_code, "Quantizing added the zero point; the way back subtracts it."),
+        Mistake(_the_other_way_round, "Your signs are turned round: it is code − zero_point."),
+        Mistake(_quantized_again, "You divide and add, as quantizing does. The way back subtracts, then multiplies."),
         Mistake(_zero_point_forgotten, "The zero point is missing: code zero_point must come back as 0.0."),
     ),
     hints=(
@@ -386,6 +506,57 @@ def _sign_lost(lo, hi, bits):
     return scale, int(np.rint(lo / scale))
 
 
+def _from_0(lo, hi, bits):
+    return _not_widened_not_clipped(0.0, hi, bits)
+
+
+def _from_0_widened(lo, hi, bits):
+    return _not_widened_not_clipped(0.0, max(hi, 0.0), bits)
+
+
+def _only_lo_widened_clipped(lo, hi, bits):
+    return _not_widened(min(lo, 0.0), hi, bits)
+
+
+def _only_hi_widened_clipped(lo, hi, bits):
+    return _not_widened(lo, max(hi, 0.0), bits)
+
+
+def _min_and_max_swapped(lo, hi, bits):
+    return _not_widened_not_clipped(max(lo, 0.0), min(hi, 0.0), bits)
+
+
+def _widened_too_late(lo, hi, bits):
+    scale = (hi - lo) / (2**bits - 1)
+    return scale, int(np.rint(-min(lo, 0.0) / scale))
+
+
+def _signed_limit(lo, hi, bits):
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / max(2 ** (bits - 1) - 1, 1)
+    return scale, int(np.rint(-lo / scale))
+
+
+def _always_8_bits(lo, hi, bits):
+    return asymmetric_qparams_repaired(lo, hi, 8)
+
+
+def _zero_point_up(lo, hi, bits):
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / (2**bits - 1)
+    return scale, int(np.ceil(-lo / scale))
+
+
+def _no_tie_between(case):
+    """Whether 0.0 lies clearly nearer to one tick than to the next."""
+    lo, hi = min(case["lo"], 0.0), max(case["hi"], 0.0)
+    return _no_tie(-lo * (2 ** case["bits"] - 1) / (hi - lo))
+
+
+FROM_0 = "Your range begins at 0 whatever lo is. Values below 0 need ticks too: lo stays where it is if it is negative."
+HI_TOO = "You widen lo only. A range such as [−11, −10] needs hi widened to 0."
+LO_TOO = "You widen hi only. A range such as [10, 11] needs lo widened to 0."
+
 _ends = st.tuples(_values, _values).map(sorted).filter(lambda ends: ends[0] < ends[1])
 
 ASYMMETRIC_QPARAMS = Exercise(
@@ -396,7 +567,9 @@ ASYMMETRIC_QPARAMS = Exercise(
         {"lo": -11.0, "hi": -10.0, "bits": 8},
         {"lo": -1.0, "hi": 3.0, "bits": 8},
     ),
-    cases=st.builds(lambda ends, bits: {"lo": ends[0], "hi": ends[1], "bits": bits}, _ends, st.integers(1, 8)),
+    cases=st.builds(lambda ends, bits: {"lo": ends[0], "hi": ends[1], "bits": bits}, _ends, st.integers(1, 8)).filter(
+        _no_tie_between
+    ),
     mistakes=(
         Mistake(
             _not_widened,
@@ -405,11 +578,11 @@ ASYMMETRIC_QPARAMS = Exercise(
         Mistake(
             _not_widened_not_clipped, "For [10, 11] your zero point is no code at all. Widen the range to hold 0 first."
         ),
-        Mistake(_only_lo_widened, "You widen lo only. A range such as [−11, −10] needs hi widened to 0."),
-        Mistake(_only_hi_widened, "You widen hi only. A range such as [10, 11] needs lo widened to 0."),
+        *(Mistake(function, HI_TOO) for function in (_only_lo_widened, _only_lo_widened_clipped)),
+        *(Mistake(function, LO_TOO) for function in (_only_hi_widened, _only_hi_widened_clipped)),
         Mistake(_one_step_too_many, "Between 256 ticks there are 255 steps: divide by 2**bits − 1."),
         Mistake(_zero_point_not_rounded, "zero_point is a code, so it must be a whole number: round it."),
-        Mistake(_truncated, "int() cuts the fraction off. Round to the nearest code first."),
+        Mistake(_truncated, "The fraction is cut off. Round to the nearest code first."),
         Mistake(
             _symmetric_instead,
             "That is the symmetric way, with the zero point in the middle. Let the ticks run from lo to hi.",
@@ -417,6 +590,14 @@ ASYMMETRIC_QPARAMS = Exercise(
         Mistake(
             _other_order_of_two, "Both numbers are right, in the other order: the scale first, then the zero point."
         ),
+        *(Mistake(function, FROM_0) for function in (_from_0, _from_0_widened)),
+        Mistake(_min_and_max_swapped, "min and max are swapped: lo becomes min(lo, 0), so that it never moves up."),
+        Mistake(_widened_too_late, "Your scale is that of the old range. Move the ends first, then compute it."),
+        Mistake(
+            _signed_limit, "2**(bits − 1) − 1 belongs to codes with a sign. Here 2**bits ticks have 2**bits − 1 steps."
+        ),
+        Mistake(_always_8_bits, "255 steps belong to 8 bits. For other widths they are 2**bits − 1."),
+        Mistake(_zero_point_up, "You round up. The nearest code is np.rint(-lo / scale)."),
         Mistake(_sign_lost, "The tick at lo has code 0, and 0.0 lies −lo / scale ticks further right: mind the sign."),
     ),
     hints=(

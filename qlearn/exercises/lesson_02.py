@@ -37,6 +37,23 @@ def _each_over_its_own(x, scale, quant_max):
     return np.sum(squares * ~clipped) / max(np.sum(~clipped), 1), np.sum(squares * clipped) / max(np.sum(clipped), 1)
 
 
+def _mean_of_a_selection(x, scale, quant_max):
+    clipped = np.abs(np.rint(x / scale)) > quant_max
+    squares = (x - scale * np.clip(np.rint(x / scale), -quant_max, quant_max)) ** 2
+    return tuple(np.mean(some) if len(some) else np.nan for some in (squares[~clipped], squares[clipped]))
+
+
+def _half_a_step_beyond(x, scale, quant_max):
+    clipped = np.abs(x) > scale * (quant_max + 0.5)
+    squares = (x - scale * np.clip(np.rint(x / scale), -quant_max, quant_max)) ** 2
+    return np.mean(squares * ~clipped), np.mean(squares * clipped)
+
+
+def _times_the_scale(x, scale, quant_max):
+    codes = np.rint(x * scale)
+    return _codes_and_parts(x, scale, quant_max, codes, np.clip(codes, -quant_max, quant_max))
+
+
 def _mean_of_each_part(x, scale, quant_max):
     clipped = np.abs(x) > scale * quant_max
     squares = (x - scale * np.clip(np.rint(x / scale), -quant_max, quant_max)) ** 2
@@ -144,6 +161,11 @@ def _other_order(x, scale, quant_max):
     return clipping, rounding
 
 
+OVER_ITS_OWN = (
+    "You average each part over its own values. Divide both by the number of all values: "
+    "then the parts add up to the mean squared error."
+)
+
 ERROR_PARTS = Exercise(
     id="02.1",
     solution=error_parts,
@@ -156,11 +178,7 @@ ERROR_PARTS = Exercise(
         {"x": _vectors, "scale": st.integers(1, 64).map(lambda n: n / 8), "quant_max": st.integers(1, 7)}
     ),
     mistakes=(
-        Mistake(
-            _each_over_its_own,
-            "You average each part over its own values. Divide both by the number of all values: "
-            "then the parts add up to the mean squared error.",
-        ),
+        *(Mistake(function, OVER_ITS_OWN) for function in (_each_over_its_own, _mean_of_a_selection)),
         Mistake(
             _mean_of_each_part,
             "Two things: divide both sums by the number of all values, so that the parts add up to the mean squared "
@@ -177,6 +195,12 @@ ERROR_PARTS = Exercise(
             "A value up to half a step beyond the last tick still rounds to it, like any other value. "
             "Clipped is what the clamp moves.",
         ),
+        Mistake(
+            _half_a_step_beyond,
+            "Nearly. A value exactly half a step beyond the last tick may round to a code that does not exist, and is "
+            "clipped then. Compare the codes.",
+        ),
+        Mistake(_times_the_scale, "You multiply by the scale. A code counts steps: `np.rint(x / scale)`."),
         Mistake(_never_clamped, "Your clipped values keep codes that do not exist: clamp before you multiply back."),
         Mistake(_not_squared, "These are mean absolute errors. Square each error first."),
         Mistake(_sums, "These are sums. Divide by the number of values to get means."),
@@ -269,6 +293,19 @@ def _place_of_n_and_back(x, p):
     return ordered[cut], ordered[len(x) - 1 - cut]
 
 
+def _minus_lost(x, p):
+    return np.percentile(-x, p), np.percentile(x, p)
+
+
+def _quantile_of_p(x, p):
+    return np.quantile(x, 100 - p), np.quantile(x, p)
+
+
+def _symmetric_around_0(x, p):
+    hi = np.abs(np.percentile(x, [100 - p, p])).max()
+    return -hi, hi
+
+
 NO_VALUE_OF_X = (
     "You take one of the values of x. A percentile may lie between two of them: `np.percentile` interpolates."
 )
@@ -320,6 +357,9 @@ PERCENTILE_RANGE = Exercise(
             _of_the_largest,
             "You shorten the min-max range by a factor. A percentile counts values: p percent of them lie below it.",
         ),
+        Mistake(_minus_lost, "You turn x round, and do not turn the result back: lo = −np.percentile(−x, p)."),
+        Mistake(_quantile_of_p, "np.quantile counts from 0 to 1, and p from 0 to 100: take np.percentile."),
+        Mistake(_symmetric_around_0, "You make the range symmetric. Each tail has its own end."),
         Mistake(_other_tail, "You cut one tail only: outliers on the right still set the scale. hi is a percentile."),
         Mistake(_from_0, "Your lo is always 0. Values may lie below it: lo is the (100 − p)-th percentile."),
         Mistake(
@@ -450,6 +490,10 @@ def _the_scale(x, bits, clips):
     return best_clip(x, bits, clips) / (2 ** (bits - 1) - 1)
 
 
+def _largest_magnitude(x, bits, clips):
+    return np.abs(x).max()
+
+
 def _the_last(x, bits, clips):
     return clips[-1]
 
@@ -498,6 +542,7 @@ BEST_CLIP = Exercise(
         {"x": np.array([-2.0, -2.0, -0.75, 4.0]), "bits": 2, "clips": np.array([2.0, 3.0, 3.5, 3.75, 4.75])},
         {"x": np.array([-17.25, -17.25]), "bits": 7, "clips": np.array([34.625, 36.125, 37.125, 37.5])},
         {"x": np.array([-42.75]), "bits": 2, "clips": np.array([0.125, 20.625, 22.5])},
+        {"x": np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.5]), "bits": 2, "clips": np.array([1.0, 1.5])},
     ),
     cases=st.fixed_dictionaries({"x": _vectors, "bits": st.integers(2, 8), "clips": _clips}).filter(_is_clear),
     mistakes=(
@@ -543,6 +588,13 @@ BEST_CLIP = Exercise(
         Mistake(_against_codes, "You compare x with codes. Multiply them by the scale first: that is x̂."),
         Mistake(_relative_error, "You measure the error in units of each clip. Compare x with x̂ as they are."),
         Mistake(_the_scale, "You return the scale of the best clip. Wanted is the clip itself."),
+        Mistake(
+            _largest_magnitude, "That is the largest |x|, min-max. Wanted is one of `clips`: the one that errs least."
+        ),
+        Mistake(
+            _with_codes(_both_sides, np.rint, lambda clip, quant_max: clip / (2 * quant_max + 2)),
+            "Your scale is clip / 2**bits. From 0 to clip there are quant_max steps: clip / quant_max.",
+        ),
         Mistake(_the_last, "You return the last clip, whatever its error. Keep the one with the smallest."),
         Mistake(_the_first, "You return the first clip, whatever its error. Is your `return` inside the loop?"),
     ),
@@ -659,13 +711,16 @@ def _over_rows_and_classes(over_rows, calm):
     return wrong
 
 
-def _naively(combine):
-    """A mistake made with the softmax that one writes first, which overflows."""
+def _softmax_that_overflows(z):
+    return np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+
+
+def _by_logarithm(combine, softmax):
+    """A mistake made with the logarithm of a softmax, which may be that of 0."""
 
     def wrong(logits, logits_hat):
         with np.errstate(all="ignore"):
-            p, q = (np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True) for z in (logits, logits_hat))
-            return combine(p, np.log(q))
+            return combine(softmax(logits), softmax(logits_hat))
 
     return wrong
 
@@ -709,8 +764,12 @@ NO_LITTLE_BIT = (
 OVER_EVERYTHING = "You divide by the number of logits. Sum over the classes, then average the rows."
 OVER_ROWS = "You sum over the rows too. Sum over the classes, then take the mean of the rows."
 NO_MINUS = "The sign is wrong: logarithms of probabilities are negative, so a minus stands in front."
+SWAPPED = "The weights are the softmax of the *original* logits, the logarithm is of x̂'s."
+DIVERGENCE = "You subtract the original's own entropy: that is the KL divergence, without it cross-entropy."
+BASE_2 = "You take the logarithm to base 2. Wanted is the natural one, `np.log`."
+SUM_OF_COLUMNS = "You sum down the columns. The classes lie along the last axis: sum over it, then average the rows."
 EACH_ROW = "That is one number for each row. Return their mean."
-LITTLE = (1e-15, 1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
+LITTLE = (1e-300, 1e-100, 1e-38, 1e-30, 1e-20, 1e-16, np.finfo(float).eps, 1e-15, 1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 
 
 def _cross_entropy_at_work(cross_entropy):
@@ -748,24 +807,32 @@ CROSS_ENTROPY = Exercise(
     ),
     cases=st.fixed_dictionaries({"logits": _logits, "logits_hat": _logits}),
     mistakes=(
-        Mistake(_arguments_swapped, "The weights are the softmax of the *original* logits, the logarithm is of x̂'s."),
+        Mistake(_arguments_swapped, SWAPPED),
         Mistake(_mean_of_everything, OVER_EVERYTHING),
         Mistake(_sum_over_rows, OVER_ROWS),
         Mistake(_minus_missing, NO_MINUS),
         Mistake(_hard_labels, "You look at the largest class only. Every class counts, weighted with its probability."),
-        Mistake(
-            _divergence, "You subtract the original's own entropy: that is the KL divergence, without it cross-entropy."
-        ),
+        Mistake(_divergence, DIVERGENCE),
         Mistake(_down_the_columns, "Your softmax runs down the columns. The classes lie along the last axis."),
         Mistake(_overflows, "exp(900) is infinite. Subtract each row's maximum first: the softmax does not change."),
         Mistake(
             _log_of_zero,
             "A probability became 0, and its logarithm infinite. Take the logarithm by hand: z − log Σ exp(z).",
         ),
-        Mistake(_naively(lambda p, log_q: np.mean(-p * log_q)), OVER_EVERYTHING),
-        Mistake(_naively(lambda p, log_q: np.sum(-p * log_q)), OVER_ROWS),
-        Mistake(_naively(lambda p, log_q: np.mean(np.sum(p * log_q, axis=-1))), NO_MINUS),
-        Mistake(_naively(lambda p, log_q: -np.sum(p * log_q, axis=-1)), EACH_ROW),
+        *(
+            Mistake(_by_logarithm(combine, softmax), diagnosis)
+            for softmax in (_softmax, _softmax_that_overflows)
+            for combine, diagnosis in (
+                (lambda p, q: np.mean(-p * np.log(q)), OVER_EVERYTHING),
+                (lambda p, q: np.sum(-p * np.log(q)), OVER_ROWS),
+                (lambda p, q: np.mean(np.sum(p * np.log(q), axis=-1)), NO_MINUS),
+                (lambda p, q: -np.sum(p * np.log(q), axis=-1), EACH_ROW),
+                (lambda p, q: np.mean(-np.sum(q * np.log(p), axis=-1)), SWAPPED),
+                (lambda p, q: np.mean(np.sum(p * (np.log(p) - np.log(q)), axis=-1)), DIVERGENCE),
+                (lambda p, q: np.mean(-np.sum(p * np.log2(q), axis=-1)), BASE_2),
+                (lambda p, q: np.mean(-np.sum(p * np.log(q), axis=0)), SUM_OF_COLUMNS),
+            )
+        ),
         *(Mistake(kind(little), NO_LITTLE_BIT) for little in LITTLE for kind in (_a_bit_added, _at_least)),
         Mistake(
             _keepdims_missing,
@@ -783,7 +850,7 @@ CROSS_ENTROPY = Exercise(
             for over_rows in (np.mean, np.sum)
             for calm in (1, 0)
         ),
-        Mistake(_in_bits, "You take the logarithm to base 2. Wanted is the natural one, `np.log`."),
+        Mistake(_in_bits, BASE_2),
         Mistake(_without_logarithm, "The logarithm of the second softmax is missing."),
         Mistake(
             _logits_as_logarithms,

@@ -10,7 +10,7 @@ QUESTIONS = (
         (
             Choice(
                 "Below 16 bits",
-                "It has as many wrong at 8 bits as in float32. Move the slider, and see how far it goes.",
+                "At 8 bits it misreads one digit more than in float32. Move the slider, and see how far it goes.",
             ),
             Choice("Below 8 bits", "Many expect it there. Move the slider: it holds out longer."),
             Choice(

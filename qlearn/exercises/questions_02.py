@@ -34,7 +34,7 @@ QUESTIONS = (
             ),
             Choice(
                 "It falls, then it rises",
-                "First the finer ticks win, then the values that are cut off. The next picture shows where.",
+                "First the finer ticks gain more, then the values that are cut off lose more. The next picture shows where.",
                 right=True,
             ),
             Choice(
