@@ -133,7 +133,7 @@ def _without_a_sign(w, bits):
     return np.rint(w / scale).astype(np.int8), scale
 
 
-def _multiplied(w, bits):
+def _times_scale(w, bits):
     _, scale = quantize_rows(w, bits)
     return np.rint(w * scale).astype(np.int8), scale
 
@@ -179,7 +179,7 @@ QUANTIZE_ROWS = Exercise(
             _without_a_sign,
             "2 ** bits − 1 is the largest code without a sign. With one, the largest is 2 ** (bits - 1) − 1.",
         ),
-        Mistake(_multiplied, "Your scales are right, but you multiply w by them. How many steps make w? Divide."),
+        Mistake(_times_scale, "Your scales are right, but you multiply w by them. How many steps make w? Divide."),
     ),
     hints=(
         "It is the symmetric quantizer that you know, with a maximum for each row instead of one for everything.",

@@ -677,7 +677,7 @@ ROUNDING_SHIFT = Exercise(
     id="04.4",
     solution=rounding_shift,
     examples=(
-        {"values": np.array([20, 24, 27, -20, -24, -27, 8, -8], dtype=np.int64), "places": 4},
+        {"values": np.array([20, 24, 27, -20, -24, -27, 8, -8, 31], dtype=np.int64), "places": 4},
         {"values": np.array([2**55 + 1, -(2**55) - 3], dtype=np.int64), "places": 1},
     ),
     cases=st.fixed_dictionaries(

@@ -110,7 +110,7 @@ QUESTIONS = (
     ),
     Question(
         "03.q5",
-        "A layer at 2 bits is useless with min-max scales for each row. What do you try first?",
+        "With 2 bits and min-max scales for each row, a network reads a quarter of the digits. What do you try first?",
         (
             Choice(
                 "Smaller groups", "They cost bits, and each group still puts its outer ticks on its largest weight."
