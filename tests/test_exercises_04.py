@@ -67,6 +67,11 @@ def shift_by_a_remainder(values, places):
     return (values >> places) + ((values & mask) > (mask >> 1) + (values < 0))
 
 
+def shift_in_a_loop(values, places):
+    half = (1 << places) >> 1
+    return np.array([(abs(int(v)) + half >> places) * (-1 if v < 0 else 1) for v in values])
+
+
 @pytest.mark.parametrize(
     ("exercise_id", "attempt"),
     [
@@ -80,6 +85,7 @@ def shift_by_a_remainder(values, places):
         ("04.3", multiplier_from_the_other_end),
         ("04.3", lambda factor: list(integer.quantize_multiplier(factor))),
         ("04.4", shift_by_a_remainder),
+        ("04.4", shift_in_a_loop),
         ("04.4", shifted(lambda v, n: np.sign(v) * (abs(v) + 2**n // 2 >> n))),
         ("04.4", shifted(lambda v, n: np.where(v < 0, -1, 1) * ((abs(v) + 2**n // 2) // 2**n))),
     ],
@@ -121,6 +127,10 @@ def doubles_up_to_one(factor):
     return round(factor * 2**31), shift
 
 
+def doubles_once(factor):
+    return (round(factor * 2**32), 1) if factor < 0.5 else (round(factor * 2**31), 0)
+
+
 def halves(factor):
     shift = 0
     while factor > 0.5:
@@ -155,14 +165,19 @@ NEAREST = "m must be a whole number, the nearest one"
             "float64; wanted is int64 (the values are right",
         ),
         ("04.1", terms(lambda raw, x, w, zx, zw: raw - zx * w.sum(1) - zw * x.sum(0)), "raised ValueError"),
+        (
+            "04.1",
+            terms(lambda raw, x, w, zx, zw: raw - zx * w.sum(0) - zw * x.sum(0, keepdims=True) + len(w) * zx * zw),
+            "You sum x over the images",
+        ),
         ("04.2", of_a_bias(lambda b, sx, sw: np.rint(b / (sx * sw))), "still floats"),
         ("04.2", of_a_bias(lambda b, sx, sw: np.rint(b / (sx * sw)).astype(int)), "the values are right"),
-        ("04.2", of_a_bias(lambda b, sx, sw: np.rint(b / (sx * sw)).astype(np.int8)), "dtype int8; wanted is int32."),
+        ("04.2", of_a_bias(lambda b, sx, sw: np.rint(b / (sx * sw)).astype(np.int8)), "int8 ends at 127"),
         ("04.2", of_a_bias(lambda b, sx, sw: np.int32(b / (sx * sw))), "cuts the fraction off"),
         ("04.2", of_a_bias(lambda b, sx, sw: np.int32(b // (sx * sw))), "round down"),
         ("04.2", of_a_bias(lambda b, sx, sw: np.int32(np.rint(b / (sx / sw)))), "multiplies by w_scale"),
         ("04.2", of_a_bias(lambda b, sx, sw: np.int32(np.rint(b * sx / sw))), "other values"),
-        ("04.2", of_a_bias(lambda b, sx, sw: [round(each / (sx * sw)) for each in b]), "a NumPy array is wanted"),
+        ("04.2", of_a_bias(lambda b, sx, sw: [round(each / (sx * sw)) for each in b]), "but a list is no array"),
         ("04.2", of_a_bias(lambda b, sx, sw: np.int32(-np.rint(b / (sx * sw)))), "other values"),
         ("04.2", of_a_bias(lambda b, sx, sw: np.clip(b / (sx * sw), 0, 255).astype(np.uint8)), "dtype uint8"),
         ("04.3", rounds(float), NEAREST),
@@ -172,6 +187,9 @@ NEAREST = "m must be a whole number, the nearest one"
         ("04.3", rounds(lambda m: float(round(m))), "is a float."),
         ("04.3", lambda factor: (multiplier_by_frexp(factor)[0], np.ceil(-np.log2(factor)) - 1), "is a float64"),
         ("04.3", lambda factor: (round(factor * 2**31), 31), "The shift says how often you doubled"),
+        ("04.3", doubles_once, "while, not if"),
+        ("04.3", rounds(lambda m: round(2 * m)), "m needs 32 bits like this"),
+        ("04.3", lambda factor: (multiplier_by_frexp(factor)[0], 0), "your shift stays 0"),
         ("04.3", doubles_up_to_one, "You double 0.5 as well"),
         ("04.3", halves, "Double it until it is at least 0.5"),
         ("04.3", lambda factor: multiplier_by_frexp(factor)[0], "must return 2 values"),
@@ -184,6 +202,7 @@ NEAREST = "m must be a whole number, the nearest one"
         ("04.4", shifted(lambda v, n: (v + (1 << n - 1)) >> n), "a half goes up"),
         ("04.4", shifted(lambda v, n: np.sign(v) * ((abs(v) + (1 << n - 1)) >> n)), "With places = 0 there is no half"),
         ("04.4", shifted(lambda v, n: np.sign(v) * ((abs(v) + 2 ** (n - 1)) >> n)), "is 0.5, a float"),
+        ("04.4", shifted(lambda v, n: np.sign(v) * ((abs(v) + n // 2) >> n)), "places is a number of bits"),
         ("04.4", shifted(lambda v, n: rounding_shift(v, n).astype(np.int32)), "dtype int32"),
         ("04.4", shifted(lambda v, n: rounding_shift(v, n) * 1.0), "float64"),
         ("04.4", shifted(lambda v, n: rounding_shift(v, n) + (v * 0.0).astype(int)), "you go through floats"),

@@ -123,6 +123,21 @@ def _cut_off(w, bits):
     return (w / scale).astype(np.int8), scale
 
 
+def _exchanged(w, bits):
+    return quantize_rows(w, bits)[::-1]
+
+
+def _without_a_sign(w, bits):
+    quant_max = 2**bits - 1
+    scale = np.abs(w).max(axis=1, keepdims=True) / quant_max
+    return np.rint(w / scale).astype(np.int8), scale
+
+
+def _times_scale(w, bits):
+    _, scale = quantize_rows(w, bits)
+    return np.rint(w * scale).astype(np.int8), scale
+
+
 QUANTIZE_ROWS = Exercise(
     id="03.1",
     solution=quantize_rows,
@@ -159,6 +174,12 @@ QUANTIZE_ROWS = Exercise(
         ),
         Mistake(_dequantized, "These are the weights on their ticks, code · scale. Return the codes themselves."),
         Mistake(_cut_off, "A cast cuts the fraction off. Round to the nearest integer first, with np.rint."),
+        Mistake(_exchanged, "Both are right, in the other order: the codes first, then the scales."),
+        Mistake(
+            _without_a_sign,
+            "2 ** bits − 1 is the largest code without a sign. With one, the largest is 2 ** (bits - 1) − 1.",
+        ),
+        Mistake(_times_scale, "Your scales are right, but you multiply w by them. How many steps make w? Divide."),
     ),
     hints=(
         "It is the symmetric quantizer that you know, with a maximum for each row instead of one for everything.",
@@ -218,16 +239,26 @@ def _x_scale_turned(x_codes, x_scale, w_codes, w_scale):
     return (x_codes.astype(np.int32) @ w_codes.T.astype(np.int32)) * x_scale.T * w_scale.T
 
 
+def _scales_added(x_codes, x_scale, w_codes, w_scale):
+    return (x_codes.astype(np.int32) @ w_codes.T.astype(np.int32)) * (x_scale + w_scale.T)
+
+
+def _cast_at_the_end(x_codes, x_scale, w_codes, w_scale):
+    return matmul_codes(x_codes, x_scale, w_codes, w_scale).astype(np.int32)
+
+
 def _multiplies_floats(function):
-    multiplied = []
+    """A complaint about real numbers along the axis that is summed. Products of scales alone do not have it."""
+    depth, real = 5, []
 
     def note(name, inputs, result):
-        if name in ("matmul", "dot", "inner", "tensordot", "einsum"):
-            multiplied.extend(value.dtype.kind for value in inputs if isinstance(value, np.ndarray))
+        arrays = (value for value in (*inputs, result) if isinstance(value, np.ndarray))
+        real.extend(name for value in arrays if value.dtype.kind == "f" and depth in value.shape)
 
-    codes = {name: watch(np.eye(2, dtype=np.int8), note) for name in ("x_codes", "w_codes")}
-    function(**codes, x_scale=watch(np.ones((2, 1)), note), w_scale=watch(np.ones((2, 1)), note))
-    if "f" not in multiplied:
+    codes = {"x_codes": np.ones((2, depth), dtype=np.int8), "w_codes": np.ones((3, depth), dtype=np.int8)}
+    scales = {"x_scale": np.ones((2, 1)), "w_scale": np.ones((3, 1))}
+    function(**{name: watch(values, note) for name, values in {**codes, **scales}.items()})
+    if not real:
         return ""
     return "you multiply real numbers. Multiply the *codes*, in int32, and scale the sums once at the end."
 
@@ -314,6 +345,8 @@ MATMUL_CODES = Exercise(
             "x_scale is a column (M, 1), one for each row of the result: it stays as it is. Only w_scale turns.",
         ),
         Mistake(_product_not_turned, "The rows of w are outputs: the product is x_codes @ w_codes.T."),
+        Mistake(_scales_added, "A product of codes is worth the product of the two scales, not their sum."),
+        Mistake(_cast_at_the_end, "The result is real numbers: scaled sums. Cast the codes, not the result."),
     ),
     hints=(
         "First a product of integers only, in a type that holds the sums. What shape has it, and whose scale is whose?",
@@ -382,13 +415,6 @@ def _scale_not_spread(w, group_size, bits):
     return scale * np.rint(w / scale)
 
 
-def _tiled_with_keepdims(w, group_size, bits):
-    quant_max = 2 ** (bits - 1) - 1
-    scale = np.abs(w.reshape(w.shape[0], -1, group_size)).max(axis=2, keepdims=True) / quant_max
-    scale = np.tile(scale, (1, 1, group_size)).reshape(w.shape[0], group_size, -1).swapaxes(1, 2)
-    return scale.reshape(w.shape) * np.rint(w / scale.reshape(w.shape))
-
-
 def _largest_not_absolute(w, group_size, bits):
     quant_max = 2 ** (bits - 1) - 1
     groups = w.reshape(w.shape[0], -1, group_size)
@@ -437,6 +463,50 @@ def _codes_as_int8(w, group_size, bits):
     return _codes_only(w, group_size, bits).astype(np.int8)
 
 
+def _one_scale_for_all(w, group_size, bits):
+    scale = np.abs(w).max() / (2 ** (bits - 1) - 1)
+    return scale * np.rint(w / scale)
+
+
+def _left_flat(w, group_size, bits):
+    return fake_quantize_groups(w, group_size, bits).reshape(-1, group_size)
+
+
+def _full_range_in_groups(w, group_size, bits):
+    steps = 2 ** (bits - 1)
+    groups = w.reshape(w.shape[0], -1, group_size)
+    scale = np.abs(groups).max(axis=2, keepdims=True) / steps
+    return (scale * np.clip(np.rint(groups / scale), -steps, steps - 1)).reshape(w.shape)
+
+
+def _rounded_down_in_groups(w, group_size, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    groups = w.reshape(w.shape[0], -1, group_size)
+    scale = np.abs(groups).max(axis=2, keepdims=True) / quant_max
+    return (scale * np.floor(groups / scale)).reshape(w.shape)
+
+
+def _across_the_groups(w, group_size, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    groups = w.reshape(w.shape[0], -1, group_size)
+    scale = np.abs(groups).max(axis=1, keepdims=True) / quant_max
+    return (scale * np.rint(groups / scale)).reshape(w.shape)
+
+
+def _whole_rows_divided(w, group_size, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.abs(w.reshape(w.shape[0], -1, group_size)).max(axis=2, keepdims=True) / quant_max
+    return (scale * np.rint(w / scale)).reshape(w.shape)
+
+
+def _codes_and_scales(w, group_size, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    groups = w.reshape(w.shape[0], -1, group_size)
+    scale = np.abs(groups).max(axis=2, keepdims=True) / quant_max
+    return np.rint(groups / scale).astype(np.int8), scale
+
+
+_LEFT = "The values are right. Bring them back to the shape of w."
 _CODES = "These are the codes. Multiply each by its scale, while they lie in groups."
 
 FAKE_QUANTIZE_GROUPS = Exercise(
@@ -487,9 +557,25 @@ FAKE_QUANTIZE_GROUPS = Exercise(
             _largest_not_absolute, "Your scale looks at each group's largest value; a −60 is further from 0 than 11."
         ),
         Mistake(_cut_off_in_groups, "A cast cuts the fraction off. Round to the nearest code first, with np.rint."),
-        Mistake(_left_in_groups, "The values are right. Bring them back to the shape of w."),
+        Mistake(_left_in_groups, _LEFT),
+        Mistake(_left_flat, _LEFT),
         Mistake(_codes_only, _CODES),
         Mistake(_codes_as_int8, _CODES),
+        Mistake(_codes_and_scales, "These are codes and scales. Here their product is wanted, in the shape of w."),
+        Mistake(_one_scale_for_all, "That is one scale for the whole matrix: the groups are missing."),
+        Mistake(
+            _full_range_in_groups,
+            "Symmetric codes reach equally far on both sides: divide by 2 ** (bits - 1) − 1.",
+        ),
+        Mistake(_rounded_down_in_groups, "You round down. The nearest tick may lie above: np.rint."),
+        Mistake(
+            _across_the_groups,
+            "Axis 1 counts the groups, and a group lies along axis 2: that is the axis to take the maximum of.",
+        ),
+        Mistake(
+            _whole_rows_divided,
+            "Your scales have three axes, and w has two. Divide the groups by them, not w.",
+        ),
     ),
     hints=(
         "Give w a third axis, so that a group is what lies along it. Then it is exercise 03.1 along another axis.",
@@ -547,6 +633,24 @@ def _no_overhead(bits, group_size, scale_bits, zero_point_bits):
     return float(bits)
 
 
+def _only_the_zero_point_shared(bits, group_size, scale_bits, zero_point_bits):
+    return bits + scale_bits + zero_point_bits / group_size
+
+
+def _only_the_scale_shared(bits, group_size, scale_bits, zero_point_bits):
+    return bits + scale_bits / group_size + zero_point_bits
+
+
+def _codes_forgotten(bits, group_size, scale_bits, zero_point_bits):
+    return (scale_bits + zero_point_bits) / group_size
+
+
+def _rounded(bits, group_size, scale_bits, zero_point_bits):
+    return round(bits + (scale_bits + zero_point_bits) / group_size)
+
+
+_AVERAGE = "It is an average over the values of a group: it need not be a whole number."
+
 BITS_PER_VALUE = Exercise(
     id="03.4",
     solution=bits_per_value,
@@ -572,7 +676,14 @@ BITS_PER_VALUE = Exercise(
         Mistake(_whole_bits_only, "// drops the fraction, and here a scale costs a fraction of a bit: divide with /."),
         Mistake(_divided_the_codes, "It is the other way round: the scale is shared by the group, the code is not."),
         Mistake(_multiplied, "The larger the group, the less a scale costs each of its values: divide."),
-        Mistake(_rounded_up, "It is an average over the values of a group: it need not be a whole number."),
+        Mistake(_rounded_up, _AVERAGE),
+        Mistake(_rounded, _AVERAGE),
+        Mistake(
+            _only_the_zero_point_shared,
+            "Only the zero point is divided here. The group shares its scale as well: brackets around both.",
+        ),
+        Mistake(_only_the_scale_shared, "The zero point is stored once for the whole group, too: divide it as well."),
+        Mistake(_codes_forgotten, "That is what scale and zero point cost. The code of each value is missing."),
         Mistake(_no_overhead, "The code is not all: somebody must also store the group's scale and zero point."),
     ),
     hints=(
@@ -610,7 +721,7 @@ def _judge_store(answer):
         count += codes.size
         layers[name] = qlearn.dequantize(codes, qlearn.QParams(half, 0, -128, 127)).astype(np.float32)
     bits, percent = stored / count, mlp_accuracy(layers)
-    columns = {"bits per weight": f"{bits:.2f}", "digits read": f"{percent:.0f} %"}
+    columns = {"bits per weight": f"{bits:.2f}", "digits read": f"{percent:.1f} %"}
     return Score(columns, bits <= _AT_MOST and percent >= _AT_LEAST)
 
 

@@ -102,6 +102,11 @@ def _axes_exchanged(raw, x, w, x_zero_point, w_zero_point):
     return raw - x_zero_point * w.sum(axis=1) - w_zero_point * x.sum(axis=0, keepdims=True) + last
 
 
+def _x_summed_over_images(raw, x, w, x_zero_point, w_zero_point):
+    last = x.shape[1] * x_zero_point * w_zero_point
+    return raw - x_zero_point * w.sum(axis=0) - w_zero_point * x.sum(axis=0, keepdims=True) + last
+
+
 def _in_place(raw, x, w, x_zero_point, w_zero_point):
     raw += correct_zero_points(raw, x, w, x_zero_point, w_zero_point) - raw
     return raw
@@ -193,6 +198,9 @@ CORRECT_ZERO_POINTS = Exercise(
             _axes_exchanged,
             "Sum over K, the axis that x and w share: axis 1 of x, axis 0 of w. What is left has one entry a row, one a column.",
         ),
+        Mistake(
+            _x_summed_over_images, "You sum x over the images. Each image needs the sum over its own K codes: axis 1."
+        ),
         Mistake(_in_place, "You write into raw: −= changes the caller's array. Return raw − … instead."),
     ),
     hints=(
@@ -268,6 +276,14 @@ def _one_number(bias, x_scale, w_scale):
     return round(bias / (x_scale * w_scale))
 
 
+def _eight_bits_wrapped(bias, x_scale, w_scale):
+    return np.rint(bias / (x_scale * w_scale)).astype(np.int8)
+
+
+def _a_list(bias, x_scale, w_scale):
+    return [round(b / (x_scale * w_scale)) for b in bias]
+
+
 def _near_enough(case, given_):
     """Halves may go either way."""
     real = case["bias"] / (case["x_scale"] * case["w_scale"])
@@ -323,6 +339,8 @@ QUANTIZE_BIAS = Exercise(
         ),
         Mistake(_dequantized, "That is the real bias again, rounded. Return the codes: do not multiply back."),
         Mistake(_one_number, "round and int take one number, and bias is an array: np.rint, and astype(np.int32)."),
+        Mistake(_a_list, "The values are right, but a list is no array: np.rint takes the whole bias at once."),
+        Mistake(_eight_bits_wrapped, "Your codes wrapped: int8 ends at 127. The bias joins the accumulator: 32 bits."),
         Mistake(_sixteen_bits, "Your codes wrapped: a bias may need more than 16 bits. The accumulator has 32."),
     ),
     hints=(
@@ -363,8 +381,8 @@ def _shift_negative(factor):
 
 
 def _bits_of_the_sign(factor):
-    m, shift = multiplier_and_shift(factor)
-    return m * 2, shift
+    _, shift = multiplier_and_shift(factor)
+    return round(factor * 2 ** (32 + shift)), shift
 
 
 def _thirty_bits(factor):
@@ -445,6 +463,18 @@ def _halves(factor):
     return round(factor * 2**31), shift
 
 
+def _doubled_once(factor):
+    shift = 0
+    if factor < 0.5:
+        factor, shift = factor * 2, 1
+    return round(factor * 2**31), shift
+
+
+def _not_counted(factor):
+    m, _ = multiplier_and_shift(factor)
+    return m, 0
+
+
 def _always_31(factor):
     return round(factor * 2**31), 31
 
@@ -506,6 +536,8 @@ MULTIPLIER_AND_SHIFT = Exercise(
             _of_the_factor_itself,
             "Your shift is right, but m was made of the factor as it came. Use what it is after the doublings.",
         ),
+        Mistake(_doubled_once, "You double once at most. A small factor needs it more often: while, not if."),
+        Mistake(_not_counted, "m is right, and your shift stays 0: add 1 to it with each doubling."),
         Mistake(
             _always_31,
             "The 31 places of m are taken back anyway. The shift says how often you doubled before that.",
@@ -587,6 +619,11 @@ def _places_as_divisor(values, places):
     return (np.sign(values) * ((np.abs(values) + places // 2) // max(places, 1))).astype(values.dtype)
 
 
+def _half_of_places(values, places):
+    magnitude = (np.abs(values) + places // 2) >> places
+    return np.where(values < 0, -magnitude, magnitude)
+
+
 def _cast_of_a_quotient(values, places):
     return (values / 2**places).astype(values.dtype)
 
@@ -622,7 +659,8 @@ def _uses_floats(function):
 def _in_two_roundings(shift_right):
     def rescale(sums, factor):
         m, places = qlearn.integer.quantize_multiplier(factor)
-        return shift_right((sums * m + 2**30) >> 31, places)
+        high = (sums * m + 2**30) >> 31
+        return shift_right(high.reshape(-1), places).reshape(high.shape)  # one axis, as in the examples: a loop will do
 
     return rescale
 
@@ -639,7 +677,7 @@ ROUNDING_SHIFT = Exercise(
     id="04.4",
     solution=rounding_shift,
     examples=(
-        {"values": np.array([20, 24, 27, -20, -24, -27, 8, -8], dtype=np.int64), "places": 4},
+        {"values": np.array([20, 24, 27, -20, -24, -27, 8, -8, 31], dtype=np.int64), "places": 4},
         {"values": np.array([2**55 + 1, -(2**55) - 3], dtype=np.int64), "places": 1},
     ),
     cases=st.fixed_dictionaries(
@@ -649,6 +687,7 @@ ROUNDING_SHIFT = Exercise(
         }
     ),
     mistakes=(
+        Mistake(_half_of_places, "places is a number of bits. Half a step is half of 2 ** places: (1 << places) >> 1."),
         Mistake(_floor, "A bare shift rounds down: −20 >> 4 is −2. Add half a step before you shift."),
         Mistake(_towards_zero, "You cut the fraction off: 27 / 16 is nearer to 2. Add half a step before you shift."),
         Mistake(_half_up, "Your −24 / 16 became −1: a half goes up. Shift the magnitude, then put the sign back."),

@@ -5,12 +5,12 @@ from qlearn.exercises.questions import Choice, Question
 QUESTIONS = (
     Question(
         "03.a",
-        "One row is used for the scale of another column: both functions run without complaint. What happens to the SQNR of the square layer?",
+        "Without `keepdims`, column 7 is divided by the scale of row 7, and no error is raised. What happens to the SQNR of this square layer?",
         (
             Choice("It stays the same", "The scales are the same numbers, in other places. The places matter."),
             Choice(
                 "It falls, and most weights are still near",
-                "Rows that got too short a scale are clipped, the others rounded too coarsely.",
+                "Weights that meet too short a scale are clipped, the others are rounded too coarsely.",
                 right=True,
             ),
             Choice(
@@ -110,7 +110,7 @@ QUESTIONS = (
     ),
     Question(
         "03.q5",
-        "A layer at 2 bits is useless with min-max scales for each row. What do you try first?",
+        "With 2 bits and min-max scales for each row, a network reads a quarter of the digits. What do you try first?",
         (
             Choice(
                 "Smaller groups", "They cost bits, and each group still puts its outer ticks on its largest weight."

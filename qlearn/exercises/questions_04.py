@@ -56,7 +56,7 @@ QUESTIONS = (
             ),
             Choice(
                 "About half, each by one",
-                "That would be so if one step cut off instead of rounding to the nearest.",
+                "That would be so, among the codes above 0, if the shift cut off instead of rounding.",
             ),
             Choice(
                 "A few, and some by far",
