@@ -214,8 +214,8 @@ def _observed(attempt):
     found, guessed = (_accuracy_on_integers(r, accumulate) for r in (ranges, [(0.0, 1.0)] * 3))
     seen = ", ".join(f"{lo:.3g} … {hi:.3g}" for lo, hi in ranges)
     return (
-        f"Your `observe` watched 1,000 digits go by in front of the three layers: {seen}.\n"
-        f"With these ranges the network of 8-bit integers reads {found:.1f} % of 2,000 other digits\n"
+        f"Your `observe` watched 1,000 digits go by in front of three layers of another network: {seen}.\n"
+        f"With these ranges, on 8-bit integers, it reads {found:.1f} % of 2,000 other digits\n"
         f"(in float {networks.mlp_accuracy():.1f} %); with the range of pixels, 0 … 1, everywhere: {guessed:.1f} %."
     )
 
