@@ -92,6 +92,14 @@ WRONG = [
     ("05.1", lambda lo, hi, batch: (max(hi, batch.max()), min(lo, batch.min())), "in the wrong order"),
     ("05.1", lambda lo, hi, batch: min(lo, batch.min()), "must return 2 values"),
     ("05.1", lambda lo, hi, batch: print(min(lo, batch.min()), max(hi, batch.max())), "returned nothing"),
+    ("05.1", lambda lo, hi, batch: (min(lo, batch.min()), max(lo, batch.max())), "compared with lo"),
+    ("05.1", lambda lo, hi, batch: (min(hi, batch.min()), max(hi, batch.max())), "compared with hi"),
+    ("05.1", lambda lo, hi, batch: (min(lo, min(batch[-1])), max(hi, max(batch[-1]))), "the last row"),
+    ("05.1", lambda lo, hi, batch: (min(lo, batch.min()), max(hi, abs(batch).max())), "upper end looks at magnitudes"),
+    ("05.2", lambda x: (x.view(np.int32) & 0xFFFF0000).view(np.float32), "too large for an int32|wanted is shape"),
+    ("05.2", lambda x: x.view(np.int32) & -65536, "`view` it as float32"),
+    ("05.2", lambda x: (x.view(np.int32) | 65535).view(np.float32), "the bin's end"),
+    ("05.2", lambda x: x // 1, "fraction of the decimal number"),
     ("05.2", changes_its_input, "changed its input x"),
     ("05.2", lambda x: (x.view(np.int32) >> 16).view(np.float32), "Shift them back to the left"),
     ("05.2", lambda x: x.astype(np.int32) >> 16 << 16, "`astype` turns the number into an integer"),
@@ -127,6 +135,32 @@ WRONG = [
         ),
         "but they are floats",
     ),
+    (
+        "05.3",
+        lambda x_codes, x_zero_point, w_codes: (
+            (x_codes.astype(np.int16) - np.int16(x_zero_point)) @ w_codes.T.astype(np.int16)
+        ),
+        "int16 ends at 32,767",
+    ),
+    (
+        "05.3",
+        lambda x_codes, x_zero_point, w_codes: (
+            (x_codes.astype(np.int32) - x_zero_point) @ w_codes.astype(np.int32).reshape(x_codes.shape[1], len(w_codes))
+        ),
+        "reshape keeps the order",
+    ),
+    (
+        "05.3",
+        lambda x_codes, x_zero_point, w_codes: (
+            (x_codes.astype(np.int32) - x_zero_point)[:, None] * w_codes.astype(np.int32)
+        ).sum(-1, dtype=np.int64),
+        "most sums of narrow integers",
+    ),
+    ("05.4", lambda outputs, inputs, bits: outputs * inputs * bits / 8 + 4 + 4 * outputs, "one scale for the whole"),
+    ("05.4", lambda outputs, inputs, bits: math.ceil((outputs * inputs * bits + 8 * outputs) / 8), "in bytes already"),
+    ("05.4", lambda outputs, inputs, bits: math.ceil((outputs * inputs + 2 * outputs) * bits / 8), "takes 4 bytes"),
+    ("05.4", lambda outputs, inputs, bits: math.ceil(outputs * inputs / bits) + 8 * outputs, "More bits must make"),
+    ("05.4", lambda outputs, inputs, bits: math.ceil(outputs * inputs * bits / 8) + 8 * outputs + 1, "A byte too many"),
     ("05.4", lambda outputs, inputs, bits: outputs * inputs * bits / 8, "Codes alone are useless"),
     ("05.4", lambda outputs, inputs, bits: outputs * inputs * bits / 8 + 8 * outputs, "no fractions of a byte"),
     ("05.4", lambda outputs, inputs, bits: int(outputs * inputs * bits / 8) + 8 * outputs, "round the last byte up"),

@@ -232,6 +232,49 @@ def by_text(codes, bits, order):
     return np.array([int(text[i : i + 8], 2) for i in range(0, len(text), 8)], np.uint8)
 
 
+def means_or_old(x, levels, codes):
+    return np.array([x[codes == c].mean() if (codes == c).any() else level for c, level in enumerate(levels)])
+
+
+def root_mean_squares(x, levels):
+    codes = nearest(x, levels)
+    return np.array([np.mean(x[codes == c] ** 2) ** 0.5 if c in codes else level for c, level in enumerate(levels)])
+
+
+def fields(code, exponent_bits, significand_bits):
+    sign = -1 if code >> (exponent_bits + significand_bits) else 1
+    return sign, (code >> significand_bits) % 2**exponent_bits, code % 2**significand_bits, 2 ** (exponent_bits - 1) - 1
+
+
+def no_sign_below_the_normal(code, **bits):
+    value = float_by_text(code, **bits)
+    return value if fields(code, **bits)[1] else abs(value)
+
+
+def fractions_up_to_one(code, exponent_bits, significand_bits):
+    sign, e, m, bias = fields(code, exponent_bits, significand_bits)
+    return sign * ((e > 0) + m / (2**significand_bits - 1)) * 2.0 ** (max(e, 1) - bias)
+
+
+def bias_with_a_plus(code, exponent_bits, significand_bits):
+    sign, e, m, bias = fields(code, exponent_bits, significand_bits)
+    return sign * ((e > 0) + m / 2**significand_bits) * 2.0 ** (max(e, 1) + bias)
+
+
+def bias_of_all_ones(code, exponent_bits, significand_bits):
+    sign, e, m, _ = fields(code, exponent_bits, significand_bits)
+    return sign * ((e > 0) + m / 2**significand_bits) * 2.0 ** (max(e, 1) - 2**exponent_bits + 1)
+
+
+def floored(values):
+    return 2.0 ** np.floor(np.log2(np.max(np.abs(values))))
+
+
+def row_by_row(codes, bits):
+    table = np.unpackbits(codes[:, None], axis=1, bitorder="little")[:, :bits]
+    return np.packbits(table, axis=1, bitorder="little")
+
+
 @pytest.mark.parametrize(
     ("exercise_id", "attempt", "message"),
     [
@@ -247,6 +290,19 @@ def by_text(codes, bits, order):
         ("08.1", lambda x, levels: (x[..., None] - levels).argmin(-1).astype(np.uint8), "smallest np.abs"),
         ("08.1", lambda x, levels: levels[np.searchsorted(middles(levels), x)], "These are the levels themselves"),
         ("08.1", lambda x, levels: np.searchsorted((levels[1:] + levels[:-1]) // 2, x).astype("u1"), "drops the half"),
+        (
+            "08.1",
+            lambda x, levels: np.searchsorted(levels, x, side="right").astype("u1"),
+            "You count the levels up to x",
+        ),
+        ("08.1", lambda x, levels: np.searchsorted(middles(levels), x) + 1, "Off by one"),
+        ("08.1", lambda x, levels: (np.searchsorted(middles(levels), x) - 1).astype("u1"), "Off by one"),
+        ("08.1", lambda x, levels: np.searchsorted(levels[1:] + levels[:-1], x).astype("u1"), "divide by 2"),
+        ("08.1", lambda x, levels: np.abs(x[..., None] - levels).argmax(-1).astype("u1"), "farthest away"),
+        ("08.1", lambda x, levels: np.abs(x[..., None] - levels).min(-1), "These are the distances"),
+        ("08.2", lambda x, levels: np.bincount(nearest(x, levels), x) / np.bincount(nearest(x, levels)), "minlength"),
+        ("08.2", lambda x, levels: means_or_old(x, levels, np.searchsorted(levels, x)), "belongs to its nearest level"),
+        ("08.2", root_mean_squares, "never negative"),
         ("08.2", lambda x, levels: means(x, levels, nearest(x, levels)), "0/0 is NaN"),
         ("08.2", lambda x, levels: np.nan_to_num(means(x, levels, nearest(x, levels))), "went to 0"),
         ("08.2", moves_in_place, "changed its input levels"),
@@ -267,6 +323,17 @@ def by_text(codes, bits, order):
         ("08.3", lambda code, **bits: -float_by_text(code, **bits), "other values"),
         ("08.3", lambda code, **bits: abs(float_by_masks(code, **bits)), "The top bit is the sign"),
         ("08.3", lambda code, exponent_bits, significand_bits: code / 2**significand_bits, "other values"),
+        ("08.3", lambda code, **bits: (code >> sum(bits.values())) * abs(float_by_text(code, **bits)), "1 or −1"),
+        ("08.3", no_sign_below_the_normal, "Subnormal numbers have a sign"),
+        ("08.3", fractions_up_to_one, "steps from one power of two to the next"),
+        ("08.3", bias_with_a_plus, "You add the bias"),
+        ("08.3", bias_of_all_ones, "largest exponent field"),
+        ("08.4", lambda block, largest_exponent: floored(block) / largest_exponent, "largest_exponent itself"),
+        ("08.4", lambda block, largest_exponent: floored(block) / 4, "You subtract 2"),
+        ("08.4", lambda block, largest_exponent: max(abs(block)) // 1 / 2**largest_exponent, "round the magnitude"),
+        ("08.4", lambda block, largest_exponent: np.log2(max(abs(block))) - largest_exponent, "not a whole one"),
+        ("08.4", lambda block, largest_exponent: floored(min(abs(block))) / 2**largest_exponent, "smallest magnitude"),
+        ("08.4", lambda block, largest_exponent: 2 * scale_by_frexp(block, largest_exponent), "one too large"),
         ("08.4", lambda block, largest_exponent: 2.0 ** np.ceil(np.log2(max(abs(block)) / 6)), "You divide by 6"),
         ("08.4", lambda block, largest_exponent: 2.0 ** np.floor(np.log2(max(abs(block)) / 6)), "You divide by 6"),
         (
@@ -304,6 +371,10 @@ def by_text(codes, bits, order):
             lambda block, largest_exponent: 2.0 ** np.round(np.log2(np.max(block)) - largest_exponent),
             "may belong to a negative number",
         ),
+        ("08.5", lambda codes, bits: np.packbits(codes[:, None] >> np.arange(bits), bitorder="little"), "one bit"),
+        ("08.5", lambda codes, bits: np.packbits(np.unpackbits(codes[:, None], 1)[:, :bits]), "leaves unused"),
+        ("08.5", lambda codes, bits: pack_as_one_number(codes, bits)[::-1], "in reverse order"),
+        ("08.5", row_by_row, "each code by itself"),
         ("08.5", of_a_course, "codes are lost"),
         ("08.5", lambda codes, bits: np.packbits(codes, bitorder="little"), "packs single bits"),
         ("08.5", lambda codes, bits: by_text(codes, bits, 1), "lies in the high bits"),
@@ -311,7 +382,6 @@ def by_text(codes, bits, order):
         ("08.5", loses_at_the_byte, "loses those upper bits"),
         ("08.5", lambda codes, bits: codes, "still have a byte each"),
         ("08.5", lambda codes, bits: np.append(pack_bit_by_bit(codes, bits), np.uint8(0)), "has shape"),
-        ("08.5", lambda codes, bits: pack_bit_by_bit(codes, bits)[::-1], "other values"),
         ("08.5", lambda codes, bits: pack_as_one_number(codes, bits).astype(int), "the values are right"),
         ("08.5", lambda codes, bits: pack_as_one_number(codes, bits).tobytes(), "a NumPy array is wanted"),
     ],
@@ -321,6 +391,11 @@ def test_wrong_answers_in_a_learners_words(exercise_id, attempt, message):
         result = exercises.check(exercise_id, attempt)
     assert result.status == "wrong"
     assert any(part in result.message for part in message.split("|")), result.message
+
+
+def test_a_list_of_right_levels_is_no_other_mistake():
+    result = exercises.check("08.2", lambda x, levels: list(step_by_lists(x, levels)))
+    assert "a NumPy array is wanted" in result.message and "until nothing moves" not in result.message
 
 
 @pytest.mark.parametrize("exercise_id", ["08.1", "08.2", "08.3", "08.4", "08.5"])

@@ -281,10 +281,9 @@ def _equal_outcomes(a: tuple[str, Any], b: tuple[str, Any], types: bool) -> bool
 
 
 def _types(value: Any) -> Any:
-    """The dtype of what a function has returned, or of each of several things."""
-    if isinstance(value, tuple):
-        return tuple(map(_types, value))
-    return str(getattr(value, "dtype", None))  # as text: a dtype of float64 equals None
+    """The name of the dtype of what a function has returned, or of each of several things."""
+    # As text: for NumPy a dtype of float64 equals None, so a list would count as an array of floats.
+    return tuple(map(_types, value)) if isinstance(value, tuple) else str(getattr(value, "dtype", None))
 
 
 def _is_stub(function: Any) -> bool:

@@ -147,6 +147,22 @@ def _magnitudes(lo, hi, batch):
     return min(lo, np.abs(batch).min()), max(hi, np.abs(batch).max())
 
 
+def _magnitudes_above(lo, hi, batch):
+    return min(lo, batch.min()), max(hi, np.abs(batch).max())
+
+
+def _last_row(lo, hi, batch):
+    return min(lo, batch[-1].min()), max(hi, batch[-1].max())
+
+
+def _upper_end_beside_lo(lo, hi, batch):
+    return min(lo, batch.min()), max(lo, batch.max())
+
+
+def _lower_end_beside_hi(lo, hi, batch):
+    return min(hi, batch.min()), max(hi, batch.max())
+
+
 def _from_zero(lo, hi, batch):
     return min(lo, batch.min(), 0.0), max(hi, batch.max(), 0.0)
 
@@ -198,8 +214,8 @@ def _observed(attempt):
     found, guessed = (_accuracy_on_integers(r, accumulate) for r in (ranges, [(0.0, 1.0)] * 3))
     seen = ", ".join(f"{lo:.3g} … {hi:.3g}" for lo, hi in ranges)
     return (
-        f"Your `observe` watched 1,000 digits go by in front of the three layers: {seen}.\n"
-        f"With these ranges the network of 8-bit integers reads {found:.1f} % of 2,000 other digits\n"
+        f"Your `observe` watched 1,000 digits go by in front of three layers of another network: {seen}.\n"
+        f"With these ranges, on 8-bit integers, it reads {found:.1f} % of 2,000 other digits\n"
         f"(in float {networks.mlp_accuracy():.1f} %); with the range of pixels, 0 … 1, everywhere: {guessed:.1f} %."
     )
 
@@ -237,6 +253,7 @@ OBSERVE = Exercise(
         Mistake(_lower_end_forgets, "Your lower end forgets: only the last batch counts for it. Compare with lo."),
         Mistake(_as_it_was, "That is the old pair: nothing of the batch has got into it."),
         Mistake(_first_row, "You look at the first row of the batch only: batch.min() looks at all."),
+        Mistake(_last_row, "You look at the last row of the batch only: batch.min() looks at all."),
         Mistake(_places, "argmin and argmax say *where* the value is. Its size is batch.min() and batch.max()."),
         Mistake(_means, "A mean lies inside the batch's range: its ends are its smallest and its largest value."),
         Mistake(
@@ -255,9 +272,14 @@ OBSERVE = Exercise(
             _ends_mixed,
             "hi has no say in the lower end, nor lo in the upper: before the first batch they are ∞ and −∞.",
         ),
+        Mistake(_upper_end_beside_lo, "Your upper end is compared with lo. Its old value is hi."),
+        Mistake(_lower_end_beside_hi, "Your lower end is compared with hi. Its old value is lo."),
         Mistake(_symmetric, _ZERO_CENTRED),
         Mistake(_symmetric_batch, _ZERO_CENTRED),
         Mistake(_magnitudes, "You look at magnitudes: the values' signs count, and the lower end may be negative."),
+        Mistake(
+            _magnitudes_above, "Your upper end looks at magnitudes: a large negative value is no reason to move it."
+        ),
         Mistake(
             _from_zero,
             "You mix 0 into the range. choose_qparams does that later; an observer only remembers what it saw.",
@@ -297,6 +319,22 @@ def _cast_then_viewed(x):
 
 def _integer_part(x):
     return np.trunc(x)
+
+
+def _integer_below(x):
+    return np.floor(x)
+
+
+def _mask_without_a_sign(x):
+    return (x.view(np.int32) & 0xFFFF0000).view(np.float32)
+
+
+def _cut_pattern(x):
+    return x.view(np.int32) >> 16 << 16
+
+
+def _end_of_the_bin(x):
+    return (x.view(np.int32) | 0xFFFF).view(np.float32)
 
 
 def _pattern(x):
@@ -387,6 +425,7 @@ def _nothing_cut(x):
 _floats = st.floats(-1000, 1000, width=32, allow_subnormal=False).filter(lambda v: abs(v) > 2.0**-20)
 
 _VIEW = "`astype` turns the number into an integer; `view` leaves its 32 bits alone and reads them as an integer."
+_FRACTION = "That cuts off the fraction of the decimal number. Cut off bits of its pattern."
 _BACK = "You turned the pattern into a float by its value. Shift back by 16, then `view` it as float32."
 _LOW = "You kept the lower 16 bits and cut off the upper ones. Those say most about the number: keep them."
 _CUT_ONLY = "You round to the nearest bfloat16: then half of each bin belongs to its neighbour. Cut, only."
@@ -415,7 +454,14 @@ BIN_OF = Exercise(
     mistakes=(
         Mistake(_cast, _VIEW),
         Mistake(_cast_then_viewed, _VIEW),
-        Mistake(_integer_part, "That cuts off the fraction of the decimal number. Cut off bits of its pattern."),
+        Mistake(_integer_part, _FRACTION),
+        Mistake(_integer_below, _FRACTION),
+        Mistake(
+            _mask_without_a_sign,
+            "That mask is too large for an int32. Read the bits as np.uint32, or write the mask as ~0xFFFF.",
+        ),
+        Mistake(_end_of_the_bin, "That sets the lower 16 bits to 1: the bin's end. Its start has zeros there."),
+        Mistake(_cut_pattern, "That is the right pattern, still read as an integer: `view` it as float32."),
         Mistake(_pattern, "That is the bin's number. Shift it back by 16 and view it as float32 again."),
         Mistake(_pattern_as_number, _BACK),
         Mistake(_cut_pattern_as_number, _BACK),
@@ -559,6 +605,10 @@ def _not_transposed(x_codes, x_zero_point, w_codes):
     return (x_codes.astype(np.int32) - x_zero_point) @ w_codes.astype(np.int32)
 
 
+def _reshaped(x_codes, x_zero_point, w_codes):
+    return (x_codes.astype(np.int32) - x_zero_point) @ w_codes.astype(np.int32).reshape(-1, len(w_codes))
+
+
 def _outputs_first(x_codes, x_zero_point, w_codes):
     return w_codes.astype(np.int32) @ (x_codes.astype(np.int32) - x_zero_point).T
 
@@ -637,7 +687,8 @@ ACCUMULATE = Exercise(
         Mistake(_narrow_without_zero_point_then_cast, _CAST_LATE),
         Mistake(_narrow_then_cast_then_subtracted, _CAST_LATE),
         Mistake(
-            _sixteen_bits, "int16 holds one product, and not a sum of several: it wrapped. Cast both codes to int32."
+            _sixteen_bits,
+            "int16 ends at 32,767: it holds one product, and not a sum of several. Cast both codes to int32.",
         ),
         Mistake(_sixteen_bits_then_cast, _CAST_LATE),
         Mistake(
@@ -666,12 +717,18 @@ ACCUMULATE = Exercise(
         Mistake(
             _not_transposed, "w_codes is (outputs, inputs): transpose it, so that both inputs meet in the product."
         ),
+        Mistake(
+            _reshaped,
+            "reshape keeps the order of the numbers and mixes the rows. `.T` swaps the axes: transpose w_codes.",
+        ),
         Mistake(_outputs_first, "That is (outputs, images): the other way round. Images come first."),
         Mistake(_entry_by_entry, "`*` multiplies entry by entry. A layer sums products up: `@`, the matrix product."),
         Mistake(_in_float, _FLOATS),
         Mistake(_in_float32, _FLOATS),
         Mistake(
-            _in_int64, "Python's `int` is int64 in NumPy. The accumulator of an integer unit has 32 bits: np.int32."
+            _in_int64,
+            "`int` and most sums of narrow integers are int64 in NumPy. The accumulator of an integer unit has 32 bits: "
+            "np.int32.",
         ),
     ),
     hints=(
@@ -753,6 +810,26 @@ def _one_of_each(outputs, inputs, bits):
     return -(-outputs * inputs * bits // 8) + 8
 
 
+def _one_scale_and_fractions(outputs, inputs, bits):
+    return outputs * inputs * bits / 8 + 4 + 4 * outputs
+
+
+def _rest_divided_by_eight(outputs, inputs, bits):
+    return -(-(outputs * inputs * bits + 8 * outputs) // 8)
+
+
+def _rest_in_few_bits(outputs, inputs, bits):
+    return -(-(outputs * inputs + 2 * outputs) * bits // 8)
+
+
+def _divided_by_bits(outputs, inputs, bits):
+    return -(-outputs * inputs // bits) + 8 * outputs
+
+
+def _one_more_after_rounding_up(outputs, inputs, bits):
+    return layer_bytes(outputs, inputs, bits) + 1
+
+
 def _for_each_input(outputs, inputs, bits):
     return -(-outputs * inputs * bits // 8) + 8 * inputs
 
@@ -808,7 +885,7 @@ _LAST_BYTE = "27 bits do not fit into 3 bytes: round the last byte up."
 
 
 def _stored(attempt):
-    """The learner's count of the whole network beside real files."""
+    """The learner's count of the whole network, beside its size in float32."""
     shapes = [datasets.trained("mlp")[f"{name}.weight"].shape for name in LAYERS]
     counts = {bits: sum(attempt(*shape, bits) for shape in shapes) for bits in (8, 4, 2)}
     in_float = 4 * sum(outputs * (inputs + 1) for outputs, inputs in shapes)
@@ -837,6 +914,14 @@ LAYER_BYTES = Exercise(
         Mistake(_nothing_but_codes_cut, _ONLY_CODES),
         Mistake(_nothing_but_codes_and_fractions, _ONLY_CODES),
         Mistake(_one_scale, "That is one scale for the whole tensor. Here each output channel has its own."),
+        Mistake(
+            _one_scale_and_fractions, "That is one scale for the whole tensor. Here each output channel has its own."
+        ),
+        Mistake(
+            _rest_divided_by_eight, "Scales and biases are counted in bytes already: only the codes' bits go by 8."
+        ),
+        Mistake(_rest_in_few_bits, "Scales and biases are no codes of `bits` bits: each takes 4 bytes."),
+        Mistake(_divided_by_bits, "More bits must make more bytes: multiply by `bits`, and divide by 8."),
         Mistake(_one_scale_and_no_bias, "That is one scale in all. Each output has its own, and a bias."),
         Mistake(_one_of_each, "That is one scale and one bias in all. Each output has its own."),
         Mistake(_one_of_each_side, "Scales *and* biases belong to the outputs: nothing is stored for an input."),
@@ -855,6 +940,7 @@ LAYER_BYTES = Exercise(
         Mistake(_cut_off, _LAST_BYTE),
         Mistake(_rounded_bytes, _LAST_BYTE),
         Mistake(_fractions, "A file has no fractions of a byte: round the codes' bytes up."),
+        Mistake(_one_more_after_rounding_up, "A byte too many: what is rounded up needs no further byte."),
         Mistake(_always_one_more, "You add a byte always. One more is needed only where bits are left over."),
         Mistake(_all_in_bits, "Those are bits. Eight of them make a byte."),
         Mistake(_codes_in_bits, "You count the codes in bits, and the rest in bytes: eight bits make a byte."),

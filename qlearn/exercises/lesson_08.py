@@ -77,6 +77,26 @@ def _values_not_codes(x, levels):
     return levels[nearest_level(x, levels)]
 
 
+def _one_too_many(x, levels):
+    return nearest_level(x, levels) + np.uint8(1)
+
+
+def _one_too_few(x, levels):
+    return nearest_level(x, levels) - np.uint8(1)
+
+
+def _middles_not_halved(x, levels):
+    return np.searchsorted(levels[:-1] + levels[1:], x).astype(np.uint8)
+
+
+def _farthest(x, levels):
+    return np.abs(x[..., None] - levels).argmax(axis=-1).astype(np.uint8)
+
+
+def _distances(x, levels):
+    return np.abs(x[..., None] - levels).min(axis=-1)
+
+
 def _even_grid(x, levels):
     step = levels[1] - levels[0]
     return np.clip(np.rint((x - levels[0]) / step), 0, len(levels) - 1).astype(np.uint8)
@@ -122,6 +142,7 @@ def _in_the_network_of_four_levels(attempt):
 
 
 _ROUNDED_UP = "np.searchsorted(levels, x) finds the next level above. Search among the middles between the levels."
+_OFF_BY_ONE = "Off by one: the code is the number of middles below x, and 0 for the first level."
 _ROUNDED_DOWN = "You take the next level below, even if the one above is nearer. Search among the middles instead."
 
 NEAREST_LEVEL = Exercise(
@@ -146,7 +167,7 @@ NEAREST_LEVEL = Exercise(
         Mistake(_next_below_signed, _ROUNDED_DOWN),
         Mistake(
             _counted_from_one,
-            "np.digitize(x, levels) counts the levels up to x: it rounds down and begins with 1. "
+            "You count the levels up to x, as np.digitize(x, levels) does: that rounds down and begins with 1. "
             "Count the middles below x.",
         ),
         Mistake(_floored_middles, "// 2 drops the half of a middle: divide with /."),
@@ -166,6 +187,13 @@ NEAREST_LEVEL = Exercise(
         ),
         Mistake(_one_axis_only, _FOR_A_LIST),
         Mistake(_one_axis_in_front, _FOR_A_LIST),
+        Mistake(_one_too_many, _OFF_BY_ONE),
+        Mistake(_one_too_few, _OFF_BY_ONE),
+        Mistake(_middles_not_halved, "The sum of two neighbours is twice their middle: divide by 2."),
+        Mistake(_farthest, "argmax finds the level that is farthest away. Nearest is argmin."),
+        Mistake(
+            _distances, "These are the distances to the nearest levels. Their places in the list come from argmin."
+        ),
         Mistake(_half_distances, "That is half the distance to the next level. Add it to the level to get the middle."),
         Mistake(
             _ties_upward, "In the middle between two levels, yours takes the larger one. Here the smaller one wins."
@@ -241,6 +269,20 @@ def _assigned_and_emptied(assign, empty):
 def _trailing_lost(x, levels):
     codes = nearest_level(x, levels)
     return np.array([x[codes == c].mean() if (codes == c).any() else levels[c] for c in range(codes.max() + 1)])
+
+
+def _counted_without_minlength(x, levels):
+    codes = nearest_level(x, levels)
+    with np.errstate(all="ignore"):
+        return np.bincount(codes, weights=x) / np.bincount(codes)
+
+
+def _values_of_the_level_above_and_none_beyond(x, levels):
+    return _moved(x, levels, np.searchsorted(levels, x), np.mean)
+
+
+def _magnitudes(x, levels):
+    return _moved(x, levels, nearest_level(x, levels), lambda values: np.sqrt((values**2).mean()))
 
 
 def _levels_of_all_values(x, levels):
@@ -338,6 +380,13 @@ LLOYD_STEP = Exercise(
         Mistake(_empty_is_zero, "A level without values went to 0. It stays where it is."),
         Mistake(_empty_is_lost, _EMPTY_IS_LOST),
         Mistake(_trailing_lost, _EMPTY_IS_LOST),
+        Mistake(
+            _counted_without_minlength,
+            "A level without values has no mean, and np.bincount leaves the last ones out: minlength=len(levels). "
+            "An empty level stays where it is.",
+        ),
+        Mistake(_values_of_the_level_above_and_none_beyond, _NOT_NEAREST),
+        Mistake(_magnitudes, "The root of the mean square is never negative. A level goes to the mean of its values."),
         Mistake(
             _empty_is_the_mean_of_all, "A level without values went to the mean of all values. It stays where it is."
         ),
@@ -506,6 +555,37 @@ def _significand_before_exponent(code, exponent_bits, significand_bits):
     return float_value(swapped, exponent_bits, significand_bits)
 
 
+def _sign_as_factor(code, exponent_bits, significand_bits):
+    return (code >> (exponent_bits + significand_bits)) * _no_sign(code, exponent_bits, significand_bits)
+
+
+def _subnormal_without_a_sign(code, exponent_bits, significand_bits):
+    _, exponent, _, _ = _parts(code, exponent_bits, significand_bits)
+    value = float_value(code, exponent_bits, significand_bits)
+    return value if exponent else abs(value)
+
+
+def _last_fraction_is_one(code, exponent_bits, significand_bits):
+    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
+    significand *= 2**significand_bits / (2**significand_bits - 1)
+    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - bias)
+
+
+def _bias_added(code, exponent_bits, significand_bits):
+    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
+    return sign * ((exponent > 0) + significand) * 2.0 ** (exponent + bias if exponent else 1 - bias)
+
+
+def _bias_added_always(code, exponent_bits, significand_bits):
+    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
+    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) + bias)
+
+
+def _largest_field_as_bias(code, exponent_bits, significand_bits):
+    sign, exponent, significand, _ = _parts(code, exponent_bits, significand_bits)
+    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - 2**exponent_bits + 1)
+
+
 def _number_of_bits_as_mask(code, exponent_bits, significand_bits):
     sign, exponent, _, bias = _parts(code, exponent_bits, significand_bits)
     significand = code % significand_bits / 2**significand_bits
@@ -580,6 +660,15 @@ FLOAT_VALUE = Exercise(
         ),
         Mistake(_no_bias, "The exponent field is never negative; the exponent may be: subtract the bias."),
         Mistake(_bias_too_large, "Yours is half of what is wanted: the bias is 2 ** (exponent_bits − 1) − 1."),
+        Mistake(_bias_added, "You add the bias. It is subtracted, so that small fields make negative powers."),
+        Mistake(_bias_added_always, "You add the bias. It is subtracted, so that small fields make negative powers."),
+        Mistake(_largest_field_as_bias, "Your bias is the largest exponent field. It is 2 ** (exponent_bits − 1) − 1."),
+        Mistake(
+            _last_fraction_is_one,
+            "There are 2**significand_bits steps from one power of two to the next: divide by 2**significand_bits.",
+        ),
+        Mistake(_sign_as_factor, "The sign bit is 0 for positive numbers: multiply by 1 or −1, not by the bit."),
+        Mistake(_subnormal_without_a_sign, "Subnormal numbers have a sign, too: apply it to both cases."),
         Mistake(_no_sign, "The top bit is the sign: where it is 1, the value is negative."),
         Mistake(
             _sign_in_the_exponent,
@@ -672,6 +761,27 @@ def _exponent_only(block, largest_exponent):
 def _one_for_each_value(block, largest_exponent):
     with np.errstate(all="ignore"):
         return 2.0 ** (np.floor(np.log2(np.abs(block))) - largest_exponent)
+
+
+def _divided_by_the_exponent(block, largest_exponent):
+    return 2.0 ** np.floor(np.log2(np.abs(block).max())) / largest_exponent
+
+
+def _exponent_of_fp4(block, largest_exponent):
+    return _rounded_by(np.floor, block, 2)
+
+
+def _magnitude_rounded_down(block, largest_exponent):
+    return np.floor(np.abs(block).max()) / 2.0**largest_exponent
+
+
+def _exponent_not_raised(block, largest_exponent):
+    return np.log2(np.abs(block).max()) - largest_exponent
+
+
+def _smallest_magnitude(block, largest_exponent):
+    with np.errstate(all="ignore"):
+        return 2.0 ** (np.floor(np.log2(np.abs(block).min())) - largest_exponent)
 
 
 def _integer_power(block, largest_exponent):
@@ -785,13 +895,25 @@ MX_SCALE = Exercise(
         Mistake(_scaled_block, "That is the block divided by its scale. Wanted is the scale."),
         Mistake(
             _exponent_of_frexp,
-            "np.frexp counts from ½, so its exponent is one larger than floor(log2): subtract 1.",
+            "Your exponent is one too large. (np.frexp counts from ½: its exponent is floor(log2) + 1.)",
         ),
         Mistake(
             _largest_exponent_forgotten,
             "That brings the block to 1 … 2. The format reaches further: subtract largest_exponent.",
         ),
         Mistake(_added, "x is divided by the scale. For quotients up to 2^largest_exponent, it must be subtracted."),
+        Mistake(
+            _divided_by_the_exponent,
+            "You divide by largest_exponent itself. The power of two that it stands for is 2 ** largest_exponent.",
+        ),
+        Mistake(
+            _exponent_of_fp4, "You subtract 2, FP4's largest exponent. Other formats have another: largest_exponent."
+        ),
+        Mistake(_magnitude_rounded_down, "You round the magnitude down. What goes down is its exponent, np.log2."),
+        Mistake(
+            _exponent_not_raised, "That is an exponent, and not a whole one: round log2 down, and raise two to it."
+        ),
+        Mistake(_smallest_magnitude, "You take the smallest magnitude. The largest one must fit into the format: max."),
         Mistake(_exponent_only, "That is the exponent. The scale is two to its power."),
         Mistake(
             _one_for_each_value, "That is a scale for each value. A block shares one, that of its largest magnitude."
@@ -801,7 +923,7 @@ MX_SCALE = Exercise(
     hints=(
         "Which power of two lies at or just below the block's largest magnitude? And which does the format reach?",
         "Work with exponents: `np.log2` of the largest magnitude, rounded down, is the first one's.",
-        "The quotient of two powers of two is the difference of their exponents. Put it back over a `2.0`, a float.",
+        "To divide powers of two, subtract their exponents. Then raise `2.0`, a float, to the difference.",
     ),
     consequence=_in_the_network_as_mxfp4,
 )
@@ -880,6 +1002,26 @@ def _a_bit_a_byte(codes, bits):
     return ((codes[:, None] >> np.arange(bits)) & 1).reshape(-1).astype(np.uint8)
 
 
+def _each_code_by_itself(codes, bits):
+    return np.packbits((codes[:, None] >> np.arange(bits)) & 1, axis=1, bitorder="little")
+
+
+def _higher_bits_left(codes, bits):
+    return np.packbits(codes[:, None] >> np.arange(bits), bitorder="little")
+
+
+def _unused_bits_little(codes, bits):
+    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, :bits], bitorder="little")
+
+
+def _unused_bits_big(codes, bits):
+    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, :bits])
+
+
+def _last_byte_first(codes, bits):
+    return pack(codes, bits)[::-1]
+
+
 def _all_first_bits_first(codes, bits):
     return np.packbits(((codes[:, None] >> np.arange(bits)) & 1).T, bitorder="little")
 
@@ -929,6 +1071,7 @@ def _in_the_network_unpacked(attempt):
 _FROM_THE_TOP = 'You fill bytes from the top bit down. Fill from the lowest: bitorder="little".'
 _FIRST_ON_TOP = "Your first code lies in the high bits of the first byte. Here it takes the lowest ones."
 _SINGLE_BITS = "np.packbits packs single bits, and takes every code that is not 0 for a 1: give it the codes' bits."
+_UNUSED_BITS = "np.unpackbits gives the highest bit first, so these are the bits that a code leaves unused."
 _ACROSS = "A code that begins near a byte's end goes on in the next byte. Yours loses those upper bits."
 
 PACK = Exercise(
@@ -974,6 +1117,16 @@ PACK = Exercise(
             _last_byte_dropped,
             "Codes are lost at the end: a last byte that is not full is stored too, filled up with zeros.",
         ),
+        Mistake(
+            _each_code_by_itself, "You pack each code by itself, and it still takes a byte. Pack one long row of bits."
+        ),
+        Mistake(
+            _higher_bits_left,
+            "`code >> k` still has the bits above, and np.packbits takes all that is not 0 for a 1: & 1 leaves one bit.",
+        ),
+        Mistake(_unused_bits_little, _UNUSED_BITS),
+        Mistake(_unused_bits_big, _UNUSED_BITS),
+        Mistake(_last_byte_first, "Your bytes stand in reverse order: the first code lies in the first byte."),
         Mistake(_full_bytes_only, "The stream need not end with a full byte: fill the last one up with zeros."),
         Mistake(_a_bit_a_byte, "Your bits are right, but each has a byte of its own. np.packbits puts eight into one."),
         Mistake(

@@ -24,7 +24,7 @@ QUESTIONS = (
     ),
     Question(
         "05.b",
-        "The same ten batches come again, backwards. Which memory ends where it was?",
+        "Both memories start anew, and the same ten batches come backwards. Which one ends where it did?",
         (
             Choice(
                 "Min-max and the moving average",
@@ -64,7 +64,7 @@ QUESTIONS = (
         (
             Choice(
                 "A scale for each channel",
-                "It helps, as at 3 bits. But in each row the largest weight still sets the step.",
+                "It helps, and not enough: in each row the largest weight still sets the step.",
             ),
             Choice(
                 "A better range: MSE",
@@ -106,7 +106,8 @@ QUESTIONS = (
             Choice("Only min-max", "Counts add up as well, if the bins are the same on all four."),
             Choice(
                 "Min-max, and histograms with fixed bins",
-                "The largest of four maxima, and sums of counts, are exact. So are percentile and MSE, made of counts. "
+                "The largest of four maxima, and sums of counts, are those of all images. So are the percentile and the MSE "
+                "range, made of counts. "
                 "Of four moving averages nobody knows which batches came first.",
                 right=True,
             ),
