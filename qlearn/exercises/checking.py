@@ -281,8 +281,8 @@ def _equal_outcomes(a: tuple[str, Any], b: tuple[str, Any], types: bool) -> bool
 
 
 def _types(value: Any) -> Any:
-    """The dtype of what a function has returned, or of each of several things."""
-    return tuple(map(_types, value)) if isinstance(value, tuple) else getattr(value, "dtype", None)
+    """The dtype of what a function has returned, or of each of several things; of what has none, its class."""
+    return tuple(map(_types, value)) if isinstance(value, tuple) else getattr(value, "dtype", type(value))
 
 
 def _is_stub(function: Any) -> bool:
