@@ -428,6 +428,16 @@ def test_a_mistake_is_known_in_another_type_too():
     assert "That is zero." in examine(small(), lambda x: (np.rint(x / 2), 0.0)).message
 
 
+def test_a_list_of_the_right_values_is_no_known_mistake():
+    def twice(x):
+        return np.array([x, x])
+
+    never_below_0 = Mistake(lambda x: np.array([x, max(x, 0.0)]), "You lose what is below 0.")
+    exercise = Exercise("99.1", twice, ({"x": 1.0},), st.just({"x": 1.0}), (never_below_0,), ())
+    message = examine(exercise, lambda x: [x, x]).message
+    assert "a NumPy array is wanted" in message and "below 0" not in message
+
+
 def test_other_right_answers_are_right():
     swapped = lambda x: (-x / 2, x / 2)  # noqa: E731
     assert examine(small(), swapped).status == "wrong"

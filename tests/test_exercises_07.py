@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -159,6 +160,44 @@ def _changes_w(w, r):
     return w
 
 
+def _between_its_ticks(w, r):
+    w_hat = np.zeros(len(w))
+    for j in range(len(w)):
+        w_hat[j] = np.clip(np.rint(w[j] + (w[:j] - w_hat[:j]) @ r[:j, j]), np.floor(w[j]), np.ceil(w[j]))
+    return w_hat
+
+
+def _mean_of_errors(w, r):
+    w_hat = np.zeros(len(w))
+    for j in range(len(w)):
+        w_hat[j] = np.rint(w[j] + (np.mean((w[:j] - w_hat[:j]) * r[:j, j]) if j else 0))
+    return w_hat
+
+
+def _two_roundings(w, r):
+    w_hat = np.zeros(len(w))
+    for j in range(len(w)):
+        w_hat[j] = np.rint(w[j]) + np.rint((w[:j] - w_hat[:j]) @ r[:j, j])
+    return w_hat
+
+
+def _one_look_is_enough(w, h):
+    for choice in itertools.product(*zip(np.floor(w), np.ceil(w), strict=True)):
+        e = w - np.array(choice)
+        return e @ h @ e
+
+
+def _a_weight_at_a_time(w, h):
+    w_hat = np.rint(w)
+    for _ in range(10):
+        for j in range(len(w)):
+            other = w_hat.copy()
+            other[j] = np.floor(w[j]) + np.ceil(w[j]) - w_hat[j]
+            if (w - other) @ h @ (w - other) < (w - w_hat) @ h @ (w - w_hat):
+                w_hat = other
+    return (w - w_hat) @ h @ (w - w_hat)
+
+
 def _int_of_each(w, r):
     w_hat = []
     for j in range(len(w)):
@@ -186,7 +225,25 @@ def _int_of_each(w, r):
             "Yours multiplies columns",
         ),
         ("07.1", lambda weight, **rest: weight, "must return 2 values"),
+        (
+            "07.1",
+            lambda weight, bias, gamma, beta, mean, var, eps: (
+                ((weight.T - mean) * gamma / np.sqrt(var + eps) + beta).T,
+                (bias - mean) * gamma / np.sqrt(var + eps) + beta,
+            ),
+            "The weights are only multiplied",
+        ),
         ("07.2", _equalize(lambda r1, r2: np.sqrt(r1 / r2)), "gives 0/0 or 1/0"),
+        # Two mistakes at once: dead channels forgotten, and one that is told first.
+        (
+            "07.2",
+            _equalize(lambda r1, r2: np.sqrt(r1 / r2), lambda w1, b1, w2, s: (w1 / s[:, None], b1, w2 * s)),
+            "The bias is a part",
+        ),
+        ("07.2", _equalize(lambda r1, r2: np.sqrt(r2 / r1)), "upside down"),
+        ("07.2", _equalize(lambda r1, r2: r1 / r2), "Without the square root"),
+        ("07.2", _equalize(lambda r1, r2: np.sqrt(np.maximum(r1, 1e-8) / np.maximum(r2, 1e-8))), "A small number"),
+        ("07.2", _equalize(lambda r1, r2: np.where(r1 * r2, np.sqrt(r1 / r2), 0)), "the factor 0, and divide by it"),
         ("07.2", _equalize(lambda r1, r2: np.where(r2 == 0, 1, np.sqrt(r1 / r2))), "that nothing makes"),
         ("07.2", _equalize(lambda r1, r2: np.nan_to_num(np.sqrt(r1 / r2), nan=1)), "np.nan_to_num makes a huge number"),
         ("07.2", _equalize(lambda r1, r2: np.nan_to_num(np.sqrt(r1 / r2), nan=1, posinf=1)), "that nothing makes"),
@@ -231,6 +288,17 @@ def _int_of_each(w, r):
             ),
             "You move away from the float outputs",
         ),
+        (
+            "07.3",
+            lambda bias_codes, step, y, y_hat: bias_codes + np.int32(np.rint((y - y_hat) / step).mean(0)),
+            "Take the mean first",
+        ),
+        (
+            "07.3",
+            lambda bias_codes, step, y, y_hat: np.int32(np.rint((bias_codes + (y - y_hat).mean(0)) / step)),
+            "divide the shift alone",
+        ),
+        ("07.4", lambda w, r: np.rint(w + (w - np.rint(w)) @ r), "makes up for itself, too"),
         ("07.4", _pushing_errors_on, "are then passed on again"),
         ("07.4", _below_the_diagonal, "it is r[:j, j], and not r[j, :j]"),
         ("07.4", _changes_w, "your function changed its input w"),
@@ -248,12 +316,21 @@ def _int_of_each(w, r):
             lambda w, h: min((w - np.floor(w) - k) @ h @ (w - np.floor(w) - k) for k in np.ndindex(*[2] * len(w))),
             "stays where it is",
         ),
+        ("07.5", _one_look_is_enough, "is your return inside the loop?"),
+        ("07.5", _a_weight_at_a_time, "Changing one weight at a time"),
     ],
 )
 def test_wrong_answers_in_other_words(exercise_id, attempt, message):
     result = exercises.check(exercise_id, attempt)
     assert result.status == "wrong"
     assert message in result.message, result.message
+
+
+@pytest.mark.parametrize("attempt", [_between_its_ticks, _mean_of_errors, _two_roundings])
+def test_no_diagnosis_is_better_than_a_false_one(attempt):
+    result = exercises.check("07.4", attempt)
+    assert result.status == "wrong"
+    assert not any(mistake.diagnosis in result.message for mistake in exercises.find("07.4").mistakes), result.message
 
 
 @pytest.mark.parametrize(

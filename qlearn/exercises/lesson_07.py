@@ -108,6 +108,11 @@ def _weight_forgotten(weight, bias, gamma, beta, mean, var, eps):
     return weight, (bias - mean) * factor + beta
 
 
+def _weights_moved_too(weight, bias, gamma, beta, mean, var, eps):
+    factor = gamma / np.sqrt(var + eps)
+    return (weight - mean[:, None]) * factor[:, None] + beta[:, None], (bias - mean) * factor + beta
+
+
 def _folds_the_network(fold):
     net, eps = datasets.trained("cnn"), 1e-5
     weights, biases = {}, {}
@@ -191,6 +196,11 @@ FOLD = Exercise(
         Mistake(_deviation_lost, "The deviation is missing: divide gamma by np.sqrt(var + eps)."),
         Mistake(_deviation_multiplied, "You multiply by the deviation. The batch norm divides by it."),
         Mistake(_gamma_for_weights_only, "gamma multiplies the bias and the mean, too: one factor for all but beta."),
+        Mistake(
+            _weights_moved_too,
+            "The weights are only multiplied: mean and beta are there once for an output, in its bias, and not once for "
+            "each input.",
+        ),
         Mistake(_weight_forgotten, "The weights stay as they were: multiply each row by its factor."),
     ),
     hints=(
@@ -252,6 +262,20 @@ def _a_little_added(above, below):
             return _rescaled(w1, b1, w2, np.sqrt((r1 + above) / (r2 + below)))
 
     return equalize_nearly
+
+
+def _at_least(least):
+    def equalize_nearly(w1, b1, w2):
+        r1, r2 = np.abs(w1).max(axis=1), np.abs(w2).max(axis=0)
+        return _rescaled(w1, b1, w2, np.sqrt(np.maximum(r1, least) / np.maximum(r2, least)))
+
+    return equalize_nearly
+
+
+def _factor_zero(w1, b1, w2):
+    r1, r2 = np.abs(w1).max(axis=1), np.abs(w2).max(axis=0)
+    with np.errstate(all="ignore"):
+        return _rescaled(w1, b1, w2, np.where((r1 > 0) & (r2 > 0), np.sqrt(r1 / r2), 0))
 
 
 def _factors_of(range_of):
@@ -355,6 +379,15 @@ def _equalizes_the_network(equalize):
     )
 
 
+# Two channels are 0 on one side. No example: whoever has forgotten them may have made another mistake before, and is
+# told of that one first.
+_DEAD = {
+    "w1": np.array([[0.0, 0.0, 0.0], [1.0, -4.0, 0.5], [2.0, 0.0, -3.0]]),
+    "b1": np.array([3.0, 0.0, 1.0]),
+    "w2": np.array([[5.0, 1.0, 0.0], [-1.0, 0.5, 0.0], [2.0, 0.25, 0.0]]),
+}
+
+
 @st.composite
 def _two_layers(draw):
     inputs, channels, outputs = (draw(st.integers(1, 4)) for _ in range(3))
@@ -370,17 +403,12 @@ EQUALIZE = Exercise(
     solution=equalize,
     examples=(
         {
-            "w1": np.array([[8.0, -2.0], [-0.5, 0.25]]),
-            "b1": np.array([4.0, 1.0]),
-            "w2": np.array([[2.0, 0.25], [-1.0, -2.0]]),
-        },
-        {
-            "w1": np.array([[0.0, 0.0, 0.0], [1.0, -4.0, 0.5], [2.0, 0.0, -3.0]]),
-            "b1": np.array([3.0, 0.0, 1.0]),
-            "w2": np.array([[5.0, 1.0, 0.0], [-1.0, 0.5, 0.0], [2.0, 0.25, 0.0]]),
+            "w1": np.array([[3.25, -5.0], [6.0, -8.0]]),
+            "b1": np.array([1.0, 2.0]),
+            "w2": np.array([[0.5, 0.5], [1.25, -0.5]]),
         },
     ),
-    cases=_two_layers(),
+    cases=st.just(_DEAD) | _two_layers(),
     mistakes=(
         Mistake(_dead_channels, "A channel without weights gives 0/0 or 1/0. It has no range to equalize: factor 1."),
         Mistake(_dead_where_made, "A channel that nothing makes (r₁ = 0) gets s = 0, and 0/0. Its factor is 1."),
@@ -391,12 +419,15 @@ EQUALIZE = Exercise(
         Mistake(_dead_where_read, "A channel that nothing reads (r₂ = 0) gets s = ∞. Its factor is 1."),
         *(
             Mistake(
-                _a_little_added(above, below),
-                "A small number added to a range spares you the division by 0, and gives a channel that is 0 on one "
-                "side a huge or tiny factor. Its factor is 1.",
+                function,
+                "A small number added to a range, or in its place, spares you the division by 0, and gives a channel "
+                "that is 0 on one side a huge or tiny factor. Its factor is 1.",
             )
-            for below in (1e-12, 1e-9, 1e-8, 1e-6)
-            for above in (0, below)
+            for small in (1e-12, 1e-9, 1e-8, 1e-6)
+            for function in (_a_little_added(0, small), _a_little_added(small, small), _at_least(small))
+        ),
+        Mistake(
+            _factor_zero, "You give a channel that is 0 on one side the factor 0, and divide by it. Factor 1 leaves it."
         ),
         Mistake(_upside_down, "Your factors are upside down: the unequal ranges become more unequal. s = √(r₁ / r₂)."),
         Mistake(_ratio_without_root, "Without the square root the two ranges only change places."),
@@ -500,6 +531,18 @@ def _new_bias_only(bias_codes, step, y, y_hat):
     return np.rint((y - y_hat).mean(axis=0) / step).astype(np.int32)
 
 
+def _each_image_rounded(bias_codes, step, y, y_hat):
+    return np.rint(bias_codes + np.rint((y - y_hat) / step).mean(axis=0)).astype(np.int32)
+
+
+def _each_image_rounded_then_cut_off(bias_codes, step, y, y_hat):
+    return bias_codes + np.rint((y - y_hat) / step).mean(axis=0).astype(np.int32)
+
+
+def _old_codes_divided(bias_codes, step, y, y_hat):
+    return np.rint((bias_codes + (y - y_hat).mean(axis=0)) / step).astype(np.int32)
+
+
 def _nearest_bias(case, answer):
     """Whether each code is a nearest one: at a tie there are two."""
     wanted = case["bias_codes"] + (case["y"].mean(axis=0) - case["y_hat"].mean(axis=0)) / case["step"]
@@ -569,6 +612,11 @@ CORRECT = Exercise(
         ),
         Mistake(_sum_not_mean, "The bias is added to every image's output, so it is the mean error, not the sum."),
         Mistake(_mean_of_images, "That is one mean for each image. Each channel needs one: mean over axis 0."),
+        Mistake(_each_image_rounded, "You round the error of each image. Take the mean first, then round once."),
+        Mistake(
+            _each_image_rounded_then_cut_off, "You round the error of each image. Take the mean first, then round once."
+        ),
+        Mistake(_old_codes_divided, "The old codes are in steps already: divide the shift alone."),
         Mistake(_new_bias_only, "The old bias is still needed: add the shift to it."),
     ),
     hints=(
@@ -613,6 +661,10 @@ def _error_of_the_wanted(w, r):
 
 def _all_errors_at_once(w, r):
     return np.rint(w + (w - np.rint(w)) @ np.triu(r, 1))
+
+
+def _all_errors_at_once_and_its_own(w, r):
+    return np.rint(w + (w - np.rint(w)) @ r)
 
 
 def _only_the_neighbour(w, r):
@@ -744,9 +796,17 @@ ROUND_ROW = Exercise(
             "w": np.array([0.4375, 0.4375, 1.375, -0.4375]),
             "r": np.array([[1.0, 0.75, 0.5, 0.25], [0.0, 1.0, 0.75, 0.5], [0.0, 0.0, 1.0, 0.75], [0.0, 0.0, 0.0, 1.0]]),
         },
-        {
-            "w": np.array([2.625, -1.75, 0.625]),
-            "r": np.array([[1.0, 0.5, -0.25], [0.0, 1.0, 0.75], [0.0, 0.0, 1.0]]),
+        {  # every mistake below shows in this one
+            "w": np.array([-1.625, -2.375, 2.0, -2.375, -0.625]),
+            "r": np.array(
+                [
+                    [1.0, -0.875, -1.0, -0.625, -0.75],
+                    [0.0, 1.0, -0.5, -0.25, 0.875],
+                    [0.0, 0.0, 1.0, -0.375, 0.25],
+                    [0.0, 0.0, 0.0, 1.0, 0.125],
+                    [0.0, 0.0, 0.0, 0.0, 1.0],
+                ]
+            ),
         },
     ),
     cases=_rows(),
@@ -764,6 +824,11 @@ ROUND_ROW = Exercise(
         Mistake(
             _all_errors_at_once,
             "You rounded all weights first. Each must be rounded after it got the errors of those before it.",
+        ),
+        Mistake(
+            _all_errors_at_once_and_its_own,
+            "You rounded all weights first, and each makes up for itself, too. Each must be rounded after it got the "
+            "errors of those before it.",
         ),
         Mistake(_only_the_neighbour, "A weight makes up for all errors before it, not for its neighbour's alone."),
         Mistake(
@@ -825,6 +890,10 @@ def _all_up_or_all_down(w, h):
     return min((w - choice) @ h @ (w - choice) for choice in (np.floor(w), np.ceil(w)))
 
 
+def _all_down(w, h):
+    return (w - np.floor(w)) @ h @ (w - np.floor(w))
+
+
 def _worst(w, h):
     choices = itertools.product(*[(np.floor(v), np.ceil(v)) for v in w])
     return max((w - np.array(choice)) @ h @ (w - np.array(choice)) for choice in choices)
@@ -882,8 +951,8 @@ def _tries_all_filters(best_rounding):
     best = float(np.sum(np.array(per_filter) * grid.scale[:, 0] ** 2))
     nearest = gptq.output_error(layer.weight, qlearn.fake_quantize(layer.weight, grid), layer.hessian)
     return (
-        f"Your `best_rounding` on the {len(steps)} filters of conv1, 3 bits: output error {best:.2f} (nearest ticks: "
-        f"{nearest:.2f})."
+        f"Your `best_rounding` on the {len(steps)} filters of conv1, 3 bits, inputs of {cnn.CALIBRATION} images:\n"
+        f"output error {best:.2f} (nearest ticks: {nearest:.2f})."
     )
 
 
@@ -904,7 +973,10 @@ BEST_ROUNDING = Exercise(
             "w": np.array([0.375, -0.375, 0.4375, 0.625]),
             "h": np.array([[4.0, 2.0, 3.0, 1.0], [2.0, 2.0, 2.0, 0.5], [3.0, 2.0, 3.0, 1.0], [1.0, 0.5, 1.0, 4.0]]),
         },
-        {"w": np.array([2.375, -1.375]), "h": np.array([[1.0, 0.875], [0.875, 1.0]])},
+        {  # all up is better than all down, and not best
+            "w": np.array([-2.25, 1.125, 1.625]),
+            "h": np.array([[4.75, 3.0, 6.25], [3.0, 2.5, 4.0], [6.25, 4.0, 8.25]]),
+        },
         {"w": np.array([2.0, 0.375]), "h": np.array([[1.0, 3.0], [3.0, 9.0]])},
     ),
     cases=_rows_with_inputs(),
@@ -919,6 +991,7 @@ BEST_ROUNDING = Exercise(
             _all_up_or_all_down,
             "You tried all up and all down. Each weight goes up or down by itself: 2ⁿ choices.",
         ),
+        Mistake(_all_down, "That is every weight rounded down. Try every choice; is your return inside the loop?"),
         Mistake(_worst, "That is the worst choice; the smallest error is wanted."),
         Mistake(_ticks_zero_and_one, "Your ticks are 0 and 1. A weight lies between np.floor and np.ceil of itself."),
         Mistake(_one_weight_changed, "Changing one weight at a time is not enough: two together can be better still."),
