@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -318,6 +321,27 @@ def test_what_catches_all_errors_is_stopped_too():
     assert isinstance(caught[0], TookTooLong)
 
 
+def test_a_call_that_is_stopped_as_it_ends_leaves_nothing_behind(monkeypatch):
+    """What arrives before the call has said that it has ended: then nobody says so."""
+
+    class Late:
+        def __enter__(self):
+            if threading.current_thread() is threading.main_thread():
+                raise TookTooLong
+
+        def __exit__(self, *_):
+            pass
+
+    with_it = SimpleNamespace(**{**vars(threading), "Lock": Late})
+    monkeypatch.setattr("qlearn.exercises.time_limit.threading", with_it)
+    with pytest.raises(TookTooLong):
+        within(0.05, lambda: None, {})
+    monkeypatch.undo()
+    end = time.monotonic() + 0.6
+    while time.monotonic() < end:  # a stop that nobody waits for would arrive in here
+        pass
+
+
 def test_a_call_that_ends_in_time_is_left_alone():
     for _ in range(200):
         assert within(10.0, lambda x: x, {"x": 1}) == 1
@@ -468,6 +492,24 @@ def test_what_is_forbidden_is_said_when_the_answers_are_right():
     assert examine(strict, lambda x: (x, x)).message.startswith("✗ 99.1: your result has other values")
 
 
+def test_what_cannot_be_watched_is_no_reason_to_refuse(capsys):
+    def no_watching(function):
+        function(3.0)
+        raise TypeError("this array cannot be watched")
+
+    def with_a_print(x):
+        print("x is", x)
+        return halves(x)
+
+    assert examine(small(forbidden=no_watching), with_a_print).status == "correct"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_print_in_the_network_is_not_shown(capsys):
+    said = shelf._what_it_does(small(consequence=lambda function: f"{function(3.0)}"), lambda x: print(x) or x)
+    assert said == "\n  3.0" and capsys.readouterr().out == ""
+
+
 def test_what_was_written_runs_where_it_matters(monkeypatch):
     ran = []
 
@@ -557,6 +599,8 @@ def test_a_choice_is_answered_and_cannot_be_taken_back():
     assert one.disabled and two.disabled
     assert reply.value == '<div role="status">✗ No. It is <em>more</em>.</div>'
     assert asked.chosen["99.a"] is QUESTION.choices[0]
+    two.click()  # came before the page knew of the first
+    assert asked.chosen["99.a"] is QUESTION.choices[0] and one.description == "✗ One"
 
 
 def test_a_quiz_counts():

@@ -352,3 +352,5 @@ def test_what_is_done_to_a_watched_array_is_noted():
     assert all(not isinstance(value, Watched) for _, inputs, result in seen for value in (*inputs, result))
     watched += 1
     assert isinstance(watched, Watched) and watched.dtype == np.int8 and watched.max() == 6
+    np.multiply(watched, 10, out=watched, where=watched > 5)  # what is left out stays
+    assert watched.tolist() == [[1, 2, 3], [4, 5, 60]]

@@ -224,7 +224,7 @@ def test_a_challenge_is_asked_about_like_an_exercise():
 
     package = SimpleNamespace(check=check, challenge=challenge)
     assert kernel_side.check(package, "01.C", "it") == ("correct", "✓ it")
-    assert kernel_side.check(SimpleNamespace(check=check), "01.C", "it")[0] == "missing"
+    assert kernel_side.check(SimpleNamespace(check=check, challenge=check), "01.C", "it")[0] == "missing"
     by_cell, rest = grading.exercises_of([("code", "exercises.challenge('01.C', mine)")], "x.ipynb")
     assert "mine" in by_cell[0]["01.C"] and {"01.1", "01.C"} <= set(rest)
 

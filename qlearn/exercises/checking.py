@@ -121,9 +121,21 @@ def examine(exercise: Exercise, attempt: Any) -> Result:
         return Result("wrong", f"✗ {exercise.id}: {endless}")
     except Flaky:
         return Result("wrong", f"✗ {exercise.id}: your function gives different answers to the same call.")
-    if exercise.forbidden is not None and (complaint := exercise.forbidden(attempt)):
+    if complaint := _forbidden(exercise, attempt):
         return Result("wrong", f"✗ {exercise.id}: the answers are right, but {complaint}")
     return Result("correct", f"✓ {exercise.id} correct.")
+
+
+def _forbidden(exercise: Exercise, attempt: Callable[..., Any]) -> str:
+    """What a right answer must not do, and does; nothing if it cannot be watched."""
+    forbidden = exercise.forbidden
+    if forbidden is None:
+        return ""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return str(within(SECONDS, lambda: forbidden(attempt), {}))
+    except (Exception, SystemExit, TookTooLong):  # its answers are right: whatever stops it now does not take that back
+        return ""
 
 
 def no_function(exercise_id: str, name: str, attempt: Any) -> Result | None:

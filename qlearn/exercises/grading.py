@@ -219,7 +219,7 @@ def exercises_of(cells: Sequence[tuple[str, str]], file: str) -> tuple[list[Want
         titles = [re.match(r"#\s+(\d\d)\b", source) for kind, source in cells if kind == "markdown"]
         numbers = [found[1] for found in [*titles, re.match(r"(\d\d)(?!\d)", file)] if found]
         lessons = set(numbers[:1])
-    known = [*shelf.ids(), *getattr(shelf, "challenge_ids", list)()]
+    known = [*shelf.ids(), *shelf.challenge_ids()]
     all_: Wanted = {e: [shelf.find(e).solution.__name__] for e in known if e.partition(".")[0] in lessons}
     for exercise, name in (pair for checks in named for pair in checks.items()):
         all_[exercise] = list(dict.fromkeys([*all_.get(exercise, ()), name]))

@@ -105,6 +105,8 @@ class Asked:
         buttons = [ipywidgets.Button(description=choice.text, tooltip=choice.text) for choice in question.choices]
 
         def choose(button: ipywidgets.Button) -> None:
+            if question.id in self.chosen:  # two quick clicks: the second one came before the buttons were disabled
+                return
             choice = question.choices[buttons.index(button)]
             self.chosen[question.id] = choice
             for other, its in zip(buttons, question.choices, strict=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import io
 import pkgutil
 import textwrap
 from typing import Any
@@ -67,7 +69,8 @@ def _what_it_does(exercise: Exercise, attempt: Any) -> str:
     if consequence is None:
         return ""
     try:
-        said = within(IN_THE_NETWORK, lambda: consequence(attempt), {})
+        with contextlib.redirect_stdout(io.StringIO()):  # a forgotten print would come for every row of the network
+            said = within(IN_THE_NETWORK, lambda: consequence(attempt), {})
         return f"\n{textwrap.indent(said, '  ')}"
     except TookTooLong:
         return f"\n  In the network it had not ended after {IN_THE_NETWORK:.0f} seconds, and was stopped."

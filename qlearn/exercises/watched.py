@@ -29,12 +29,14 @@ class Watched(np.ndarray):
 
     def _noted(self, name: str, function: Any, inputs: Sequence[Any], options: dict[str, Any]) -> Any:
         out = options.pop("out", None)
-        plain = _bare(inputs)
-        result = function(*plain, **{key: _bare(value) for key, value in options.items()})
+        target = out[0] if isinstance(out, tuple) else out
+        plain, options = _bare(inputs), {key: _bare(value) for key, value in options.items()}
+        if target is not None:
+            options["out"] = _bare(watch(target, None))  # in it stays what `where` leaves out
+        result = function(*plain, **options)
         if self.note is not None:
             self.note(name, plain, result)
-        if out is not None:
-            target = out[0] if isinstance(out, tuple) else out
+        if target is not None:
             target.view(np.ndarray)[...] = result
             return target
         return watch(result, self.note) if isinstance(result, np.ndarray) else result
