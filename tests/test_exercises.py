@@ -546,7 +546,7 @@ def shortest():
 SHORTEST = Challenge("99.C", "less than 3 cm.", shortest, _judge, {"long": lambda: 5, "longer": lambda: 10}, ("Cut.",))
 
 
-def test_a_challenge_shows_the_answer_among_simple_ones():
+def test_a_challenge_shows_the_answer_among_simple_ones(capsys):
     result = face(SHORTEST, shortest)
     assert result.status == "correct"
     assert result.message == (
@@ -557,7 +557,8 @@ def test_a_challenge_shows_the_answer_among_simple_ones():
         "  yours     2 cm    1 kg       ✓\n"
         "✓ 99.C correct: the target is met."
     )
-    assert face(SHORTEST, lambda: 4).status == "wrong"
+    assert face(SHORTEST, lambda: print("here") or 4).status == "wrong"
+    assert capsys.readouterr().out == ""
     assert "✗ 99.C: not there yet." in face(SHORTEST, lambda: 4).message
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +66,8 @@ def face(challenge: Challenge, attempt: Any) -> Result:
         text = early.message if early.status == "wrong" else f"… {challenge.id} not attempted yet."
         return Result(early.status, f"{head}\n{_table(rows)}\n{text}")
     try:
-        mine = within(SECONDS, challenge.judge, {"answer": attempt})
+        with contextlib.redirect_stdout(io.StringIO()):  # a forgotten print would come for every call of the judge
+            mine = within(SECONDS, challenge.judge, {"answer": attempt})
     except CannotBeJudged as reason:
         return Result("wrong", f"✗ {challenge.id}: {reason}\n  {challenge.target}")
     except TookTooLong:

@@ -19,7 +19,7 @@ STYLE = """<style>
 .qlearn-question button {width: auto; max-width: 100%; height: auto; min-height: 28px; margin: 3px 8px 3px 0;
   padding: 4px 12px; text-align: left; white-space: normal; line-height: 1.4; border-radius: 4px}
 .qlearn-question button:disabled {opacity: 1; cursor: default}
-.qlearn-question :focus-visible {outline: 2px solid #0072B2; outline-offset: 1px}
+.qlearn-question :focus-visible {outline: 2px solid #3A96D2; outline-offset: 1px}
 </style>"""
 
 
