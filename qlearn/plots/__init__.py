@@ -9,6 +9,7 @@ from qlearn.plots.bits import float_bits, packed_bits
 from qlearn.plots.charts import bars, curves, histograms
 from qlearn.plots.granularity import against_cost, blocks, row_errors, row_ranges, ticks_below
 from qlearn.plots.integer import fixed_point_bits, four_terms, near_ties
+from qlearn.plots.language import attention, surprise
 from qlearn.plots.levels import grouped_bars, level_rows
 from qlearn.plots.network import accuracy_grid, digits, matrices
 from qlearn.plots.observers import two_histograms
@@ -21,6 +22,7 @@ __all__ = [
     "Picture",
     "accuracy_grid",
     "against_cost",
+    "attention",
     "bars",
     "blocks",
     "channel_ranges",
@@ -50,6 +52,7 @@ __all__ = [
     "slopes",
     "sorted_values",
     "straight_lines",
+    "surprise",
     "ticks_below",
     "two_histograms",
     "two_weights",
