@@ -1,0 +1,889 @@
+"""Exercises of lesson 09, a language model in four bits."""
+
+# mypy: disallow-untyped-defs=False
+# What learners read and write has no types.
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import qlearn
+from qlearn.config import QuantConfig
+from qlearn.exercises import letters
+from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
+from qlearn.exercises.checking import Exercise, Mistake
+from qlearn.granularity import PerAxis, PerGroup
+
+_eighths = st.integers(-64, 64).map(lambda n: n / 8)
+
+
+def _matrix(rows, columns, elements=_eighths):
+    return hnp.arrays(np.float64, (rows, columns), elements=elements)
+
+
+# 09.1 perplexity
+
+
+def perplexity(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.exp(-log_p[np.arange(len(following)), following].mean())
+
+
+def _picked(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_p[np.arange(len(following)), following]
+
+
+def _no_shift(logits, following):
+    with np.errstate(all="ignore"):
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return np.exp(-np.log(p[np.arange(len(following)), following]).mean())
+
+
+def _no_shift_of_log(logits, following):
+    with np.errstate(all="ignore"):
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return np.exp(-log_p[np.arange(len(following)), following].mean())
+
+
+def _shifted_but_log_of_p(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    p = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
+    with np.errstate(all="ignore"):
+        return np.exp(-np.log(p[np.arange(len(following)), following]).mean())
+
+
+def _sum_not_mean(logits, following):
+    with np.errstate(over="ignore"):
+        return np.exp(-_picked(logits, following).sum())
+
+
+def _sign_lost(logits, following):
+    return np.exp(_picked(logits, following).mean())
+
+
+def _cross_entropy(logits, following):
+    return -_picked(logits, following).mean()
+
+
+def _cross_entropy_in_bits(logits, following):
+    return -_picked(logits, following).mean() / np.log(2)
+
+
+def _bits_as_nats(logits, following):
+    return np.exp(-_picked(logits, following).mean() / np.log(2))
+
+
+def _nats_as_bits(logits, following):
+    return 2 ** (-_picked(logits, following).mean())
+
+
+def _mean_of_inverse(logits, following):
+    with np.errstate(over="ignore"):
+        return np.exp(-_picked(logits, following)).mean()
+
+
+def _inverse_of_mean(logits, following):
+    with np.errstate(divide="ignore"):
+        return 1 / np.exp(_picked(logits, following)).mean()
+
+
+def _wrong_axis(logits, following):
+    shifted = logits - logits.max(axis=0, keepdims=True)
+    with np.errstate(all="ignore"):
+        log_p = shifted - np.log(np.exp(shifted).sum(axis=0, keepdims=True))
+        return np.exp(-log_p[np.arange(len(following)), following].mean())
+
+
+def _one_softmax_for_all(logits, following):
+    shifted = logits - logits.max()
+    with np.errstate(all="ignore"):
+        log_p = shifted - np.log(np.exp(shifted).sum())
+        return np.exp(-log_p[np.arange(len(following)), following].mean())
+
+
+def _all_pairs(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.exp(-log_p[:, following].mean())
+
+
+def _likeliest(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.exp(-log_p.max(axis=1).mean())
+
+
+def _all_letters(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.exp(-log_p.mean())
+
+
+def _logits_alone(logits, following):
+    with np.errstate(all="ignore"):
+        return np.exp(-logits[np.arange(len(following)), following].mean())
+
+
+def _judges_three_writers(attempt):
+    each_row = {"symmetric": True, "granularity": PerAxis(0)}
+    writers = {
+        "float": letters.model(),
+        "4 bits": letters.nearest(letters.model(), QuantConfig(bits=4, **each_row)),
+        "2 bits": letters.nearest(letters.model(), QuantConfig(bits=2, **each_row)),
+    }
+    said = [f"{name} {attempt(*letters.logits_and_following(net)):.2f}" for name, net in writers.items()]
+    return (
+        f"Your `perplexity` of the model on {letters.LETTERS:,} letters that it has not read, ranges by min-max:\n"
+        f"{', '.join(said)}."
+    )
+
+
+_OVERFLOWS = "np.exp overflows for logits in the hundreds. Subtract the largest of each row first: the softmax stays."
+_LOG_OF_P = "A probability can be 0 in float64, and its logarithm is −∞. Take the logarithm of the softmax by hand: "
+
+
+@st.composite
+def _texts(draw):
+    places, alphabet = draw(st.integers(1, 4)), draw(st.integers(2, 5))
+    factor = draw(st.sampled_from([1.0, 1.0, 100.0]))
+    return {
+        "logits": draw(_matrix(places, alphabet)) * factor,
+        "following": draw(hnp.arrays(np.int64, places, elements=st.integers(0, alphabet - 1))),
+    }
+
+
+PERPLEXITY = Exercise(
+    id="09.1",
+    solution=perplexity,
+    examples=(
+        {"logits": np.array([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.5, 0.0]]), "following": np.array([3, 1])},
+        {"logits": np.array([[800.0, 799.0, 0.0], [1.0, 0.0, 3.0]]), "following": np.array([1, 0])},
+        {"logits": np.array([[0.0, 900.0], [2.0, 1.0], [5.0, 5.5]]), "following": np.array([1, 0, 1])},
+    ),
+    cases=_texts(),
+    mistakes=(
+        Mistake(_no_shift, _OVERFLOWS),
+        Mistake(_no_shift_of_log, _OVERFLOWS),
+        Mistake(_shifted_but_log_of_p, f"{_LOG_OF_P}the shifted logit minus np.log of the row's sum."),
+        Mistake(_cross_entropy, "That is the mean surprise in nats. Perplexity is e to the power of it: np.exp."),
+        Mistake(_cross_entropy_in_bits, "That is the mean surprise in bits. Perplexity is 2 to the power of it."),
+        Mistake(
+            _sign_lost, "The sign is lost: surprise is −log p, so that a model that knows nothing has a large one."
+        ),
+        Mistake(_sum_not_mean, "You take the sum over all letters. It is the mean: a longer text is no worse."),
+        Mistake(
+            _bits_as_nats, "You divided by np.log(2), so these are bits: then 2 to the power of the mean, not np.exp."
+        ),
+        Mistake(_nats_as_bits, "np.log gives nats: then np.exp of the mean, not 2 to the power of it."),
+        Mistake(_mean_of_inverse, "You average 1 / p. Average the logarithms first, then np.exp once."),
+        Mistake(_inverse_of_mean, "You average the probabilities. Average their logarithms, then np.exp once."),
+        Mistake(_wrong_axis, "Your softmax runs down the text. Each row is one place: sum over axis 1."),
+        Mistake(
+            _one_softmax_for_all, "That is one softmax over the whole array. Each row is one place: keepdims, axis 1."
+        ),
+        Mistake(
+            _all_pairs,
+            "logits[:, following] takes every letter at every place. Of row i take following[i] alone: "
+            "[np.arange(len(following)), following].",
+        ),
+        Mistake(_likeliest, "You judge the letters that the model likes best. Judge those that came: `following`."),
+        Mistake(_all_letters, "You average over the whole alphabet. Only the letter that came counts: `following`."),
+        Mistake(
+            _logits_alone, "A logit is no logarithm of a probability yet: subtract the log of the row's sum of exp."
+        ),
+    ),
+    hints=(
+        "A softmax turns each row into probabilities. Which one entry of a row is asked for?",
+        "log p of a letter is its logit minus `np.log(np.exp(row).sum())`, and that stays the same if a number is "
+        "subtracted from the whole row first: its largest.",
+        "`log_p[np.arange(len(following)), following]` picks one entry of each row. Mean, minus, `np.exp`.",
+    ),
+    consequence=_judges_three_writers,
+)
+
+
+# 09.2 smoothing factors
+
+
+def smoothing_factors(x, w):
+    return np.sqrt(np.abs(x).max(axis=0) / np.abs(w).max(axis=0))
+
+
+def _upside_down(x, w):
+    return np.sqrt(np.abs(w).max(axis=0) / np.abs(x).max(axis=0))
+
+
+def _no_root(x, w):
+    return np.abs(x).max(axis=0) / np.abs(w).max(axis=0)
+
+
+def _product(x, w):
+    return np.sqrt(np.abs(x).max(axis=0) * np.abs(w).max(axis=0))
+
+
+def _no_abs(x, w):
+    with np.errstate(all="ignore"):
+        return np.sqrt(x.max(axis=0) / w.max(axis=0))
+
+
+def _activations_alone(x, w):
+    return np.sqrt(np.abs(x).max(axis=0))
+
+
+def _one_number(x, w):
+    return np.sqrt(np.abs(x).max() / np.abs(w).max())
+
+
+def _one_for_weights(x, w):
+    return np.sqrt(np.abs(x).max(axis=0) / np.abs(w).max())
+
+
+def _rows_of_w(x, w):
+    return np.sqrt(np.abs(x).max(axis=0) / np.abs(w).max(axis=1))
+
+
+def _rows_of_both(x, w):
+    return np.sqrt(np.abs(x).max(axis=1) / np.abs(w).max(axis=1))
+
+
+def _means(x, w):
+    return np.sqrt(np.abs(x).mean(axis=0) / np.abs(w).mean(axis=0))
+
+
+def _spans(x, w):
+    with np.errstate(all="ignore"):
+        return np.sqrt((x.max(axis=0) - x.min(axis=0)) / (w.max(axis=0) - w.min(axis=0)))
+
+
+def _smooths_the_planted_model(attempt):
+    import torch
+
+    from qlearn.nn.rescaling import copied
+    from qlearn.nn.site import rescale
+
+    smoothed, sites, _ = copied(letters.planted(), None, None, None)
+    factors = {}
+    read = _inputs_of_sites(smoothed, sites)
+    for site in sites:
+        if site.name not in read:
+            continue
+        w = np.concatenate([layer.weight.detach().double().numpy() for layer in site.consumers])
+        s = np.asarray(attempt(read[site.name], w), dtype=np.float64)
+        factors[site] = torch.from_numpy(s).float()
+    rescale(smoothed, factors)
+    eight = QuantConfig(bits=8)
+    before = letters.perplexity(letters.nearest(letters.planted(), letters.ROWS, eight))
+    after = letters.perplexity(letters.nearest(smoothed, letters.ROWS, eight))
+    return (
+        f"Your factors behind every norm of the planted model, weights and activations of 8 bits: perplexity "
+        f"{after:.2f}\n(planted {before:.1f}, in float {letters.perplexity(letters.model()):.2f})."
+    )
+
+
+def _inputs_of_sites(model, sites):
+    """What the readers of each norm see in the first batch, float64 (N, C)."""
+    import torch
+
+    seen = {}
+
+    def watch(site):
+        def keep(module, inputs, output):
+            seen[site.name] = output.flatten(0, -2).double().numpy()
+
+        return site.producer.register_forward_hook(keep)
+
+    handles = [watch(site) for site in sites if site.producer.weight.ndim == 1]
+    with torch.no_grad():
+        model(letters.batches()[0])
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@st.composite
+def _layers(draw):
+    channels = draw(st.integers(1, 3))
+    x, w = draw(_matrix(draw(st.integers(1, 4)), channels)), draw(_matrix(draw(st.integers(1, 4)), channels))
+    x[0], w[-1] = np.where(np.abs(x).max(axis=0) > 0, x[0], 2.0), np.where(np.abs(w).max(axis=0) > 0, w[-1], -0.5)
+    return {"x": x, "w": w}
+
+
+SMOOTH = Exercise(
+    id="09.2",
+    solution=smoothing_factors,
+    examples=(
+        {"x": np.array([[64.0, 1.0], [-16.0, -4.0], [8.0, 2.0]]), "w": np.array([[0.25, -1.0], [-1.0, 0.5]])},
+        {"x": np.array([[2.0, -32.0, 1.0]]), "w": np.array([[0.5, 0.125, -4.0], [0.25, -2.0, 1.0]])},
+    ),
+    cases=_layers(),
+    mistakes=(
+        Mistake(_upside_down, "Upside down: a large channel is to be divided by a large factor."),
+        Mistake(
+            _no_root, "Without the root all of the difficulty goes to the weights: they meet half way with np.sqrt."
+        ),
+        Mistake(_product, "That is what both reach in the end. The factor is the root of the quotient."),
+        Mistake(_no_abs, "Large negative numbers count as well: np.abs before the maximum."),
+        Mistake(
+            _activations_alone, "The weights have a say, too: divide by the largest magnitude of each column of w."
+        ),
+        Mistake(_one_number, "That is one factor for the whole layer. Each channel has its own: max over axis 0."),
+        Mistake(_one_for_weights, "One number for all of w. Each column has its own largest magnitude: axis 0."),
+        Mistake(_rows_of_w, "A row of w makes an output. What reads channel j is column j: max over axis 0."),
+        Mistake(_rows_of_both, "You look along rows. A channel is a column, of x and of w: max over axis 0."),
+        Mistake(_means, "Those are means. A range has to reach the largest value: max."),
+        Mistake(_spans, "That is how far the values spread. Take their largest magnitude: np.abs, then max."),
+    ),
+    hints=(
+        "Which numbers of x and of w belong to channel j?",
+        "Column j of both. The largest magnitude of each column is `np.abs(…).max(axis=0)`.",
+        "Divide the one row of maxima by the other, the activations' by the weights', and take `np.sqrt`.",
+    ),
+    consequence=_smooths_the_planted_model,
+)
+
+
+# 09.3 search α
+
+
+def best_alpha(w, x, quantize, alphas):
+    size = np.sqrt((x**2).mean(axis=0))
+    errors = []
+    for alpha in alphas:
+        s = size**alpha
+        change = x @ (quantize(w * s) / s - w).T
+        errors.append((change**2).mean())
+    return alphas[np.argmin(errors)]
+
+
+def _with(w, x, quantize, alphas, size=None, error=None, restore=True):
+    size = np.sqrt((x**2).mean(axis=0)) if size is None else size
+    error = error or (lambda w_hat: ((x @ (w_hat - w).T) ** 2).mean())
+    errors = []
+    for alpha in alphas:
+        s = size**alpha
+        w_hat = quantize(w * s) / s if restore else quantize(w * s)
+        errors.append(error(w_hat))
+    return alphas[int(np.argmin(errors))]
+
+
+def _not_divided(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, restore=False)
+
+
+def _error_of_weights(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, error=lambda w_hat: ((w_hat - w) ** 2).mean())
+
+
+def _divided_first(w, x, quantize, alphas):
+    size = np.sqrt((x**2).mean(axis=0))
+    return _with(w, x, quantize, alphas, size=1 / size)
+
+
+def _errors_with_signs(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, error=lambda w_hat: (x @ (w_hat - w).T).mean())
+
+
+def _worst(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, error=lambda w_hat: -((x @ (w_hat - w).T) ** 2).mean())
+
+
+def _place_not_alpha(w, x, quantize, alphas):
+    return int(np.flatnonzero(np.asarray(alphas) == best_alpha(w, x, quantize, alphas))[0])
+
+
+def _the_error(w, x, quantize, alphas):
+    size, errors = np.sqrt((x**2).mean(axis=0)), []
+    for alpha in alphas:
+        s = size**alpha
+        errors.append(((x @ (quantize(w * s) / s - w).T) ** 2).mean())
+    return min(errors)
+
+
+def _quantized_before(w, x, quantize, alphas):
+    size = np.sqrt((x**2).mean(axis=0))
+    w_hat, errors = quantize(w), []
+    for alpha in alphas:
+        s = size**alpha
+        errors.append(((x @ (w_hat * s / s - w).T) ** 2).mean())
+    return alphas[int(np.argmin(errors))]
+
+
+def _inputs_divided_too(w, x, quantize, alphas):
+    size, errors = np.sqrt((x**2).mean(axis=0)), []
+    for alpha in alphas:
+        s = size**alpha
+        errors.append((((x / s) @ (quantize(w * s) / s).T - x @ w.T) ** 2).mean())
+    return alphas[int(np.argmin(errors))]
+
+
+def _as_good(case, given):
+    """Another α with the same error, but for the last bits."""
+    if np.ndim(given) or given not in case["alphas"]:
+        return False
+    w, x, quantize = (case[name] for name in ("w", "x", "quantize"))
+
+    def error(alpha):
+        s = np.sqrt((x**2).mean(axis=0)) ** alpha
+        return ((x @ (quantize(w * s) / s - w).T) ** 2).mean()
+
+    return bool(np.isclose(error(given), error(best_alpha(**case)), rtol=1e-9, atol=1e-30))
+
+
+class Steps:
+    """Rounds to whole steps of a size, and shows itself in the words of a learner."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, w):
+        return np.rint(w / self.step) * self.step
+
+    def __repr__(self):
+        return f"lambda w: {self.step} * np.rint(w / {self.step})"
+
+    def __eq__(self, other):
+        return isinstance(other, Steps) and self.step == other.step
+
+    def __hash__(self):
+        return hash(self.step)
+
+
+def _protects_the_planted_layer(attempt):
+    groups = QuantConfig(bits=4, symmetric=True, granularity=PerGroup(32))
+
+    def quantize(w):
+        return qlearn.fake_quantize(w, groups.find_qparams(w))
+
+    said = []
+    for name, net in {"planted": letters.planted(), "as trained": letters.model()}.items():
+        x = letters.inputs_of_query(net)
+        w = net.blocks[0].attention.query.weight.detach().double().numpy()
+        alpha = attempt(w.copy(), x.copy(), quantize, [step / 10 for step in range(11)])
+        s = np.sqrt((x**2).mean(axis=0)) ** alpha
+        error, plain = (((x @ (w_hat - w).T) ** 2).mean() for w_hat in (quantize(w * s) / s, quantize(w)))
+        said.append(f"{name}: α = {alpha:g}, the error of the outputs falls to {100 * error / plain:.0f} %")
+    return "Your search on the first block's query, 4 bits in groups of 32:\n" + "\n".join(said) + "."
+
+
+@st.composite
+def _searches(draw):
+    channels = draw(st.integers(2, 3))
+    case = {
+        "w": draw(_matrix(draw(st.integers(1, 3)), channels)),
+        "x": draw(_matrix(draw(st.integers(1, 3)), channels)),
+        "quantize": Steps(draw(st.sampled_from([1.0, 2.0, 0.75]))),
+        "alphas": draw(st.sampled_from([[0.0, 0.5, 1.0], [0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 1.0]])),
+    }
+    case["x"][0] = np.where(np.abs(case["x"]).max(axis=0) > 0, case["x"][0], 4.0)  # no silent channel
+    return case
+
+
+ALPHA = Exercise(
+    id="09.3",
+    solution=best_alpha,
+    examples=(
+        {
+            "w": np.array([[2.4, 2.7, -1.7], [-1.0, -0.1, 0.1], [1.1, 0.1, -1.5]]),
+            "x": np.array([[4.1, 1.1, -0.6], [-2.5, 0.6, -1.2], [0.9, 0.3, -0.4], [5.2, -1.1, 0.5]]),
+            "quantize": Steps(1.0),
+            "alphas": [step / 8 for step in range(9)],
+        },
+        {
+            "w": np.array([[0.0, 2.1, 1.5], [1.4, 3.2, -2.4], [-1.3, -2.6, -0.2]]),
+            "x": np.array([[8.0, 0.0, 0.2], [-15.3, 0.1, -0.5], [14.2, 0.9, 0.5], [-0.5, 0.6, 0.3]]),
+            "quantize": Steps(1.0),
+            "alphas": [step / 8 for step in range(9)],
+        },
+    ),
+    cases=_searches(),
+    mistakes=(
+        Mistake(_not_divided, "After rounding the columns are still s times too large: quantize(w * s) / s."),
+        Mistake(
+            _error_of_weights,
+            "You measure the change of the weights. What counts is the change of the outputs: x @ (…).T.",
+        ),
+        Mistake(_divided_first, "The wrong way round: columns that read large channels become larger, w * s."),
+        Mistake(_errors_with_signs, "Errors of both signs cancel in your mean: square them first."),
+        Mistake(_worst, "That is the α with the largest error."),
+        Mistake(_place_not_alpha, "That is the place in `alphas`. Return the α that stands there."),
+        Mistake(_the_error, "That is the smallest error. Return the α that gave it."),
+        Mistake(
+            _quantized_before, "You round before you scale, so every α gives the same weights: quantize(w * s) / s."
+        ),
+        Mistake(
+            _inputs_divided_too,
+            "The factor is taken out twice: once from the weights (/ s) and once from x. The layer still reads x.",
+        ),
+    ),
+    hints=(
+        "One loop over `alphas`, one error for each. What is the weight that the layer multiplies with in the end?",
+        "`s` is the root mean square of each column of x, `np.sqrt((x**2).mean(axis=0))`, to the power of α. Scale, "
+        "round, scale back.",
+        "The outputs change by `x @ (w_hat - w).T`. Keep the mean of its squares for each α, and let `np.argmin` find "
+        "the smallest.",
+    ),
+    also_right=_as_good,
+    consequence=_protects_the_planted_layer,
+)
+
+
+# 09.4 a Hadamard matrix
+
+
+def hadamard(n):
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(n)
+
+
+def _signs(n):
+    return hadamard(n) * np.sqrt(n)
+
+
+def _divided_by_n(n):
+    return hadamard(n) / np.sqrt(n)
+
+
+def _minus_elsewhere(n):
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, h], [-h, h]])
+    return h / np.sqrt(n)
+
+
+def _no_minus(n):
+    return np.ones((n, n)) / np.sqrt(n)
+
+
+def _too_large(n):
+    return hadamard(2 * n)
+
+
+def _of_size_two_to_the_n(n):
+    h = np.ones((1, 1))
+    for _ in range(min(n, 8)):
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(len(h))
+
+
+def _identity(n):
+    return np.eye(n)
+
+
+def _turns_the_planted_model(attempt):
+    import torch
+
+    from qlearn import nn
+
+    q = np.kron(np.eye(3), np.asarray(attempt(64), dtype=np.float64))
+    turn = torch.from_numpy(q).float()
+    rows, eight = letters.ROWS, QuantConfig(bits=8)
+
+    class Turned(torch.nn.Module):
+        """A layer whose inputs and weights are turned, and then both have 8 bits, the inputs one range."""
+
+        def __init__(self, layer):
+            super().__init__()
+            weight = layer.weight.detach() @ turn
+            self.weight = qlearn.fake_quantize(weight, rows.find_qparams(weight))
+
+        def forward(self, x):
+            x = x @ turn
+            return qlearn.fake_quantize(x, eight.find_qparams(x)) @ self.weight.T
+
+    turned = nn.convert(nn.calibrate(nn.prepare(letters.planted(), rows, eight), letters.batches(), progress=False))
+    before = letters.perplexity(turned)
+    for name, layer in letters.planted().named_modules():
+        if name.endswith(("query", "key", "value", "gate", "up", "head")):
+            turned.set_submodule(name, Turned(layer))
+    x = letters.inputs_of_query(letters.planted())
+    return (
+        f"Your matrix turns what the first layers read: largest magnitude {np.abs(x).max():.0f} → "
+        f"{np.abs(x @ q).max():.0f}.\nThe planted model, weights and activations of 8 bits: perplexity "
+        f"{before:.1f} → {letters.perplexity(turned):.2f}."
+    )
+
+
+HADAMARD = Exercise(
+    id="09.4",
+    solution=hadamard,
+    examples=({"n": 1}, {"n": 2}, {"n": 4}, {"n": 8}),
+    cases=st.sampled_from([1, 2, 4, 8, 16, 32, 64]).map(lambda n: {"n": n}),
+    mistakes=(
+        Mistake(_signs, "Those are the signs. A rotation leaves lengths alone: divide by √n."),
+        Mistake(_divided_by_n, "Each row has n entries, so its length is √n, not n: divide by np.sqrt(n)."),
+        Mistake(_minus_elsewhere, "A rotation, too, but not this one: the minus belongs to the lower right block."),
+        Mistake(_no_minus, "All rows are alike, so nothing is perpendicular: the lower right block is −H."),
+        Mistake(_too_large, "Twice the size: stop when it has n rows."),
+        Mistake(_of_size_two_to_the_n, "n is the number of rows, not how often they double."),
+        Mistake(_identity, "That turns nothing."),
+    ),
+    hints=(
+        "Begin with the matrix of size 1. How does the next come from it, and the one after that?",
+        "Each has the one before it in four blocks, with a minus at the lower right. `np.block([[a, b], [c, d]])` puts "
+        "blocks together.",
+        "Double while it has fewer than n rows, with plain ones. The division by √n comes once, at the end.",
+    ),
+    consequence=_turns_the_planted_model,
+)
+
+
+# 09.5 a cache that does not leak
+
+
+def quantize_cache(x, bits):
+    rows = x.reshape(len(x), -1)
+    group = qlearn.PerGroup(x.shape[-1])
+    qparams = qlearn.find_qparams(rows, bits=bits, granularity=group)
+    return qlearn.fake_quantize(rows, qparams).reshape(x.shape)
+
+
+def _by_hand(x, bits, axis, zero=True, symmetric=False):
+    lo, hi = x.min(axis=axis, keepdims=True), x.max(axis=axis, keepdims=True)
+    if zero:
+        lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
+    if symmetric:
+        largest = np.maximum(-lo, hi)
+        scale = largest / (2 ** (bits - 1) - 1)
+        scale = np.where(scale > 0, scale, 1.0)
+        return np.clip(np.rint(x / scale), -(2 ** (bits - 1) - 1), 2 ** (bits - 1) - 1) * scale
+    scale = (hi - lo) / (2**bits - 1)
+    scale = np.where(scale > 0, scale, 1.0)
+    zero_point = np.rint(-lo / scale)
+    return (np.clip(np.rint(x / scale) + zero_point, 0, 2**bits - 1) - zero_point) * scale
+
+
+def _whole_cache(x, bits):
+    return _by_hand(x, bits, None)
+
+
+def _per_head_only(x, bits):
+    return _by_hand(x, bits, (0, 2))
+
+
+def _per_letter_only(x, bits):
+    return _by_hand(x, bits, (1, 2))
+
+
+def _per_channel(x, bits):
+    return _by_hand(x, bits, 0)
+
+
+def _across_heads(x, bits):
+    return _by_hand(x, bits, 1)
+
+
+def _symmetric(x, bits):
+    return _by_hand(x, bits, 2, symmetric=True)
+
+
+def _without_zero(x, bits):
+    return _by_hand(x, bits, 2, zero=False)
+
+
+def _codes(x, bits):
+    rows = x.reshape(len(x), -1)
+    qparams = qlearn.find_qparams(rows, bits=bits, granularity=qlearn.PerGroup(x.shape[-1]))
+    return qlearn.quantize(rows, qparams).reshape(x.shape)
+
+
+def _flat(x, bits):
+    return quantize_cache(x, bits).reshape(len(x), -1)
+
+
+def _groups_of_heads(x, bits):
+    rows = x.reshape(len(x), -1)
+    qparams = qlearn.find_qparams(rows, bits=bits, granularity=qlearn.PerGroup(x.shape[1]))
+    return qlearn.fake_quantize(rows, qparams).reshape(x.shape)
+
+
+def _within_half_a_step(case, given):
+    """Zero points that fall on a tie may go either way, and the values with them."""
+    try:
+        array = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    if array.shape != case["x"].shape:
+        return False
+    by_hand = _by_hand(case["x"], case["bits"], 2)
+    return bool(np.allclose(array, by_hand, rtol=1e-9, atol=1e-12))
+
+
+def _keeps_the_cache(attempt):
+    import torch
+
+    from qlearn import nn
+
+    bits = 4
+
+    def change(y):  # (N, T, 192): text after text
+        done = [np.asarray(attempt(text.reshape(len(text), 6, 32), bits)) for text in y.double().numpy()]
+        return torch.from_numpy(np.stack(done)).reshape(y.shape).to(y)
+
+    net = letters.behind(letters.model(), ("attention.key", "attention.value"), change)
+    words = "the white whale"
+    with torch.no_grad():
+        before, after = (net(nn.to_tokens(words + end))[0, : len(words)] for end in "!Q")
+    changed = int((before != after).any(dim=-1).sum())
+    return (
+        f"Your cache of {bits} bits in all blocks: perplexity {letters.perplexity(net, 1024):.2f} (in float "
+        f"{letters.perplexity(letters.model(), 1024):.2f}). A later letter was changed:\n"
+        f"{changed} of the {len(words)} places before it noticed."
+    )
+
+
+@st.composite
+def _caches(draw):
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)))
+    return {
+        "x": draw(hnp.arrays(np.float64, shape, elements=_eighths)),
+        "bits": draw(st.sampled_from([2, 3, 4, 8])),
+    }
+
+
+CACHE = Exercise(
+    id="09.5",
+    solution=quantize_cache,
+    examples=(
+        {"x": np.array([[[1.0, -2.0, 0.5], [8.0, 3.0, 1.0]], [[0.25, 0.5, -0.125], [-3.0, 6.0, 1.5]]]), "bits": 3},
+        {"x": np.array([[[0.5, 4.0], [-1.0, 2.0], [7.0, 1.0]]]), "bits": 2},
+        {"x": np.array([[[3.0, -1.0]], [[30.0, 10.0]], [[-0.5, 0.25]]]), "bits": 4},
+    ),
+    cases=_caches(),
+    mistakes=(
+        Mistake(
+            _whole_cache,
+            "One range for the whole cache: a later letter changes the step of all before it. That is the leak.",
+        ),
+        Mistake(_per_head_only, "One range for each head, over all letters: a later letter still changes it."),
+        Mistake(_per_letter_only, "No leak, but one range for all heads of a letter. Each head wants its own."),
+        Mistake(_per_channel, "A range for each column looks down the text, at letters that come later."),
+        Mistake(_across_heads, "You look across heads. The numbers of one head are the last axis."),
+        Mistake(
+            _symmetric, "That is symmetric. Asymmetric is wanted, as find_qparams does it if nothing else is said."
+        ),
+        Mistake(_without_zero, "The range must reach to 0, too, as lesson 01's does: find_qparams sees to it."),
+        Mistake(_codes, "Those are codes. Dequantize them, or use qlearn.fake_quantize."),
+        Mistake(_flat, "The shape is lost: reshape the result to x.shape."),
+        Mistake(_groups_of_heads, "The groups are as large as the number of heads. One head has x.shape[-1] numbers."),
+    ),
+    hints=(
+        "Which numbers may share a range, if no letter may look at another, and no head either?",
+        "The last axis. In two dimensions, (T, H · W), the heads are groups of W neighbours in a row: lesson 03.",
+        "`qlearn.find_qparams(…, granularity=qlearn.PerGroup(…))`, then `qlearn.fake_quantize`, then back to the shape "
+        "of x.",
+    ),
+    also_right=_within_half_a_step,
+    consequence=_keeps_the_cache,
+)
+
+EXERCISES = (PERPLEXITY, SMOOTH, ALPHA, HADAMARD, CACHE)
+
+
+# 09.C the best model under a budget
+
+BUDGET, WANTED = 700_000, 4.15
+JUDGED = 8192  # letters
+
+
+def compress(model, batches):
+    from qlearn import PerAxis, QuantConfig, nn
+
+    def four_levels(bits):
+        return QuantConfig(bits=bits, method="mse", granularity=PerAxis(0))
+
+    more = {
+        "head": {"weights": four_levels(4)},
+        "*.output": {"weights": four_levels(3)},
+    }
+    prepared = nn.prepare(model, four_levels(2), None, more)
+    return nn.convert(nn.gptq(prepared, batches, damping=0.1))
+
+
+def _nearest_mse(symmetric):
+    def compress_to_nearest(model, batches):
+        from qlearn import PerAxis, QuantConfig, nn
+
+        config = QuantConfig(bits=2, symmetric=symmetric, method="mse", granularity=PerAxis(0))
+        return nn.convert(nn.prepare(model, config, None))
+
+    return compress_to_nearest
+
+
+def _gptq(model, batches):
+    from qlearn import PerAxis, QuantConfig, nn
+
+    config = QuantConfig(bits=2, method="mse", granularity=PerAxis(0))
+    return nn.convert(nn.gptq(nn.prepare(model, config, None), batches, progress=False))
+
+
+def judge(answer):
+    import copy
+
+    import torch
+
+    from qlearn import nn
+
+    model = letters.model()
+    given = answer(copy.deepcopy(model), [batch.clone() for batch in letters.batches()])
+    size = _checked_size(model, given)
+    # The weights alone count: they are put into a model of our own, so no other code runs.
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            parameter.copy_(given.get_submodule(name.rpartition(".")[0]).weight)
+    reached = nn.perplexity(twin, letters.held_out(JUDGED))
+    return Score({"bytes": f"{size:,}", "perplexity": f"{reached:.2f}"}, size <= BUDGET and reached <= WANTED)
+
+
+def _checked_size(model, given):
+    """The bytes of an answer, if it is the same model with some of its layers quantized."""
+    import torch
+
+    from qlearn import nn
+
+    if not isinstance(given, torch.nn.Module):
+        raise CannotBeJudged(f"compress must return the quantized model, and returned a {type(given).__name__}.")
+    theirs = dict(given.named_modules())
+    for name, module in model.named_modules():
+        if not list(module.parameters(recurse=False)):
+            continue
+        other = theirs.get(name)
+        if other is None or not hasattr(other, "weight") or other.weight.shape != module.weight.shape:
+            raise CannotBeJudged(
+                f"{name!r} is missing, or has another shape: keep the model as it is, but for its bits."
+            )
+        if type(other) not in (type(module), nn.WeightOnlyLayer):
+            raise CannotBeJudged(
+                f"{name!r} is a {type(other).__name__}. Layers may be in float, or as nn.convert leaves them when only "
+                "weights are quantized: nn.prepare(model, …, None) first, nn.convert last."
+            )
+        if other.weight.dtype != torch.float32 or not bool(torch.isfinite(other.weight).all()):
+            raise CannotBeJudged(f"the weights of {name!r} are not finite float32 numbers.")
+    return nn.summary(given).bytes
+
+
+CHALLENGE = Challenge(
+    id="09.C",
+    target=f"perplexity {WANTED} or less on {JUDGED:,} letters of the test part, with at most {BUDGET:,} bytes.",
+    solution=compress,
+    judge=judge,
+    simple={
+        "2 bits, nearest, MSE ranges": _nearest_mse(symmetric=True),
+        "the same, four levels": _nearest_mse(symmetric=False),
+        "the same, GPTQ": _gptq,
+    },
+    hints=(
+        "2 bits everywhere leave about 23,000 bytes over. A layer with 3 bits costs an eighth of a byte a weight more.",
+        "Which layers are small, and matter? Try one kind after the other on the validation part: `head`, `*.value`, "
+        "`*.output`, `*.down`. Only layers whose inputs or outputs everything passes through are worth it.",
+        "`overrides` of `nn.prepare` takes a pattern for a kind of layer: give the head 4 bits and one other kind 3. "
+        "Then GPTQ; 64 pieces of text are few, so a larger `damping` than 0.01 may help.",
+    ),
+)
+
+CHALLENGES = (CHALLENGE,)
