@@ -3,6 +3,8 @@
 # mypy: disallow-untyped-defs=False
 # What learners read and write has no types.
 
+import copy
+
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -274,9 +276,8 @@ def _smooths_the_planted_model(attempt):
         s = np.asarray(attempt(read[site.name], w), dtype=np.float64)
         factors[site] = torch.from_numpy(s).float()
     rescale(smoothed, factors)
-    eight = QuantConfig(bits=8)
-    before = letters.perplexity(letters.nearest(letters.planted(), letters.ROWS, eight))
-    after = letters.perplexity(letters.nearest(smoothed, letters.ROWS, eight))
+    before = letters.perplexity(letters.planted_in_eight_bits())
+    after = letters.perplexity(letters.nearest(smoothed, letters.ROWS, QuantConfig(bits=8)))
     return (
         f"Your factors behind every norm of the planted model, weights and activations of 8 bits: perplexity "
         f"{after:.2f}\n(planted {before:.1f}, in float {letters.perplexity(letters.model()):.2f})."
@@ -577,8 +578,6 @@ def _identity(n):
 def _turns_the_planted_model(attempt):
     import torch
 
-    from qlearn import nn
-
     q = np.kron(np.eye(3), np.asarray(attempt(64), dtype=np.float64))
     turn = torch.from_numpy(q).float()
     rows, eight = letters.ROWS, QuantConfig(bits=8)
@@ -595,8 +594,8 @@ def _turns_the_planted_model(attempt):
             x = x @ turn
             return qlearn.fake_quantize(x, eight.find_qparams(x)) @ self.weight.T
 
-    turned = nn.convert(nn.calibrate(nn.prepare(letters.planted(), rows, eight), letters.batches(), progress=False))
-    before = letters.perplexity(turned)
+    before = letters.perplexity(letters.planted_in_eight_bits())
+    turned = copy.deepcopy(letters.planted_in_eight_bits())
     for name, layer in letters.planted().named_modules():
         if name.endswith(("query", "key", "value", "gate", "up", "head")):
             turned.set_submodule(name, Turned(layer))
@@ -822,8 +821,6 @@ def _gptq(model, batches):
 
 
 def judge(answer):
-    import copy
-
     import torch
 
     from qlearn import nn

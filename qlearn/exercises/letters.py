@@ -35,6 +35,12 @@ def planted() -> Any:
 
 
 @lru_cache(maxsize=1)
+def planted_in_eight_bits() -> Any:
+    """The planted model, weights and activations of 8 bits, the activations with one range a layer."""
+    return nearest(planted(), ROWS, QuantConfig(bits=8))
+
+
+@lru_cache(maxsize=1)
 def batches() -> list[Any]:
     """64 pieces of text to calibrate with, in four batches."""
     from qlearn.nn.language_model import CONTEXT, windows
@@ -70,7 +76,7 @@ def nearest(model: Any, weights: QuantConfig, activations: QuantConfig | None = 
     from qlearn import nn
 
     prepared = nn.prepare(model, weights, activations)
-    return nn.convert(nn.calibrate(prepared, batches(), progress=False))
+    return nn.convert(nn.calibrate(prepared, batches()[:1], progress=False))
 
 
 def inputs_of_query(model: Any) -> Any:
