@@ -113,8 +113,10 @@ fine: from 1 % to 1 %, no row lost.
 
 
 @picture
-def against_cost(points: Mapping[str, Sequence[tuple[int, float, float]]]) -> tuple[Figure, str]:
-    """SQNR against bits per value, scales included; the number in a marker is how many bits a code has.
+def against_cost(
+    points: Mapping[str, Sequence[tuple[int, float, float]]], *, measure: str = "SQNR", unit: str = "dB", digits: int = 1
+) -> tuple[Figure, str]:
+    """A measure against bits per value, scales included; the number in a marker is how many bits a code has.
 
     >>> against_cost({"per row": [(2, 2.5, 6.0), (3, 3.5, 12.04)]})
     SQNR against bits per value, scales included. per row: 6.0 dB at 2.50 (2 bits), 12.0 dB at 3.50 (3 bits).
@@ -135,11 +137,11 @@ def against_cost(points: Mapping[str, Sequence[tuple[int, float, float]]]) -> tu
         for b, x, y in series:
             ink = BLACK if colour == ORANGE else "white"
             axes.annotate(str(b), (x, y), ha="center", va="center_baseline", fontsize=8, color=ink, weight="bold")
-        parts.append(f"{name}: " + ", ".join(f"{y:.1f} dB at {x:.2f} ({b} bits)" for b, x, y in series) + ".")
-    axes.set(xlabel="bits per value, scales included (in the marker: bits of a code)", ylabel="SQNR (dB)")
+        parts.append(f"{name}: " + ", ".join(f"{f'{y:.{digits}f} {unit}'.strip()} at {x:.2f} ({b} bits)" for b, x, y in series) + ".")
+    axes.set(xlabel="bits per value, scales included (in the marker: bits of a code)", ylabel=f"{measure} ({unit})" if unit else measure)
     axes.grid()
     axes.legend(markerscale=0.7)
-    return figure, f"SQNR against bits per value, scales included. {' '.join(parts)}"
+    return figure, f"{measure} against bits per value, scales included. {' '.join(parts)}"
 
 
 @picture
