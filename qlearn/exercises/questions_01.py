@@ -76,7 +76,7 @@ QUESTIONS = (
         "01.q2",
         "Why does `np.clip(x.astype(np.uint8), 0, 255)` do nothing useful?",
         (
-            Choice("`np.clip` leaves integers as they are", "It clips them as well as floats."),
+            Choice("np.clip leaves integers as they are", "It clips them as well as floats."),
             Choice(
                 "The cast has wrapped already, and what has wrapped lies inside 0 … 255",
                 "Clamp first, and then cast.",
