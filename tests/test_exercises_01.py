@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 
 import qlearn
-from qlearn import exercises
+from qlearn import datasets, exercises
+from qlearn.exercises import lesson_01, networks
 
 
 def _symmetric(scale=lambda x, q: np.abs(x).max() / q, codes=np.rint, at_least=lambda q: -q):
@@ -105,6 +107,35 @@ def test_wrong_answers_in_other_words(exercise_id, attempt, message):
     result = exercises.check(exercise_id, attempt)
     assert result.status == "wrong"
     assert any(part in result.message for part in message.split("|")), result.message
+
+
+def percentages(text):
+    return [float(number) for number in re.findall(r"(\d+\.\d) %", text)]
+
+
+def test_symmetric_codes_run_in_the_network():
+    text = lesson_01.QUANTIZE_SYMMETRIC.consequence(_by_largest)
+    floats, *at_8_4_and_3, at_2 = percentages(text)
+    assert [abs(floats - accuracy) < 1 for accuracy in at_8_4_and_3] == [True, True, False]
+    assert at_2 < 15 and "−1, 0 and 1" in text
+
+
+def test_one_weight_that_does_nothing_ruins_the_network():
+    text = lesson_01.ASYMMETRIC_QPARAMS.consequence(_on_a_line)
+    at_4, floats, spoilt_floats, at_8, at_6, spoilt = percentages(text)
+    assert spoilt_floats == floats
+    assert abs(at_4 - floats) < 1 and abs(at_8 - floats) < 1 and 90 < at_6 < floats - 2 and spoilt < 15
+
+
+def test_the_large_weight_meets_only_black():
+    images, _ = networks.held_out()
+    assert not images[:, 0].any()
+    weights = datasets.trained("mlp")
+    assert sum(weights[name].size for name in networks.WEIGHTS) == 89_400  # as the question says
+    assert all(np.abs(weights[name]).max() < 1 for name in networks.WEIGHTS)
+    changed = lesson_01.one_large_weight(weights["linear1.weight"])
+    assert np.argwhere(changed != weights["linear1.weight"]).tolist() == [[0, 0]]
+    assert changed.max() == 20
 
 
 def test_a_list_is_not_taken_for_floats():

@@ -36,6 +36,15 @@ def _parts_by_selection(x, scale, quant_max):
     return np.array([squares[inside].sum() / x.size, squares[~inside].sum() / x.size])
 
 
+def _parts_in_a_loop_over_codes(x, scale, quant_max):
+    parts = [0.0, 0.0]
+    codes = np.round(x / scale)
+    for code in np.unique(codes):
+        kept = min(max(code, -quant_max), quant_max)
+        parts[int(kept != code)] += np.sum((x[codes == code] - scale * kept) ** 2) / len(x)
+    return parts
+
+
 def _percentile_by_hand(x, p):
     ordered = sorted(x)
 
@@ -89,6 +98,7 @@ def _row_by_row(logits, logits_hat):
     [
         ("02.1", _parts_in_a_loop),
         ("02.1", _parts_by_selection),
+        ("02.1", _parts_in_a_loop_over_codes),
         ("02.1", lambda x, scale, quant_max: list(_parts_by_selection(x, scale, quant_max))),
         ("02.2", lambda x, p: np.percentile(x, [100 - p, p])),
         ("02.2", lambda x, p: (np.quantile(x, 1 - p / 100), np.quantile(x, p / 100))),
@@ -280,6 +290,13 @@ def percentages(text):
     return [float(number) for number in re.findall(r"(\d+\.\d) %", text)]
 
 
+def test_the_same_error_is_not_the_same_network():
+    text = lesson_02.ERROR_PARTS.consequence(_parts_in_a_loop_over_codes)
+    widest, bottom, cut = percentages(text)
+    assert 75 < cut < widest - 3 < bottom - 7
+    assert text == lesson_02.ERROR_PARTS.consequence(lesson_02.error_parts)
+
+
 def test_percentiles_run_in_the_network():
     text = lesson_02.PERCENTILE_RANGE.consequence(lesson_02.percentile_range)
     widest, gentle, good, harsh = percentages(text)
@@ -326,6 +343,14 @@ def test_one_idea_alone_is_better_and_not_enough():
     accuracy, least = percentages(str(lesson_02._judge(of_logits).columns)), lesson_02.TARGET
     assert 87 < accuracy[0] < least - 1
     assert "not there yet" in exercises.challenge("02.C", of_logits).message
+
+
+def test_no_simple_answer_comes_near_the_target():
+    for answer in lesson_02.TWO_BITS.simple.values():
+        (accuracy,) = percentages(str(lesson_02._judge(answer).columns))
+        assert accuracy < lesson_02.TARGET - 0.5
+    (accuracy,) = percentages(str(lesson_02._judge(lesson_02.choose_ranges).columns))
+    assert accuracy > lesson_02.TARGET + 1
 
 
 def test_the_tensors_are_those_of_seven_steps_and_may_be_changed():

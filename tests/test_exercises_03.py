@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import qlearn
-from qlearn import exercises
+from qlearn import exercises, integer
+from qlearn.integer import matmul
 
 
 def steps(bits):
@@ -49,6 +50,8 @@ def spread_scales(w, group_size, bits):
         ("03.2", product(lambda x, sx, w, sw: np.dot(whole(x), whole(w).T) * np.outer(sx, sw))),
         ("03.2", product(lambda x, sx, w, sw: np.einsum("mi,oi->mo", whole(x), whole(w)) * sx * sw.reshape(1, -1))),
         ("03.2", product(lambda x, sx, w, sw: np.matmul(x, w.T, dtype=np.int32) * sx * sw.T)),
+        ("03.2", product(lambda x, sx, w, sw: integer.matmul(x, w.T) * sx * sw.T)),
+        ("03.2", product(lambda x, sx, w, sw: matmul(x, np.transpose(w)) * (sx * sw.T))),
         ("03.3", spread_scales),
         (
             "03.3",
@@ -66,6 +69,7 @@ def test_right_answers_in_other_words(exercise_id, attempt):
 
 
 REAL = "you multiply real numbers"
+FLOATS = "your codes are floats when you sum them"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,8 @@ REAL = "you multiply real numbers"
             REAL,
         ),
         ("03.2", product(lambda x, sx, w, sw: (x * sx) @ whole(w).T * sw.T), REAL),
+        ("03.2", product(lambda x, sx, w, sw: 0 * integer.matmul(x, w.T) + (x * sx) @ (w * sw).T), REAL),
+        ("03.2", product(lambda x, sx, w, sw: x.astype(float) @ w.astype(float).T * sx * sw.T), FLOATS),
         ("03.2", product(lambda x, sx, w, sw: whole(x) @ whole(w).T * (sx + sw.T)), "not their sum"),
         ("03.2", product(lambda x, sx, w, sw: whole(whole(x) @ whole(w).T * sx * sw.T)), "Cast the codes, not the"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import qlearn
 from qlearn import exercises, integer
 from qlearn.exercises.challenges import CannotBeJudged
-from qlearn.exercises.integer_network import codes_off, digits_read, exact, layers, nearest
-from qlearn.exercises.lesson_04 import REQUANTIZE, correct_zero_points, rounding_shift
+from qlearn.exercises.integer_network import bias_codes, codes_off, digits_read, exact, layers, nearest
+from qlearn.exercises.lesson_04 import REQUANTIZE, _dark_on_light, correct_zero_points, rounding_shift
+from qlearn.exercises.registers import Registers
 from qlearn.exercises.watched import Watched, watch
 
 
@@ -259,7 +261,8 @@ def test_zero_points_and_biases_matter_to_the_network():
 
     assert all(layer.w_zero_point > 0 for layer in layers(False))
     assert digits_read(symmetric=False, sums=without) < 300 < 1900 < digits_read(symmetric=False)
-    assert digits_read(sums=without) < digits_read()
+    turned, forgotten = _dark_on_light(bias_codes), _dark_on_light(lambda bias, *scales: 0 * bias.astype(int))
+    assert digits_read(sums=forgotten) < 300 < 1900 < digits_read(sums=turned)
     assert codes_off(lambda sums, factor: nearest(sums, factor) + (sums > 0)) > 100_000
 
 
@@ -318,20 +321,19 @@ def test_half_of_the_idea_is_not_enough(answer):
     ("answer", "message"),
     [
         (lambda sums, factor: np.clip(np.rint(sums * factor), 0, 255), "np.multiply takes float64"),
-        (lambda sums, factor: np.clip(sums.astype(np.float32) * factor, 0, 255), "np.multiply takes float32"),
-        (lambda sums, factor: sums.astype(object) * 1102016544 >> 41, "np.multiply takes object"),
+        (lambda sums, factor: np.clip(sums.astype(np.float32) * factor, 0, 255), "np.astype gives float32"),
+        (lambda sums, factor: sums.astype(object) * 1102016544 >> 41, "np.astype gives object"),
         (lambda sums, factor: (sums * bits_of(factor, 31)[0]) >> 41, "bits, and a register has 32"),
         (lambda sums, factor: (sums.astype(np.int32) * 1102016544) >> 41, "bits, and a register has 32"),
         (lambda sums, factor: sums * 2**40 >> 51, "np.multiply takes 1,099,511,627,776, which needs 42 bits"),
         (lambda sums, factor: np.clip(sums // round(1 / factor), 0, 255), "cannot divide"),
         (lambda sums, factor: np.clip(sums / 2000, 0, 255), "cannot divide"),
-        (lambda sums, factor: np.asarray(sums * 2) >> 12, "was not computed on `sums` as a whole"),
-        (lambda sums, factor: np.array([[int(s * factor) for s in row] for row in sums]), "no loops"),
-        (lambda sums, factor: sums.tolist(), "your result, of type list"),
+        (lambda sums, factor: np.zeros(sums.shape, dtype=int), "was not computed on `sums` as a whole"),
+        (lambda sums, factor: np.array([[int(s * factor) for s in row] for row in sums]), "takes float64"),
         (lambda sums, factor: sums >> 11, "codes are 0 … 255; yours go from"),
         (lambda sums, factor: np.clip(sums >> 11, 0, 255)[:5], "must be integers of shape (2000, 100)"),
         (lambda sums, factor: sums > 0, "yours are bool"),
-        (lambda sums, factor: np.clip(sums >> 11, 0, 255).astype(np.float32), "yours are float32"),
+        (lambda sums, factor: np.clip(sums >> 11, 0, 255).astype(np.float32), "np.astype gives float32"),
     ],
 )
 def test_what_the_chip_cannot_do_cannot_be_judged(answer, message):
@@ -339,6 +341,94 @@ def test_what_the_chip_cannot_do_cannot_be_judged(answer, message):
         REQUANTIZE.judge(answer)
     assert message in str(refused.value)
     assert message in exercises.challenge("04.C", answer).message
+
+
+def through(way_out):
+    """An answer whose codes are right, computed in floats from values that `way_out` takes out of the sums."""
+
+    def cheat(sums, factor):
+        codes = np.clip(np.rint(np.reshape(way_out(sums), sums.shape) * factor), 0, 255).astype(np.int64)
+        return sums * 0 + codes
+
+    return cheat
+
+
+def copied(sums):
+    values = np.zeros(sums.shape, dtype=np.int64)
+    values[:] = sums
+    return values
+
+
+def added(sums):
+    values = np.zeros(sums.shape, dtype=np.int64)
+    values += sums
+    return values
+
+
+def saved(sums):
+    stream = io.BytesIO()
+    np.save(stream, sums)
+    stream.seek(0)
+    return np.load(stream)
+
+
+def along_an_axis(sums):
+    values = []
+    np.apply_along_axis(lambda row: values.append(row) or row, 1, sums)
+    return np.array(values)
+
+
+def by_a_ufunc(sums):
+    values = []
+    np.frompyfunc(lambda value: values.append(value) or value, 1, 1)(sums)
+    return np.array(values)
+
+
+@pytest.mark.parametrize(
+    ("way_out", "named"),
+    [
+        (np.asarray, "np.asarray, or what calls it,"),
+        (np.array, "np.asarray, or what calls it,"),
+        (lambda sums: np.array([*sums]), "np.asarray, or what calls it,"),
+        (np.from_dlpack, "__dlpack__"),
+        (memoryview, "memoryview"),
+        (copied, "np.asarray, or what calls it,"),
+        (added, "np.add into an array of yours"),
+        (saved, "np.save"),
+        (along_an_axis, "np.apply_along_axis with a function of yours"),
+        (by_a_ufunc, "<lambda> (vectorized)"),
+        (lambda sums: sums.tolist(), ".tolist"),
+        (lambda sums: sums.view(np.ndarray), ".view"),
+        (lambda sums: np.frombuffer(sums.data, dtype=np.int64), ".data"),
+        (lambda sums: [[int(value) for value in row] for row in sums], "int()"),
+        (lambda sums: [[float(value) for value in row] for row in sums], "float()"),
+        (lambda sums: [[value.item() for value in row] for row in sums], ".item"),
+        (lambda sums: [[range(abs(value)).stop for value in row] for row in sums], "a number of one entry"),
+        (lambda sums: np.split(sums, 1)[0], "np.multiply takes float64"),
+        (lambda sums: np.array2string(sums), "np.array2string"),
+    ],
+)
+def test_no_value_comes_out_of_the_registers(way_out, named):
+    said = exercises.challenge("04.C", through(way_out))
+    assert said.status == "wrong" and named in said.message, said.message
+
+
+def test_registers_compute_what_arrays_do():
+    held = Registers(np.arange(-3, 3).reshape(2, 3), lambda *operation: None)
+    assert held.shape == held.T.T.shape == (2, 3) and held.size == 6 and held.ndim == 2 and len(held) == 2
+    assert held.dtype == np.int64 and "shape" not in vars(held)
+    held[held < 0] = 7
+    assert held.held().tolist() == [[7, 7, 7], [0, 1, 2]]
+    held -= 1
+    np.clip(held, 0, 5, out=held)
+    np.multiply(held, 10, out=held, where=held > 3)
+    assert held.held().tolist() == [[50, 50, 50], [0, 0, 1]]
+    low, high = np.divmod(held, 7)
+    assert (low * 7 + high == held).all()
+    assert held.max().held() == 50 and np.stack([*held]).shape == (2, 3)
+    assert held.astype(np.int8).reshape(-1)[1:3].held().tolist() == [50, 50]
+    with pytest.raises(AttributeError):
+        held.no_such_thing  # noqa: B018
 
 
 def test_what_is_done_to_a_watched_array_is_noted():

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
+from qlearn.exercises.networks import mlp_accuracy, with_weights
 
 _values = st.integers(-4000, 4000).map(lambda n: n / 8)  # exact in binary, many halves among them
 
@@ -265,6 +266,21 @@ def _no_tie_among(case: Mapping[str, Any]) -> bool:
     return _no_tie(x * quant_max / np.abs(x).max())
 
 
+def _symmetric_in_the_network(quantize_symmetric):
+    def changed(bits):
+        def change(w):
+            codes, scale = quantize_symmetric(w.ravel().astype(np.float64), bits)
+            return (codes * scale).reshape(w.shape)
+
+        return change
+
+    found = ", ".join(f"{with_weights(changed(bits)):.1f} % at {bits} bits" for bits in (8, 4, 3, 2))
+    return (
+        f"Your `quantize_symmetric` on the weights of lesson 00's network (float32: {mlp_accuracy():.1f} %): {found}. "
+        "At 2 bits only the codes −1, 0 and 1 are left."
+    )
+
+
 UNSIGNED = "2**bits − 1 counts unsigned codes. A sign takes one bit: the largest code is 2**(bits − 1) − 1."
 ONE_CODE_FEWER = "You divide by 2**(bits − 1). The positive side has one code fewer: 2**(bits − 1) − 1."
 WHOLE_RANGE = "You divide the whole range, max − min. Symmetric codes reach max|x| on both sides."
@@ -340,6 +356,7 @@ QUANTIZE_SYMMETRIC = Exercise(
         "The largest code is `2 ** (bits - 1) - 1`. The scale is the size of one step: the largest |x| shared out over that many.",
         "With `np.abs(x).max()` you have the largest |x|. Then it is exercise 01.1 with `x / scale`, other ends and `np.int8`.",
     ),
+    consequence=_symmetric_in_the_network,
 )
 
 
@@ -553,6 +570,36 @@ def _no_tie_between(case):
     return _no_tie(-lo * (2 ** case["bits"] - 1) / (hi - lo))
 
 
+LARGE = 20.0  # about 160 standard deviations of the layer's weights
+
+
+def one_large_weight(w):
+    """The first layer's weights, with one of pixel 0 made large: that corner is black in every image."""
+    w = w.copy()
+    w[0, 0] = LARGE
+    return w
+
+
+def _one_weight_in_the_network(asymmetric_qparams_repaired):
+    def rounded(bits):
+        def change(w):
+            scale, zero_point = asymmetric_qparams_repaired(float(w.min()), float(w.max()), bits)
+            codes = np.clip(np.rint(w / scale) + zero_point, 0, 2**bits - 1)
+            return scale * (codes - zero_point)
+
+        return change
+
+    def spoilt(change):
+        return with_weights(lambda w: change(one_large_weight(w) if w.shape[1] == 784 else w))
+
+    return (
+        f"Your ruler on the three layers, 4 bits: {with_weights(rounded(4)):.1f} % (float32: {mlp_accuracy():.1f} %). "
+        f"With the one large weight: float32 {spoilt(lambda w: w):.1f} %, "
+        + ", ".join(f"{bits} bits {spoilt(rounded(bits)):.1f} %" for bits in (8, 6, 4))
+        + ". Your ruler now reaches up to 20. How many ticks are left for the other weights, between −1 and 1?"
+    )
+
+
 FROM_0 = "Your range begins at 0 whatever lo is. Values below 0 need ticks too: lo stays where it is if it is negative."
 HI_TOO = "You widen lo only. A range such as [−11, −10] needs hi widened to 0."
 LO_TOO = "You widen hi only. A range such as [10, 11] needs lo widened to 0."
@@ -606,6 +653,7 @@ ASYMMETRIC_QPARAMS = Exercise(
         "`min(lo, 0.0)` is lo or 0.0, whichever is smaller. The other end needs its own. And a code is a whole number: `int(…)`.",
     ),
     forbidden=_no_whole_number,
+    consequence=_one_weight_in_the_network,
 )
 
 

@@ -3,12 +3,14 @@
 # mypy: disallow-untyped-defs=False
 # What learners read and write has no types.
 
+import sys
+
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import qlearn
-from qlearn import datasets
+from qlearn import datasets, integer
 from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
 from qlearn.exercises.networks import WEIGHTS, held_out, mlp_accuracy, with_weights
@@ -247,19 +249,31 @@ def _cast_at_the_end(x_codes, x_scale, w_codes, w_scale):
     return matmul_codes(x_codes, x_scale, w_codes, w_scale).astype(np.int32)
 
 
+def _by_the_package():
+    """Is this called by `qlearn.integer`, whose floats are whole numbers so small that every sum of them is exact?"""
+    frame = sys._getframe()
+    while frame and frame.f_globals.get("__name__") != integer.__name__:
+        frame = frame.f_back
+    return frame is not None
+
+
 def _multiplies_floats(function):
-    """A complaint about real numbers along the axis that is summed. Products of scales alone do not have it."""
-    depth, real = 5, []
+    """A complaint about floats along the axis that is summed. Products of scales alone do not have it."""
+    depth, floats = 5, []
 
     def note(name, inputs, result):
         arrays = (value for value in (*inputs, result) if isinstance(value, np.ndarray))
-        real.extend(name for value in arrays if value.dtype.kind == "f" and depth in value.shape)
+        along = [value for value in arrays if value.dtype.kind == "f" and depth in value.shape]
+        if along and not _by_the_package():
+            floats.extend(along)
 
     codes = {"x_codes": np.ones((2, depth), dtype=np.int8), "w_codes": np.ones((3, depth), dtype=np.int8)}
-    scales = {"x_scale": np.ones((2, 1)), "w_scale": np.ones((3, 1))}
+    scales = {"x_scale": np.full((2, 1), 0.3), "w_scale": np.full((3, 1), 0.3)}
     function(**{name: watch(values, note) for name, values in {**codes, **scales}.items()})
-    if not real:
+    if not floats:
         return ""
+    if all(np.all(values == np.rint(values)) for values in floats):
+        return "your codes are floats when you sum them. Cast them to *integers* with room for the sums, np.int32."
     return "you multiply real numbers. Multiply the *codes*, in int32, and scale the sums once at the end."
 
 

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import qlearn
+from qlearn import datasets
 from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
 from qlearn.exercises.integer_network import CODES, bias_codes, codes_off, digits_read, sums_of, to_codes
 from qlearn.exercises.networks import DIGITS, mlp_accuracy
-from qlearn.exercises.watched import Watched, watch
+from qlearn.exercises.registers import Registers
+from qlearn.exercises.watched import watch
 
 _PRODUCTS = {"matmul", "dot", "vdot", "inner", "einsum", "tensordot", "matvec", "vecmat", "vecdot"}
 
@@ -291,13 +293,24 @@ def _near_enough(case, given_):
     return bool(fits and np.all(np.abs(given_ - real) <= 0.5 + 1e-6))
 
 
+def _dark_on_light(bias):
+    """The sums of the network that reads digits turned dark on light: 1 − x for x in its first layer."""
+
+    def sums(layer, codes):
+        if len(layer.w_codes) != first.shape[1]:
+            return sums_of(layer, codes, bias)
+        acc = qlearn.integer.matmul(255 - codes.astype(np.int64), -layer.w_codes).astype(np.int64)
+        return acc + bias(layer.bias + first.sum(axis=1), layer.x_scale, layer.w_scale)
+
+    first = datasets.trained("mlp")["linear1.weight"]
+    return sums
+
+
 def _bias_in_the_network(quantize):
-    read, wrong = (
-        digits_read(sums=lambda layer, codes, f=f: sums_of(layer, codes, f)) for f in (quantize, _scale_of_weights)
-    )
+    read, wrong = (digits_read(sums=_dark_on_light(f)) for f in (quantize, _scale_of_weights))
     return (
-        f"Your quantize_bias in all three layers of the network, on integers: {_said(read)}\n"
-        f"(biases at the weights' scale: {wrong:,}, {_floats()})."
+        f"Your quantize_bias in the network that reads dark on light, on integers: {_said(read)}\n"
+        f"(biases at the weights' scale: {wrong:,}; {_floats()})."
     )
 
 
@@ -758,17 +771,17 @@ def _keep_to_the_registers(name, inputs, result):
 
 def _judge_requantize(answer):
     def rescale(sums, factor):
-        codes = answer(watch(sums.astype(np.int64), _keep_to_the_registers), factor)
-        if not isinstance(codes, Watched):
+        given_ = answer(Registers(sums.astype(np.int64), _keep_to_the_registers), factor)
+        if not isinstance(given_, Registers):
             raise CannotBeJudged(
-                f"your result, of type {type(codes).__name__}, was not computed on `sums` as a whole: use operators and "
-                "NumPy's functions on it, and no loops, np.asarray or int()."
+                f"your result, of type {type(given_).__name__}, was not computed on `sums` as a whole: use operators and "
+                "NumPy's functions on it."
             )
+        codes = given_.held()
         if codes.shape != sums.shape or codes.dtype.kind not in "iu":
             raise CannotBeJudged(
                 f"the codes must be integers of shape {sums.shape}; yours are {codes.dtype} {codes.shape}."
             )
-        codes = np.asarray(codes).astype(np.int64)
         if codes.min() < 0 or codes.max() > 255:
             raise CannotBeJudged(f"codes are 0 … 255; yours go from {codes.min()} to {codes.max()}.")
         return codes

@@ -43,6 +43,26 @@ QUESTIONS = (
         ),
     ),
     Question(
+        "01.d",
+        "One of the network's 89,400 weights becomes 20; the others stay between −1 and 1. It belongs to a corner pixel, "
+        "black in every image, so in float32 all answers stay as they are. How many digits does the network read in 4 bits?",
+        (
+            Choice(
+                "As many as before: that weight is always multiplied by 0",
+                "The weight itself does no harm. But the ruler has to reach it. Solve the exercise, and see.",
+            ),
+            Choice(
+                "A little fewer: one weight in 89,400",
+                "All the others are rounded with the ruler that has to reach it. Solve the exercise, and see.",
+            ),
+            Choice(
+                "One in ten: it guesses",
+                "The ruler must reach 20, and its steps become longer than the other weights. Solve the exercise, and see.",
+                right=True,
+            ),
+        ),
+    ),
+    Question(
         "01.q1",
         "The values lie between 0 and 6, and you have 2 bits. What are scale and zero point?",
         (
@@ -56,7 +76,7 @@ QUESTIONS = (
         "01.q2",
         "Why does `np.clip(x.astype(np.uint8), 0, 255)` do nothing useful?",
         (
-            Choice("`np.clip` leaves integers as they are", "It clips them as well as floats."),
+            Choice("np.clip leaves integers as they are", "It clips them as well as floats."),
             Choice(
                 "The cast has wrapped already, and what has wrapped lies inside 0 … 255",
                 "Clamp first, and then cast.",

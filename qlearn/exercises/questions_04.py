@@ -5,6 +5,22 @@ from qlearn.exercises.questions import Choice, Question
 QUESTIONS = (
     Question(
         "04.a",
+        "An input has code 9 and zero point 3, a weight has code 12 and zero point 4. You want (9 − 3) · (12 − 4), and the chip has 9 · 12 = 108. It takes away 3 · 12 and 4 · 9. Is that right?",
+        (
+            Choice("Yes", "That leaves 36, and 6 · 8 is 48. The picture shows where the 12 have gone."),
+            Choice(
+                "No, it is too much",
+                "Both strips hold the corner 3 · 4, and it has gone twice. The picture puts it back.",
+                right=True,
+            ),
+            Choice(
+                "No, it is too little",
+                "It would be, if the corner 3 · 4 had to go as well. Look in the picture how often it has gone.",
+            ),
+        ),
+    ),
+    Question(
+        "04.b",
         "You make the weights symmetric: their zero point is 0. What must still be taken away from the raw products?",
         (
             Choice(
@@ -23,7 +39,7 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "04.b",
+        "04.c",
         "One product of 8-bit codes needs 16 bits. How many does a sum of 784 of them need at worst?",
         (
             Choice(
@@ -42,7 +58,7 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "04.c",
+        "04.d",
         "The layer rounded twice: after the multiplication and after the shift. Of 100,000 codes, how many are not the exact ones?",
         (
             Choice(
@@ -61,17 +77,6 @@ QUESTIONS = (
             Choice(
                 "A few, and some by far",
                 "Both roundings together move a value by little more than half a code. Further than one code none gets.",
-            ),
-        ),
-    ),
-    Question(
-        "04.d",
-        "Inputs 255 and 255, weights 127 and 127: each product fits into 16 bits. What is stored for the pair?",
-        (
-            Choice("64,770", "That is the true sum, and 16 bits with a sign do not reach so far."),
-            Choice("−766, as NumPy's int16", "NumPy wraps. This instruction saturates: it stays at the end."),
-            Choice(
-                "32,767", "The largest number of 16 bits, about half of the true sum, and nobody is told.", right=True
             ),
         ),
     ),

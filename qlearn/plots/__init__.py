@@ -14,7 +14,7 @@ from qlearn.plots.levels import grouped_bars, level_rows
 from qlearn.plots.network import accuracy_grid, digits, matrices
 from qlearn.plots.observers import two_histograms
 from qlearn.plots.picture import Picture, picture
-from qlearn.plots.ranges import clip_curve, clip_curves, clip_teeth, ranges_over, sorted_values
+from qlearn.plots.ranges import clip_curve, clip_curves, ranges_over, sorted_values
 from qlearn.plots.repair import channel_ranges, mean_shifts, straight_lines, two_weights
 from qlearn.plots.training import slopes, weight_paths
 
@@ -28,7 +28,6 @@ __all__ = [
     "channel_ranges",
     "clip_curve",
     "clip_curves",
-    "clip_teeth",
     "codes_in_use",
     "curves",
     "digits",

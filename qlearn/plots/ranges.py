@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from qlearn.affine import QParams, choose_qparams, dequantize, quant_limits, quantize
+from qlearn.affine import QParams, dequantize, quant_limits, quantize
 from qlearn.plots.charts import COLOURS, MARKERS, without_left_spine
 from qlearn.plots.picture import picture
 from qlearn.range_search import Search
@@ -93,43 +93,6 @@ def clip_curves(data: Mapping[str, Any], bits: Sequence[int] = (8, 4, 3, 2)) -> 
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(bits))
     return figure, f"Best clip by bits. {'; '.join(parts)}."
-
-
-@picture
-def clip_teeth(x: Any, bits: int) -> tuple[Figure, str]:
-    """The mean squared error against the clip, with the zero point that rounding −lo / scale gives, as points.
-
-    Both ends lie at ±clip, so −lo / scale is halfway between two codes. The curves of these two are drawn too.
-
-    >>> clip_teeth(np.linspace(-1, 2, 1001), bits=2)
-    Mean squared error at 2 bits against the clip. With zero point 1 and with zero point 2 it is a smooth curve each; \
-the points of the rounded zero point jump from one to the other.
-    """
-    view = SortedView(x)
-    clips = _clips(view).astype(np.float32)
-    search = Search(bits)
-    scale = search.scale_of(-clips.astype(np.float64), clips.astype(np.float64))
-    lower = search.limits[1] // 2
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for zero_point, colour, line in ((lower, BLUE, "--"), (lower + 1, VERMILLION, "-")):
-        errors = view.sse(scale, np.full(len(clips), zero_point), *search.limits) / len(view)
-        axes.plot(clips, errors, line, color=colour, linewidth=1.4, label=f"zero point {zero_point}")
-    q = choose_qparams(-clips, clips, bits=bits)
-    rounded = view.sse(q.scale, q.zero_point, *search.limits) / len(view)
-    axes.plot(clips, rounded, ":", color=BLACK, linewidth=0.8, marker=".", markersize=4, label="zero point as rounded")
-    axes.set(xlabel="clip: the range is −clip … clip", ylabel="mean squared error", yscale="log")
-    steps = [digit * 10.0**e for e in range(-6, 7) for digit in (1, 2, 5)]
-    axes.set_yticks([step for step in steps if rounded.min() <= step <= rounded.max()])
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
-    _log_clips(axes, clips)
-    axes.grid()
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
-    return figure, (
-        f"Mean squared error at {bits} bits against the clip. With zero point {lower} and with zero point {lower + 1} "
-        "it is a smooth curve each; the points of the rounded zero point jump from one to the other."
-    )
 
 
 @picture
