@@ -106,13 +106,10 @@ def rotate(
     if heads:
         found, left = values_of(flow, streams)
         wrong = _wrong(found, lambda some: off(_changed(model, _turn_values(some, seed))[0]) <= limit)
-        left.update(
-            {values.output: "the network computes something else when its values are turned" for values in wrong}
-        )
-        say_left(
-            f"turned the values of {len(found) - len(wrong)} of {len(found) - len(wrong) + len(left)} attentions", left
-        )
-        for name, more in _turn_values([values for values in found if values not in wrong], seed).items():
+        left.update({each.output: "the network computes something else when its values are turned" for each in wrong})
+        right = [each for each in found if each not in wrong]
+        say_left(f"turned the values of {len(right)} of {len(right) + len(left)} attentions", left)
+        for name, more in _turn_values(right, seed).items():
             changes[name] += more
     ends = ends_of_mlps(streams) if online else {}
     for name, inputs in ends.items():
@@ -128,10 +125,10 @@ def rotate(
             f"by {distance:.2g} of the largest ({reason})."
         )
     for head, embedding in untied.items():
-        text = (
+        own = (
             f"{head!r} shared its numbers with {embedding!r}; it has its own now, with the last norm's weight in them."
         )
-        warnings.warn(in_lines(text), stacklevel=2)
+        warnings.warn(in_lines(own), stacklevel=2)
         if getattr(getattr(rotated, "config", None), "tie_word_embeddings", False):
             rotated.config.tie_word_embeddings = False  # so that transformers does not tie them again
     return rotated
@@ -237,7 +234,7 @@ def _changed(model: nn.Module, changes: Changes, streams: Iterable[Stream] = ())
         for change in todo:
             rows, new_bias = change(rows, new_bias)
         with naming(name):
-            set_parameter(layer, "weight", LinearMap.of(layer).weight(rows) if is_map else rows.T)
+            set_parameter(layer, "weight", (LinearMap.of(layer).weight(rows) if is_map else rows.T).contiguous())
             if new_bias is not None:
                 set_parameter(layer, "bias", new_bias)
         other, shared = made.setdefault(old, (name, layer.weight))
