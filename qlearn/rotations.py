@@ -20,6 +20,8 @@ from qlearn.arrays import Array, as_floats, exponent_of, quietly
 
 __all__ = ["hadamard", "kurtosis", "random_hadamard", "random_orthogonal"]
 
+SIZE = "it is how many rows and columns there are"
+
 
 def hadamard(n: int) -> Array:
     """A matrix of ±1/√n whose rows are orthogonal and of length 1.
@@ -53,7 +55,7 @@ def hadamard(n: int) -> Array:
            [ 1.,  1., -1., -1.],
            [ 1., -1., -1.,  1.]])
     """
-    _check_size(n)
+    _check_whole(n, "n", 1, SIZE)
     m = _smallest_part(n)
     if m is None:
         below = next((k for k in range(n - 1, 0, -1) if _smallest_part(k)), 1)
@@ -81,7 +83,7 @@ def random_hadamard(n: int, seed: int = 0) -> Array:
         (n, n), a NumPy array of float64; the same numbers on every processor.
 
     Raises:
-        ValueError: an n without a Hadamard matrix; `random_orthogonal` takes any.
+        ValueError: an n without a Hadamard matrix, where `random_orthogonal` helps; a seed below 0.
 
     Cost: O(n²).
     Source: Ashkboos et al. 2024, https://arxiv.org/abs/2404.00456, section 3.
@@ -90,6 +92,7 @@ def random_hadamard(n: int, seed: int = 0) -> Array:
     array([[-1.,  1.],
            [-1., -1.]])
     """
+    _check_whole(seed, "seed", 0, "it says which signs")
     return hadamard(n) * np.random.default_rng(seed).choice([-1.0, 1.0], size=n)
 
 
@@ -109,7 +112,7 @@ def random_orthogonal(n: int, seed: int = 0) -> Array:
         (n, n), a NumPy array of float64. The last bits depend on the library that factorizes.
 
     Raises:
-        ValueError: n below 1.
+        ValueError: n below 1, a seed below 0.
 
     Cost: O(n³).
     Source: Mezzadri 2007, https://arxiv.org/abs/math-ph/0609050.
@@ -118,7 +121,8 @@ def random_orthogonal(n: int, seed: int = 0) -> Array:
     >>> bool(np.allclose(q @ q.T, np.eye(3)))
     True
     """
-    _check_size(n)
+    _check_whole(n, "n", 1, SIZE)
+    _check_whole(seed, "seed", 0, "it says which matrix")
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
     return q * np.sign(np.diagonal(r))
 
@@ -163,9 +167,9 @@ def kurtosis(x: Any, axis: int | None = None) -> Any:
     return float(found) if axis is None else found
 
 
-def _check_size(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ValueError(f"n={n!r} must be a whole number, 1 or more: it is how many rows and columns there are.")
+def _check_whole(value: int, name: str, least: int, why: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number, {least} or more: {why}.")
 
 
 def _smallest_part(n: int) -> int | None:

@@ -65,6 +65,13 @@ def test_a_seed_is_a_matrix(make):
     assert np.abs(first @ first.T - np.eye(12)).max() < 1e-14
 
 
+@pytest.mark.parametrize("make", [random_hadamard, random_orthogonal])
+@pytest.mark.parametrize("seed", [-1, 0.5, None, True])
+def test_a_seed_is_a_whole_number(make, seed):
+    with pytest.raises(ValueError, match=rf"seed={seed} must be a whole number, 0 or more: it says which"):
+        make(4, seed=seed)
+
+
 def test_random_signs_are_those_of_whole_columns():
     ratio = random_hadamard(64, seed=5) / hadamard(64)
     assert set(ratio[0]) == {-1.0, 1.0} and np.array_equal(ratio, np.broadcast_to(ratio[0], ratio.shape))
