@@ -11,20 +11,20 @@ from torch import nn
 
 from qlearn import PerAxis, PerGroup, PerTensor, PerToken, QuantConfig, datasets, fake_quantize
 from qlearn.nn import load_trained
+from qlearn.nn.generation import generate
 from qlearn.nn.language_model import (
     ALPHABET,
     CONTEXT,
     Attention,
     GatedMLP,
     LanguageModel,
-    generate,
     language_model,
     load_language_model,
-    perplexity,
     to_text,
     to_tokens,
     windows,
 )
+from qlearn.nn.perplexity import perplexity
 
 
 @pytest.fixture(scope="module")

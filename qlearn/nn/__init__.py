@@ -9,7 +9,7 @@ Which file goes with which lesson; nothing imports what comes later:
                      folding, storage, summary, models, training: what the other lessons need as well
     lesson 06        fake_quantize, qat
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
-    language models  language_model, smoothquant, awq
+    language models  language_model, perplexity, generation, smoothquant, awq
     ONNX             export
 """
 
@@ -25,20 +25,20 @@ from qlearn.nn.fake_quantize import (
     straight_through,
 )
 from qlearn.nn.folding import fold_batch_norm
+from qlearn.nn.generation import generate
 from qlearn.nn.gptq import gptq, hessians
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.language_model import (
     LanguageModel,
-    generate,
     language_model,
     load_language_model,
-    perplexity,
     to_text,
     to_tokens,
 )
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer
 from qlearn.nn.mixed_precision import allocate_bits, descent, layer_bytes, overrides_for, sensitivity
 from qlearn.nn.models import cnn, load_trained, mlp
+from qlearn.nn.perplexity import perplexity
 from qlearn.nn.ptq import calibrate, convert, prepare
 from qlearn.nn.qat import prepare_qat
 from qlearn.nn.rescaling import plant_outliers
