@@ -20,6 +20,7 @@ from qlearn.nn.language_model import ALPHABET, CONTEXT, Block, LanguageModel, Pa
 from qlearn.nn.network import check_model
 from qlearn.nn.perplexity import logits_of
 from qlearn.nn.prepared import ObservedLayer, notice_uncalled
+from qlearn.nn.threads import one_thread
 
 
 def generate(
@@ -81,7 +82,7 @@ def generate(
     tokens, device = to_tokens(prompt), device_of(model)
     start = max(0, tokens.shape[1] - CONTEXT)
     keeps, unread, forward = _reads_on(model), tokens[:, start:], None
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), one_thread():  # products this small only wait for other threads
         for _ in range(length):
             if moves := tokens.shape[1] - start > CONTEXT:
                 start += int(slide)
