@@ -99,10 +99,10 @@ def _tokens(text: Any) -> Tensor:
             f"text is a {type(text).__name__} that cannot be made a tensor: wanted are whole numbers, (T,) or (N, T). "
             "Texts of different lengths are to be joined to one, or measured one by one."
         ) from None
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise TypeError(f"tokens have dtype {tokens.dtype}: wanted are whole numbers, as a tokenizer gives them.")
     if tokens.ndim not in (1, 2) or not tokens.numel():
         raise ValueError(f"tokens have shape {tuple(tokens.shape)}: wanted are some, (T,) or (N, T).")
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise TypeError(f"tokens have dtype {tokens.dtype}: wanted are whole numbers, as a tokenizer gives them.")
     return tokens.long().reshape(-1, tokens.shape[-1])
 
 
