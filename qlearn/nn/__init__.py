@@ -9,12 +9,14 @@ Which file goes with which lesson; nothing imports what comes later:
                      folding, storage, summary, models, training: what the other lessons need as well
     lesson 06        fake_quantize, qat
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
-    language models  language_model, perplexity, generation, smoothquant, awq
+    language models  language_model, perplexity, generation, smoothquant, awq, codebook_layer, adapters
     ONNX             export
 """
 
+from qlearn.nn.adapters import AdaptedLayer, adapter_state, add_adapters, train_adapters
 from qlearn.nn.awq import awq
 from qlearn.nn.bias_correction import correct_bias
+from qlearn.nn.codebook_layer import CodebookLayer, use_codebook
 from qlearn.nn.equalization import equalize, unequalize
 from qlearn.nn.export import export_onnx
 from qlearn.nn.fake_quantize import (
@@ -48,6 +50,8 @@ from qlearn.nn.summary import summary
 from qlearn.nn.training import accuracy, to_inputs, train
 
 __all__ = [
+    "AdaptedLayer",
+    "CodebookLayer",
     "DynamicLayer",
     "FakeQuantize",
     "LanguageModel",
@@ -56,6 +60,8 @@ __all__ = [
     "StaticLayer",
     "WeightOnlyLayer",
     "accuracy",
+    "adapter_state",
+    "add_adapters",
     "allocate_bits",
     "awq",
     "calibrate",
@@ -91,5 +97,7 @@ __all__ = [
     "to_text",
     "to_tokens",
     "train",
+    "train_adapters",
     "unequalize",
+    "use_codebook",
 ]

@@ -16,7 +16,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from qlearn.nn.batches import Forward, call, device_of, evaluating, one_tensor
-from qlearn.nn.language_model import ALPHABET, CONTEXT, windows
+from qlearn.nn.language_model import ALPHABET, CONTEXT, to_tokens, windows
 from qlearn.nn.network import check_model
 
 BATCH_SIZE = 64  # windows at once, at most
@@ -68,15 +68,14 @@ def perplexity(
     if isinstance(context, bool) or not isinstance(context, Integral) or context < 1:
         raise ValueError(f"context={context!r} must be a whole number, 1 or more: the tokens of a window.")
     of_characters = isinstance(text, (str, bytes))
-    tokens = text if of_characters else _tokens(text)
-    inputs, following = windows(tokens, int(context))
+    inputs, following = windows(text if of_characters else as_tokens(text), int(context))
     total, size, device = 0.0, BATCH_SIZE, device_of(model)
     with torch.no_grad(), evaluating(model):
         if not of_characters:
             vocabulary = logits_of(model, torch.zeros(1, 1, dtype=torch.int64, device=device), forward=forward).shape[
                 -1
             ]
-            _refuse_unknown(tokens, vocabulary)
+            _refuse_unknown(as_tokens(text), vocabulary)
             size = min(BATCH_SIZE, max(1, LOGITS // (inputs.shape[1] * vocabulary)))
         pairs = list(zip(inputs.split(size), following.split(size), strict=True))
         for x, y in tqdm(pairs, desc="Reading", unit="batch", leave=False, disable=not progress):
@@ -88,8 +87,17 @@ def perplexity(
     return math.exp(mean) if mean < 709 else math.inf
 
 
-def _tokens(text: Any) -> Tensor:
-    """Tokens as int64 (N, T)."""
+def as_tokens(text: Any) -> Tensor:
+    """Tokens as int64 (N, T), of a text for a `LanguageModel` its characters.
+
+    Raises:
+        TypeError, ValueError: no whole numbers, none, or rows of different lengths.
+
+    >>> as_tokens([3, 1, 4])
+    tensor([[3, 1, 4]])
+    """
+    if isinstance(text, (str, bytes)):
+        return to_tokens(text)  # type: ignore[arg-type]
     if isinstance(text, Mapping) or hasattr(text, "input_ids"):
         raise TypeError(f"text is a {type(text).__name__}: wanted are the tokens alone, text['input_ids'].")
     try:
