@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,21 +14,23 @@ import torch
 from torch import nn
 
 from qlearn import PerAxis, PerGroup, PerTensor, PerToken, QuantConfig, datasets, fake_quantize
+from qlearn import nn as qnn
 from qlearn.nn import load_trained
+from qlearn.nn.generation import generate
 from qlearn.nn.language_model import (
     ALPHABET,
     CONTEXT,
     Attention,
     GatedMLP,
     LanguageModel,
-    generate,
+    Past,
     language_model,
     load_language_model,
-    perplexity,
     to_text,
     to_tokens,
     windows,
 )
+from qlearn.nn.perplexity import perplexity
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +136,52 @@ def test_the_trained_model_has_learnt_to_read(model):
     assert perplexity(model, validation) < 4.5 < 18 < by_frequency
 
 
+class Frequencies(nn.Module):
+    """A causal network that knows how often each token comes after another, in an output as transformers have it."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(table)
+
+    def forward(self, input_ids):
+        return SimpleNamespace(logits=self.table(input_ids))
+
+
+def test_perplexity_of_tokens_is_the_mean_surprise_token_by_token():
+    torch.manual_seed(0)
+    table, tokens = torch.randn(11, 11), torch.randint(0, 11, (3, 25))
+    p = table.double().softmax(-1)
+    surprise = [
+        -math.log(p[text[i], text[i + 1]])
+        for text in tokens.tolist()
+        for i in range(18)  # three windows of six
+    ]
+    wanted = pytest.approx(math.exp(np.mean(surprise)), rel=1e-6)
+    network = Frequencies(table)
+    assert perplexity(network, tokens[:, :19], context=6) == wanted
+    assert perplexity(network, tokens[:, :24], context=6) == wanted, "what fills no window is left out"
+    assert perplexity(network, tokens.numpy()[:, :19], context=6) == wanted
+    assert perplexity(network, tokens.int()[:, :19], context=6, forward=lambda m, x: m(x).logits) == wanted
+    one = perplexity(network, tokens[0, :7].tolist(), context=6)
+    assert one == pytest.approx(math.exp(np.mean(surprise[:6])), rel=1e-6)
+
+
+def test_a_large_vocabulary_is_read_a_few_windows_at_a_time(monkeypatch):
+    torch.manual_seed(0)
+    network, tokens = Frequencies(torch.randn(11, 11)), torch.randint(0, 11, (20, 7))
+    whole, sizes = perplexity(network, tokens, context=6), []
+    monkeypatch.setattr(sys.modules["qlearn.nn.perplexity"], "LOGITS", 3 * 66)
+    network.register_forward_pre_hook(lambda module, x: sizes.append(len(x[0])))
+    assert perplexity(network, tokens, context=6) == pytest.approx(whole, rel=1e-6)
+    assert sizes == [1, *[3] * 6, 2]
+
+
+def test_the_shipped_model_s_text_is_its_tokens(model):
+    text = datasets.text_parts().validation[:1000]
+    assert perplexity(model, to_tokens(text)) == pytest.approx(perplexity(model, text), rel=1e-6)
+    assert perplexity(model, text, context=64) > perplexity(model, text)
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +207,158 @@ def test_a_prompt_may_be_longer_than_the_context(model):
 def test_what_cannot_be_written_is_refused(model, wrong):
     with pytest.raises(ValueError, match="none may be empty or negative"):
         generate(model, **wrong)
+
+
+def by_whole_passes(model, prompt, length, temperature, seed, slide=CONTEXT // 2):
+    """The same letters, from the whole window each time."""
+    random, text = torch.Generator().manual_seed(seed), prompt
+    start = max(0, len(prompt) - CONTEXT)
+    for _ in range(length):
+        if len(text) - start > CONTEXT:
+            start += slide
+        with torch.no_grad():
+            logits = model(to_tokens(text[start:]))[0, -1]
+        following = (
+            logits.argmax()
+            if temperature == 0
+            else torch.multinomial((logits / temperature).softmax(-1), 1, generator=random)
+        )
+        text += ALPHABET[int(following)]
+    return text
+
+
+FOUR = QuantConfig(bits=4, symmetric=True, granularity=PerAxis(0))
+BY_TOKEN = QuantConfig(method="dynamic", granularity=PerToken())
+
+
+def with_cache(model, bits, granularity):
+    model = copy.deepcopy(model)
+    for block in model.blocks:
+        block.attention.cache = QuantConfig(bits=bits, granularity=granularity)
+    return model
+
+
+def calibrated(model, prepare, **options):
+    return qnn.calibrate(prepare(model, FOUR, **options), windows(TEXT)[0][:4], progress=False)
+
+
+TEXT = datasets.text_parts().calibration[:3000]
+KEEP = {  # networks in which each character is read once
+    "float": lambda model: model,
+    "prepared": lambda model: qnn.prepare(model, FOUR),
+    "weights in groups": lambda model: qnn.convert(
+        qnn.prepare(model, QuantConfig(bits=4, symmetric=True, granularity=PerGroup(64)), None)
+    ),
+    "static": lambda model: qnn.convert(calibrated(model, qnn.prepare)),
+    "dynamic by token": lambda model: qnn.convert(qnn.prepare(model, FOUR, BY_TOKEN)),
+    "fake-quantized": lambda model: calibrated(model, qnn.prepare_qat),
+    "cache by token": lambda model: with_cache(model, 3, PerToken()),
+    "cache by head": lambda model: with_cache(model, 2, PerGroup(32)),
+}
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """How many characters were read in each call that keeps keys and values."""
+    counts, read_on = [], LanguageModel.read_on
+
+    def counting(self, tokens, pasts):
+        counts.append(tokens.shape[1])
+        return read_on(self, tokens, pasts)
+
+    monkeypatch.setattr(LanguageModel, "read_on", counting)
+    return counts
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+@pytest.mark.parametrize("kind", KEEP)
+def test_each_character_is_read_once_and_the_letters_stay(model, kind, temperature, read):
+    """Sums over rows of another number differ in the last digits: letters could, next to a tie. Here none does."""
+    network, length = KEEP[kind](model), 80 if kind in ("float", "cache by token") else 15
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = by_whole_passes(network, "The whale", length, temperature, 5)
+    assert generate(network, "The whale", length=length, temperature=temperature, seed=5) == wanted
+    assert read == [9, *[1] * (length - 1)]
+
+
+@pytest.mark.parametrize("slide", [1, 50, CONTEXT])
+def test_a_full_window_moves_on_and_is_read_anew(model, slide, read):
+    prompt = datasets.text_parts().validation[:140]
+    wanted = by_whole_passes(model, prompt, 60, 0.7, 1, slide)
+    assert generate(model, prompt, length=60, seed=1, slide=slide) == wanted
+    first = [CONTEXT, CONTEXT + 1 - slide]  # what is read for the first two letters
+    assert read[:2] == first and sum(read) < {1: 61 * CONTEXT, 50: 128 + 79 + 79 + 59, CONTEXT: 128 + 60}[slide]
+    with pytest.raises(ValueError, match=f"slide={CONTEXT + 1} must be from 1 to {CONTEXT}"):
+        generate(model, "a", slide=CONTEXT + 1)
+
+
+class Leaking(nn.Module):
+    """One range for all characters."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return leaking(self.layer(x))
+
+
+def leaking(x):
+    return fake_quantize(x, QuantConfig(bits=3).find_qparams(x))
+
+
+def with_keys(model, change):
+    model = copy.deepcopy(model)
+    for block in model.blocks:
+        change(block.attention)
+    return model
+
+
+class Uppercase(LanguageModel):
+    """Knows no small letters."""
+
+    def forward(self, tokens):
+        return super().forward(tokens).index_fill(2, torch.arange(54, 80), -100.0)
+
+
+def uppercase(model):
+    made = Uppercase()
+    made.load_state_dict(model.state_dict())
+    return made.eval()
+
+
+WHOLE = {  # networks whose numbers for a character hang on later ones, or that do more than a LanguageModel
+    "module": lambda model: with_keys(model, lambda a: setattr(a, "key", Leaking(a.key))),
+    "fake quantization": lambda model: with_keys(
+        model, lambda a: setattr(a, "key", nn.Sequential(a.key, qnn.FakeQuantize(QuantConfig(bits=3))))
+    ),
+    "hook": lambda model: with_keys(model, lambda a: a.key.register_forward_hook(lambda m, x, y: leaking(y))),
+    "forward": lambda model: with_keys(model, lambda a: setattr(a.key, "forward", Leaking(copy.copy(a.key)).forward)),
+    "dynamic by tensor": lambda model: qnn.convert(qnn.prepare(model, FOUR, QuantConfig(bits=3, method="dynamic"))),
+    "fake-quantized by tensor": lambda model: qnn.prepare_qat(model, FOUR, QuantConfig(bits=3, method="dynamic")),
+    "subclass": uppercase,
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_what_looks_around_reads_the_whole_window_each_time(model, kind, read):
+    network = WHOLE[kind](model)
+    wanted = by_whole_passes(network, "The whale", 12, 0, 0)
+    assert generate(network, "The whale", length=12, temperature=0) == wanted
+    assert read == []
+
+
+def test_reading_on_is_reading_the_whole(model):
+    x = to_tokens(TEXT[:CONTEXT])
+    for sizes in ([CONTEXT - 1, 1], [1, 2, 60, 65]):
+        pasts = [Past() for _ in model.blocks]
+        with torch.no_grad():
+            parts = [model.read_on(part, pasts) for part in x.repeat(2, 1).split(sizes, dim=1)]
+            assert torch.allclose(torch.cat(parts, 1), model(x).expand(2, -1, -1), atol=1e-4)
+        assert {past.length for past in pasts} == {CONTEXT}
+    with pytest.raises(ValueError, match=r"shape \(1, 1\) after 128 characters: the model sees at most 128"):
+        model.read_on(x[:, :1], pasts)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from torch.nn.utils import prune
 from qlearn import PerAxis, PerGroup, QuantConfig, datasets, fake_quantize, gptq
 from qlearn import nn as qnn
 from qlearn.nn.awq import awq, awq_factors
-from qlearn.nn.language_model import LanguageModel, load_language_model, perplexity, to_tokens, windows
+from qlearn.nn.language_model import LanguageModel, load_language_model, to_tokens, windows
+from qlearn.nn.perplexity import perplexity
 from qlearn.nn.rescaling import plant_outliers, sites
 from qlearn.nn.site import Site, rescale
 from qlearn.nn.smoothquant import largest_inputs, smooth, smoothing_factors

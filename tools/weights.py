@@ -20,8 +20,9 @@ from torch import nn
 from tqdm.auto import trange
 
 from qlearn import datasets
-from qlearn.nn.language_model import CONTEXT, LanguageModel, language_model, perplexity, to_tokens
+from qlearn.nn.language_model import CONTEXT, LanguageModel, language_model, to_tokens
 from qlearn.nn.models import cnn, mlp
+from qlearn.nn.perplexity import perplexity
 from qlearn.nn.training import accuracy, train
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -9,12 +9,14 @@ Which file goes with which lesson; nothing imports what comes later:
                      folding, storage, summary, models, training: what the other lessons need as well
     lesson 06        fake_quantize, qat
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
-    language models  language_model, smoothquant, awq; stream, rotate: outliers shared by all channels
+    lesson 09        language_model, perplexity, generation; smoothquant, awq, stream, rotate; codebook_layer, adapters
     ONNX             export
 """
 
+from qlearn.nn.adapters import AdaptedLayer, adapter_state, add_adapters, train_adapters
 from qlearn.nn.awq import awq
 from qlearn.nn.bias_correction import correct_bias
+from qlearn.nn.codebook_layer import CodebookLayer, use_codebook
 from qlearn.nn.equalization import equalize, unequalize
 from qlearn.nn.export import export_onnx
 from qlearn.nn.fake_quantize import (
@@ -25,20 +27,20 @@ from qlearn.nn.fake_quantize import (
     straight_through,
 )
 from qlearn.nn.folding import fold_batch_norm
+from qlearn.nn.generation import generate
 from qlearn.nn.gptq import gptq, hessians
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.language_model import (
     LanguageModel,
-    generate,
     language_model,
     load_language_model,
-    perplexity,
     to_text,
     to_tokens,
 )
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer
 from qlearn.nn.mixed_precision import allocate_bits, descent, layer_bytes, overrides_for, sensitivity
 from qlearn.nn.models import cnn, load_trained, mlp
+from qlearn.nn.perplexity import perplexity
 from qlearn.nn.ptq import calibrate, convert, prepare
 from qlearn.nn.qat import prepare_qat
 from qlearn.nn.rescaling import plant_outliers
@@ -49,6 +51,8 @@ from qlearn.nn.summary import summary
 from qlearn.nn.training import accuracy, to_inputs, train
 
 __all__ = [
+    "AdaptedLayer",
+    "CodebookLayer",
     "DynamicLayer",
     "FakeQuantize",
     "LanguageModel",
@@ -57,6 +61,8 @@ __all__ = [
     "StaticLayer",
     "WeightOnlyLayer",
     "accuracy",
+    "adapter_state",
+    "add_adapters",
     "allocate_bits",
     "awq",
     "calibrate",
@@ -93,5 +99,7 @@ __all__ = [
     "to_text",
     "to_tokens",
     "train",
+    "train_adapters",
     "unequalize",
+    "use_codebook",
 ]

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from qlearn import gptq
 from qlearn.affine import fake_quantize
 from qlearn.config import QuantConfig
-from qlearn.nn.batches import Batches, Forward, listed
-from qlearn.nn.gptq import hessians
+from qlearn.nn.batches import Batches, Forward, listed, outputs
+from qlearn.nn.collect import collect
+from qlearn.nn.gptq import SecondMoment
 from qlearn.nn.linear_maps import LinearMap, rows_of
 from qlearn.nn.rescaling import copied
 from qlearn.nn.site import Site, rescale
@@ -128,8 +129,10 @@ def awq(
     True
     """
     rescaled, found, pieces = copied(model, listed(batches), forward, sites, "rescaled")
-    names = {layer: name for name, layer in rescaled.named_modules()}
-    products = hessians(rescaled, pieces, forward=forward)
+    # All consumers of a site read the same channels: one of them is looked at.
+    with collect({site.name: site.consumers[0] for site in found}, SecondMoment) as products:
+        for _ in outputs(rescaled, pieces, forward=forward):
+            pass
     factors = {}
     for site in tqdm(found, desc="AWQ", unit="site", leave=False, disable=not progress):
         layer: Any = site.consumers[0]
@@ -141,6 +144,6 @@ def awq(
             continue
         channel_of = site.channel_of(layer).repeat_interleave(rows_of(layer)[0, 0].numel())
         rows = [rows_of(each).detach().flatten(1) for each in site.consumers]
-        factors[site], _ = awq_factors(rows, products[names[layer]], weights, grid=grid, channel_of=channel_of)
+        factors[site], _ = awq_factors(rows, products[site.name].mean, weights, grid=grid, channel_of=channel_of)
     rescale(rescaled, factors)
     return rescaled

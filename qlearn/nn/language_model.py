@@ -8,8 +8,7 @@ laptop. It has read *Moby-Dick*, all but the last chapters.
 
 from __future__ import annotations
 
-import math
-from numbers import Integral, Real
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +17,39 @@ from torch.nn import functional
 from qlearn import datasets
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerGroup, PerToken
-from qlearn.nn.batches import call, device_of, evaluating, one_tensor
 from qlearn.nn.fake_quantize import straight_through
 
 ALPHABET = "\n !\"$&'()*,-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"
 CONTEXT = 128  # characters that the model sees at once
-BATCH_SIZE = 64
+
+
+class Past:
+    """The keys and values of the characters that a block has read already: its KV cache, empty at first.
+
+    Attributes:
+        keys, values: (N, heads, characters, width of a head), as attention reads them: after `cache` has rounded them.
+
+    >>> past = Past()
+    >>> _ = past.add(torch.zeros(1, 2, 5, 4), torch.zeros(1, 2, 5, 4))
+    >>> past.add(torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 4))[0].shape, past.length
+    (torch.Size([1, 2, 6, 4]), 6)
+    """
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """How many characters are in it."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the keys and values of the next characters, and hand over all there are."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 class Attention(nn.Module):
@@ -43,15 +69,20 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
         self.cache: QuantConfig | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, width) → (N, T, width).
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """(N, T, width) → (N, T, width). With a `past`, x are the characters after those in it, and are added to it.
 
         Raises:
             ValueError: a `cache` whose ranges would span several characters.
         """
         q, k, v = self.query(x), self._stored(self.key(x)), self._stored(self.value(x))
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
-        found = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        before, mask = 0 if past is None else past.length, None
+        if past is not None:
+            k, v = past.add(k, v)
+        if before and x.shape[1] > 1:  # the last of x sees all there is, the one before it all but one
+            mask = torch.ones(x.shape[1], k.shape[2], dtype=torch.bool, device=x.device).tril(before)
+        found = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not before)
         return self.output(found.transpose(1, 2).flatten(2))
 
     def _stored(self, x: Tensor) -> Tensor:
@@ -90,9 +121,9 @@ class Block(nn.Module):
         self.mlp = GatedMLP(width, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, width) → (N, T, width)."""
-        x = x + self.dropout(self.attention(self.norm1(x)))
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """(N, T, width) → (N, T, width). `past` is the attention's."""
+        x = x + self.dropout(self.attention(self.norm1(x), past))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
@@ -120,6 +151,31 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: a text of more than `CONTEXT` characters, or anything but numbers of characters.
         """
+        return self._out(self.blocks(self._in(tokens)))
+
+    def read_on(self, tokens: Tensor, pasts: Sequence[Past]) -> Tensor:
+        """The logits after each of the next characters, without reading again those before them.
+
+        Args:
+            tokens: (N, T), what follows the characters in `pasts`.
+            pasts: one for each block, all new or from calls before. The characters are added to them.
+
+        Raises:
+            ValueError: as for the network itself; `CONTEXT` counts both together.
+
+        >>> model, tokens = language_model(), to_tokens("Call me Ishmael.")
+        >>> pasts = [Past() for _ in model.blocks]
+        >>> in_parts = [model.read_on(part, pasts) for part in tokens.split(5, dim=1)]
+        >>> bool(torch.allclose(torch.cat(in_parts, dim=1), model(tokens), atol=1e-5))
+        True
+        """
+        x = self._in(tokens, pasts[0].length)
+        for block, past in zip(self.blocks, pasts, strict=True):
+            x = block(x, past)
+        return self._out(x)
+
+    def _in(self, tokens: Tensor, before: int = 0) -> Tensor:
+        """What goes into the first block, if these are characters and not too many."""
         if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
             shown = (
                 f"shape {tuple(tokens.shape)}, {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
@@ -131,13 +187,17 @@ class LanguageModel(nn.Module):
             low, high = int(tokens.min()), int(tokens.max())
             if low < 0 or high >= len(ALPHABET):
                 raise ValueError(f"tokens go from {low} to {high}: the model knows 0 to {len(ALPHABET) - 1}.")
-        if tokens.shape[-1] > CONTEXT:
+        if before + tokens.shape[-1] > CONTEXT:
+            after = f" after {before} characters" if before else ""
             raise ValueError(
-                f"tokens has shape {tuple(tokens.shape)}: the model sees at most {CONTEXT} characters at once. "
+                f"tokens has shape {tuple(tokens.shape)}{after}: the model sees at most {CONTEXT} characters at once. "
                 f"Cut the text into pieces, or hand over its end: tokens[..., -{CONTEXT}:]."
             )
-        places = torch.arange(tokens.shape[-1], device=tokens.device)
-        return self.head(self.norm(self.blocks(self.dropout(self.tokens(tokens) + self.positions(places)))))
+        places = torch.arange(before, before + tokens.shape[-1], device=tokens.device)
+        return self.dropout(self.tokens(tokens) + self.positions(places))
+
+    def _out(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
 
 
 def language_model(*, seed: int = 0, dropout: float = 0.0) -> LanguageModel:
@@ -162,8 +222,8 @@ def language_model(*, seed: int = 0, dropout: float = 0.0) -> LanguageModel:
 def load_language_model() -> LanguageModel:
     """The model with the weights that come with this package, in eval mode: trained on `datasets.text_parts().train`.
 
-    >>> model = load_language_model()
-    >>> perplexity(model, datasets.text_parts().validation[:20_000]) < 4.5
+    >>> from qlearn.nn.perplexity import perplexity
+    >>> perplexity(load_language_model(), datasets.text_parts().validation[:20_000]) < 4.5
     True
     """
     model = LanguageModel()
@@ -206,110 +266,28 @@ def to_text(tokens: Tensor) -> str:
     return "".join(ALPHABET[number] for number in numbers)
 
 
-def windows(text: str) -> tuple[Tensor, Tensor]:
-    """A text cut into pieces of `CONTEXT` characters: inputs (N, T), and the characters that follow each, (N, T).
+def windows(text: str | Tensor, context: int = CONTEXT) -> tuple[Tensor, Tensor]:
+    """A text cut into pieces of `context` characters: inputs (N, T), and the characters that follow each, (N, T).
 
     The last characters, which fill no piece, are left out.
 
+    Args:
+        text: a text, or tokens (texts, T) of any model: each row is a text of its own.
+        context: the tokens of a piece.
+
     Raises:
-        ValueError: fewer characters than one piece needs, `CONTEXT` + 1.
+        ValueError: fewer characters than one piece needs, `context` + 1.
 
     >>> inputs, following = windows("whale " * 50)
     >>> inputs.shape, bool((inputs[0, 1:] == following[0, :-1]).all())
     (torch.Size([2, 128]), True)
     """
-    tokens = to_tokens(text)[0]
-    n = (len(tokens) - 1) // CONTEXT
+    tokens, what = (text, "tokens") if isinstance(text, Tensor) else (to_tokens(text), "characters")
+    length = tokens.shape[1]
+    n = (length - 1) // context
     if n < 1:
-        raise ValueError(f"the text has {len(text)} characters: {CONTEXT + 1} are needed at least.")
-    return tokens[: n * CONTEXT].reshape(n, CONTEXT), tokens[1 : n * CONTEXT + 1].reshape(n, CONTEXT)
-
-
-def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
-    """What a network expects after each character, if it is a language model."""
-    logits = one_tensor(call(model, tokens))
-    if logits.shape != (*tokens.shape, len(ALPHABET)):
         raise ValueError(
-            f"for tokens of shape {tuple(tokens.shape)} the network puts out shape {tuple(logits.shape)}: wanted are "
-            f"logits, one for each of {len(ALPHABET)} characters, as a LanguageModel has them."
+            f"the text has {length} {what}: {context + 1} are needed at least, for a window of {context} and the one "
+            "that follows it."
         )
-    if not bool(logits.isfinite().all()):
-        raise ValueError("the network's outputs are not finite.")
-    return logits
-
-
-def perplexity(model: nn.Module, text: str) -> float:
-    """How surprised the model is by a text: as much as if it had to guess among so many characters each time.
-
-        perplexity = exp(mean over all characters of −log p(character | those before it in its piece))
-
-    The text is read in pieces of `CONTEXT` characters. 1.0 is a model that knows every character, 80.0 one that knows
-    nothing. Compare models on the *same* text only.
-
-    Args:
-        model: a `LanguageModel`, prepared and quantized ones included. Measured in eval mode and without gradients.
-        text: of more than `CONTEXT` characters.
-
-    Raises:
-        ValueError: a text that is too short, or has characters that the model does not know.
-
-    Cost: one pass through the network; 0.2 s for 4,000 characters on one core.
-
-    >>> class KnowsNothing(nn.Module):
-    ...     def forward(self, tokens):
-    ...         return torch.zeros(*tokens.shape, 80)
-    >>> round(perplexity(KnowsNothing(), "Call me Ishmael. " * 10), 3)
-    80.0
-    """
-    inputs, following = windows(text)
-    total, device = 0.0, device_of(model)
-    with torch.no_grad(), evaluating(model):
-        for x, y in zip(inputs.split(BATCH_SIZE), following.split(BATCH_SIZE), strict=True):
-            logits = _logits(model, x.to(device)).flatten(0, 1)
-            total += functional.cross_entropy(logits, y.to(device).flatten(), reduction="sum").item()
-    return math.exp(total / following.numel())
-
-
-def generate(model: nn.Module, prompt: str, *, length: int = 200, temperature: float = 0.7, seed: int = 0) -> str:
-    """Let the model write on: `length` characters, each drawn from what it expects after those before it.
-
-        p = softmax(logits / temperature)
-
-    Args:
-        model: a `LanguageModel`, quantized or not.
-        prompt: what it begins with, one character or more; only the last `CONTEXT` are looked at.
-        length: how many characters to add.
-        temperature: 0 always takes the likeliest character; 1 draws as the model expects, less makes it more careful.
-        seed: of the draws; torch's own random state is neither used nor changed.
-
-    Returns:
-        The prompt and what follows.
-
-    Raises:
-        ValueError: an empty prompt, characters that the model does not know, a negative length or temperature.
-
-    Cost: one pass through the network for each character.
-
-    >>> len(generate(language_model(), "Call me", length=5))
-    12
-    """
-    if not isinstance(prompt, str):
-        raise TypeError(f"prompt is a {type(prompt).__name__}: wanted is a text.")
-    kinds = ((length, Integral), (temperature, Real), (seed, Integral))
-    if not all(isinstance(value, kind) for value, kind in kinds):
-        raise TypeError(f"length={length!r}, temperature={temperature!r}, seed={seed!r}: all must be numbers.")
-    if not prompt or length < 0 or not temperature >= 0:
-        raise ValueError(
-            f"prompt={prompt!r}, length={length}, temperature={temperature}: none may be empty or negative."
-        )
-    random = torch.Generator().manual_seed(int(seed))  # on the processor, so that a text does not depend on the device
-    tokens, device = to_tokens(prompt), device_of(model)
-    with torch.no_grad(), evaluating(model):
-        for _ in range(length):
-            logits = _logits(model, tokens[:, -CONTEXT:].to(device))[0, -1].cpu()
-            if temperature == 0 or not bool((logits / temperature).isfinite().all()):  # so small a temperature is 0
-                following = logits.argmax().reshape(1)
-            else:
-                following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=random)
-            tokens = torch.cat([tokens, following[None]], dim=1)
-    return to_text(tokens)
+    return tokens[:, : n * context].reshape(-1, context), tokens[:, 1 : n * context + 1].reshape(-1, context)

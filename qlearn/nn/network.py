@@ -327,7 +327,10 @@ def _computes(hook: Any, which: str) -> bool:
 def _lazy_clone(tensor: Tensor) -> Tensor:
     """A clone that shares its memory until one of the two is written to, where PyTorch has that."""
     lazily = getattr(torch, "_lazy_clone", None)
-    return tensor.clone() if lazily is None else lazily(tensor)
+    try:
+        return tensor.clone() if lazily is None else lazily(tensor)
+    except RuntimeError:  # memory that is not PyTorch's own: a file, as downloaded models have it
+        return tensor.clone()
 
 
 def _read_by_parents(model: nn.Module) -> set[nn.Module]:

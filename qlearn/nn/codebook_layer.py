@@ -1,0 +1,109 @@
+"""A linear layer whose weights are places in a list of levels, such as NF4: a codebook, and a scale for each block.
+
+ŵ = scale of its block · levels[code]        scale = max|w| over the block
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qlearn.codebooks import check_levels, decode, encode
+from qlearn.nn.linear_maps import NAMES, LinearMap, is_linear_map, rows_of
+from qlearn.nn.network import check_model, copy_of, linear_maps, naming, refuse_computed_weights, replace
+from qlearn.packing import pack, unpack
+
+
+class CodebookLayer(nn.Module):
+    """A Linear that stores packed codes, one scale for each block of a row, and the levels.
+
+    Args:
+        layer: a Linear. It is not changed.
+        levels: (k,) from −1 to 1, in rising order: `codebooks.normal_float()`.
+        block: how many neighbours in a row share a scale.
+
+    Raises:
+        ValueError: no Linear, a block that does not divide the row.
+
+    >>> layer = nn.Linear(4, 1, bias=False)
+    >>> layer.weight.data = torch.tensor([[0.5, -0.1, 8.0, 4.5]])
+    >>> CodebookLayer(layer, [-1.0, 0.0, 0.5, 1.0], block=2).weight
+    tensor([[0.5000, 0.0000, 8.0000, 4.0000]])
+    """
+
+    packed: Tensor
+    scale: Tensor
+    levels: Tensor
+
+    def __init__(self, layer: Any, levels: Any, block: int = 64) -> None:
+        super().__init__()
+        if not is_linear_map(layer) or layer.weight.ndim != 2:
+            raise ValueError(f"{type(layer).__name__} has no codebook: wanted is a Linear.")
+        self.map, rows = LinearMap.of(layer), rows_of(layer).detach()
+        if not 1 <= block <= rows.shape[1] or rows.shape[1] % block:
+            raise ValueError(f"block={block} does not divide its rows of {rows.shape[1]} weights.")
+        self.shape, self.bits, numbers = tuple(rows.shape), 1, check_levels(levels)
+        while 2**self.bits < len(numbers):
+            self.bits += 1
+        scale = rows.float().unflatten(1, (-1, block)).abs().amax(2)
+        scale = torch.where(scale > 0, scale, 1.0)
+        self.register_buffer("scale", scale)
+        self.register_buffer("levels", torch.tensor(numbers.astype(np.float32)))
+        self.register_buffer("packed", pack(encode(rows.float(), numbers, scale), self.bits))
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+        self.dtype = rows.dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """What the codes stand for, as the float layer has it; made anew whenever it is read."""
+        rows = decode(unpack(self.packed, self.bits, self.shape), self.levels, self.scale)
+        return self.map.weight(rows).to(self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, I) → (…, O)."""
+        return self.map(x, self.map.rows(self.weight).to(x.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        block = self.shape[1] // self.scale.shape[1]
+        return f"{self.shape[1]} → {self.shape[0]}, {len(self.levels)} levels, blocks of {block}"
+
+
+def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: tuple[str, ...] = ()) -> nn.Module:
+    """Copy a network and give every Linear in it codes of these levels: with `codebooks.normal_float()` this is NF4.
+
+    Args:
+        model: a float network. It is not changed.
+        levels, block: as for `CodebookLayer`.
+        leave: names of layers that stay in float, a head that is the embedding, say.
+
+    Raises:
+        ValueError: no Linear, a block that does not divide a row (names the layer), a name that is no layer; weights
+            that a hook computes.
+
+    Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3, but for the scales, which stay float32.
+
+    >>> from qlearn.codebooks import normal_float
+    >>> use_codebook(nn.Sequential(nn.Linear(128, 2), nn.ReLU()), normal_float())
+    Sequential(
+      (0): CodebookLayer(128 → 2, 16 levels, blocks of 64)
+      (1): ReLU()
+    )
+    """
+    check_model(model)
+    copied = copy_of(model)
+    layers = {name: layer for name, layer in linear_maps(copied).items() if layer.weight.ndim == 2}
+    if unknown := [name for name in leave if name not in layers]:
+        raise ValueError(f"leave names {unknown[0]!r}, which is no Linear; those are {', '.join(layers)}.")
+    layers = {name: layer for name, layer in layers.items() if name not in leave}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no Linear left to quantize; it knows {NAMES}.")
+    refuse_computed_weights(layers)
+    made: dict[nn.Module, nn.Module] = {}
+    for name, layer in layers.items():
+        with naming(name):
+            made[layer] = CodebookLayer(layer, levels, block)
+    return replace(copied, made)
