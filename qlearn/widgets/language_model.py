@@ -29,20 +29,20 @@ OUTLIERS = {"as trained": "trained", "planted, × 256": "planted", "planted, smo
 METHODS = {"nearest, min-max": "min_max", "nearest, MSE": "mse", "GPTQ": "gptq", "AWQ": "awq"}
 BITS: dict[str, Any] = {FLOAT: FLOAT, **{str(bits): bits for bits in (8, 4, 3, 2)}}
 ACTIVATIONS = {FLOAT: FLOAT, "8 bits a tensor": "tensor8", "8 bits a token": "token8", "4 bits a token": "token4"}
-MARKS = {  # colour and marker of a method's points
-    "nearest, min-max": (BLUE, "o"),
-    "nearest, MSE": (GREEN, "s"),
-    "GPTQ": (VERMILLION, "^"),
-    "AWQ": (PURPLE, "D"),
-    "weights in float": (ORANGE, "*"),
+MARKS = {  # colour, marker and size of a method's points: where several lie at one place, each can be seen
+    "nearest, min-max": (BLUE, "o", 7),
+    "nearest, MSE": (GREEN, "s", 10),
+    "GPTQ": (VERMILLION, "^", 8),
+    "AWQ": (PURPLE, "D", 4.5),
+    "weights in float": (ORANGE, "*", 11),
 }
 TICKS = (1.1, 1.2, 1.5, 2, 2.5, 3, 4, 4.5, 5, 6, 8, 10, 15, 20, 40, 80, 150, 300)  # of perplexities
 FEW = 0.01  # excess over float below which the axis is linear, as a share of float
 EDGES = (1.0, 3.0, 6.0)  # bits of surprise
 # From no colour on. INK stands out from all of them, on a dark page as well; the last one has thick letters too.
 LEVELS = ("#FFFFFF", "#FCE3CA", "#F6C797", "#EFAC6C")
-COLUMNS, ROWS, TAIL = 46, 11, 12  # of the text: so many letters of a word may be lost at the end of a row
-LETTER = 9.5  # points
+COLUMNS, ROWS, TAIL = 40, 11, 10  # of the text: so many letters of a word may be lost at the end of a row
+LETTER = 11  # points
 MOST_LETTERS = 328  # of a prompt and what follows
 
 
@@ -121,15 +121,15 @@ class LanguageModelExplorer(Explorer):
     """Perplexity against size for what was tried; and what the model writes, with the float model's surprise."""
 
     title = "A language model in few bits"
-    size = (800, 430)
+    size = (800, 450)
     shown: ClassVar = {
         "perplexity": Number("perplexity"),
         "float_perplexity": Number("in float"),
         "bits_per_weight": Number("bits per weight"),
         "tried": Number("settings tried"),
-        "bytes": Number("model", "bytes"),
-        "cache_bytes": Number("cache", "bytes"),
-        "size_percent": Number("of float's", "%"),
+        "bytes": Number("model bytes"),
+        "cache_bytes": Number("cache bytes"),
+        "size_percent": Number("of float's size", "%"),
     }
     # Letters that are drawn at a near tie are others on another processor: not for the sentence that is compared.
     untold: ClassVar = ("surprise",)
@@ -214,12 +214,14 @@ class LanguageModelExplorer(Explorer):
             if self._job is not job:
                 return
             self._end()
+            text = "This text was not written."
             if not self._runs.known(self._setting(self.values)):
+                text = "Controls are back where the picture is."
                 with self._hands_off():
                     for name, value in self._shown_values.items():
                         self._inputs[name].value = value
                     self._fit_limits()
-            self._message.value = '<div class="qlearn-error" role="status">Stopped. Picture and controls agree.</div>'
+            self._message.value = f'<div class="qlearn-error" role="status">Stopped. {text}</div>'
 
     @quietly
     def load(self) -> None:
@@ -372,7 +374,7 @@ class LanguageModelExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        left, right = (figure.add_axes(box) for box in ((0.062, 0.115, 0.39, 0.815), (0.5, 0.235, 0.492, 0.695)))
+        left, right = (figure.add_axes(box) for box in ((0.085, 0.235, 0.375, 0.7), (0.5, 0.215, 0.492, 0.72)))
         return [*self._setup_sizes(left), *self._setup_text(figure, right)]
 
     def update(self, result: dict[str, Any]) -> None:
@@ -416,7 +418,7 @@ class LanguageModelExplorer(Explorer):
         for tick in TICKS:
             if self._height(tick) - self._height(ticks[-1]) > 0.7 and tick < self._top:
                 ticks.append(tick)
-        axes.set_yticks(self._height([*ticks, self._top]), [*(f"{tick:.3g}" for tick in ticks), f"≥ {self._top:.0f}"])
+        axes.set_yticks(self._height([*ticks, self._top]), [*(f"{tick:.3g}" for tick in ticks), f"{self._top:.0f} +"])
         axes.set_ylim(-1.2, self._height(self._top) + 0.5)
         axes.grid()
         axes.axhline(0, color=GREY, linewidth=1, linestyle=":")
@@ -424,14 +426,17 @@ class LanguageModelExplorer(Explorer):
         axes.annotate("float", (right, 0), (0, -3), textcoords="offset points", ha="right", va="top", color=GREY)
         self._marks = {
             name: axes.plot(
-                [], [], marker, color=colour, linestyle="", markersize=10 if marker == "*" else 6, label=name
+                [], [], marker, color=colour, linestyle="", markersize=size, label=name, zorder=2 + 1 / size
             )[0]
-            for name, (colour, marker) in MARKS.items()
+            for name, (colour, marker, size) in MARKS.items()
         }
         (self._now,) = axes.plot(
             [], [], "s", color="none", markeredgecolor=BLACK, markersize=13, markeredgewidth=1.5, label="now"
         )
-        axes.legend(loc="upper right", markerscale=0.8, labelspacing=0.6, borderaxespad=0.2)
+        axes.figure.legend(
+            handles=axes.get_legend_handles_labels()[0], loc="lower left", bbox_to_anchor=(0.075, 0.0), ncols=2,
+            markerscale=0.8, columnspacing=2.0,
+        )  # fmt: skip
         return [*self._marks.values(), self._now]
 
     def _setup_text(self, figure: Figure, axes: Axes) -> list[Artist]:
@@ -447,8 +452,8 @@ class LanguageModelExplorer(Explorer):
         self._letters = [axes.text(0, 0, "", color=INK, **style) for _ in range(MOST_LETTERS)]
         self._pending = axes.text(COLUMNS / 2, 2.6, "", ha="center", color=GREY, fontsize=9)
         x = 0.5
-        self._mean = figure.text(x, 0.165, "", fontsize=9, fontweight="bold")
-        figure.text(x, 0.105, "surprise of the float model by a letter, −log2 p in bits:")
+        self._mean = figure.text(x, 0.155, "", fontsize=9, fontweight="bold")
+        figure.text(x, 0.1, "how much each letter surprises the float model, −log2 p in bits:")
         ends = [f"{edge:g}" for edge in EDGES]
         names = [
             f"below {ends[0]}",

@@ -33,7 +33,10 @@ from qlearn.nn.threads import one_thread
 from qlearn.ranges import find_range
 
 FLOAT, ROW = "float", "row"
-PLANTED: dict[str, Any] = {"channels": 2, "factor": 256.0}  # outliers: so many channels behind each norm, so many times as large
+PLANTED: dict[str, Any] = {
+    "channels": 2,
+    "factor": 256.0,
+}  # outliers: so many channels behind each norm, so many times as large
 SEARCHES = ("mse", "gptq", "awq")  # whose ranges are those with the smallest squared error
 ACTIVATIONS = {
     "tensor8": QuantConfig(),
