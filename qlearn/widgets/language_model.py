@@ -295,10 +295,16 @@ class LanguageModelExplorer(Explorer):
     def _tell(self, job: Any, stage: str, share: float) -> None:
         """Say how far a job is, if it is still wanted."""
         job.check()
-        percent = int(100 * share)
-        if job is self._job and (self._bar.description, self._bar.value) != (stage, percent):
-            self._bar.description, self._bar.value = stage, percent
-            self._bar.layout.visibility = "visible"
+        now = stage, int(100 * share)
+        if (self._bar.description, self._bar.value) == now and self._bar.layout.visibility == "visible":
+            return
+        if DRAWING.acquire(blocking=False):  # who draws may be waiting for us: then we do without
+            try:
+                if job is self._job:
+                    self._bar.description, self._bar.value = now
+                    self._bar.layout.visibility = "visible"
+            finally:
+                DRAWING.release()
 
     def _arrived(self, job: Any) -> None:
         with DRAWING:
@@ -307,7 +313,7 @@ class LanguageModelExplorer(Explorer):
 
     def _done(self, job: Any) -> None:
         with DRAWING:
-            if job is self._job:
+            if job is self._job and not job.stopped:
                 self._end()
                 if job.error:
                     self._complain(job.error)

@@ -304,7 +304,10 @@ def check(prompt: Any) -> str:
     if not 0 < len(prompt) <= CONTEXT:
         length = f"has {len(prompt)} letters" if prompt else "is empty"
         raise ValueError(f"the prompt {length}: one letter is needed, and at most {CONTEXT} are seen.")
-    to_tokens(prompt)
+    try:
+        to_tokens(prompt)
+    except ValueError as error:
+        raise ValueError(f"prompt: {error}.") from None
     return prompt
 
 
@@ -325,9 +328,13 @@ class Job:
         """End it at the next place where it says how far it is."""
         self._stopping.set()
 
+    @property
+    def stopped(self) -> bool:
+        return self._stopping.is_set()
+
     def check(self) -> None:
         """Raise `Stopped` if it is to end."""
-        if self._stopping.is_set():
+        if self.stopped:
             raise Stopped("this was stopped before it was done.")
 
     def start(self) -> None:
