@@ -9,6 +9,7 @@ from qlearn.widgets.affine import explore_affine
 from qlearn.widgets.digit import explore_digit
 from qlearn.widgets.formats import explore_formats
 from qlearn.widgets.granularity import explore_granularity
+from qlearn.widgets.language_model import explore_language_model
 from qlearn.widgets.mixed_precision import explore_mixed_precision
 from qlearn.widgets.network import explore_network
 from qlearn.widgets.ptq import explore_ptq
@@ -21,6 +22,7 @@ __all__ = [
     "explore_digit",
     "explore_formats",
     "explore_granularity",
+    "explore_language_model",
     "explore_mixed_precision",
     "explore_network",
     "explore_ptq",
