@@ -951,7 +951,6 @@ CHALLENGE = Challenge(
     judge=_judge,
     simple={
         "3 bits, nearest": _to_nearest(3),
-        "2 bits, nearest": _to_nearest(2),
         "2 bits, nearest, MSE ranges": _to_nearest(2, "mse"),
         "the same, biases corrected": _bias_corrected,
     },
