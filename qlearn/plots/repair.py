@@ -185,7 +185,8 @@ def passed_on(w: Any, r: Any) -> tuple[Figure, str]:
     for j in range(len(w)):
         wanted[j] += (w[:j] - w_hat[:j]) @ r[:j, j]
         w_hat[j] = np.rint(wanted[j])
-    errors, places = w - w_hat, np.arange(len(w))
+    errors = w - w_hat
+    places: Any = np.arange(len(w))
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.1, 1))
     turn = np.linspace(0, np.pi, 60)
@@ -219,16 +220,16 @@ def passed_on(w: Any, r: Any) -> tuple[Figure, str]:
     below.plot(places, w, "x", color=BLACK, markersize=8, markeredgewidth=2, label="weight")
     below.plot(places, wanted, "o", color=VERMILLION, markersize=8, fillstyle="none", label="wanted")
     below.plot(places + 0.12, w_hat, "s", color=BLUE, markersize=7, label="rounded")
-    names = [f"weight {j + 1}\nerror {_with_sign(error)}" for j, error in enumerate(errors)]
+    names = [f"weight {number}\nerror {_with_sign(error)}" for number, error in enumerate(errors, start=1)]
     below.set_xticks(places, names)
     below.set_xlim(-0.4, len(w) - 0.6)
     below.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     parts = []
-    for j, error in enumerate(errors):
-        added = ", ".join(f"{_number(error * r[j, k])} to weight {k + 1}" for k in places[j + 1 :])
+    for i, error in enumerate(errors):
+        added = ", ".join(f"{_number(error * r[i, j])} to weight {j + 1}" for j in places[i + 1 :])
         passes_on = f"its error {_number(error)} adds {added}" if added else f"its error is {_number(error)}"
         parts.append(
-            f"Weight {j + 1} is {_number(w[j])}, wants {_number(wanted[j])}, becomes {_number(w_hat[j])}; {passes_on}."
+            f"Weight {i + 1} is {_number(w[i])}, wants {_number(wanted[i])}, becomes {_number(w_hat[i])}; {passes_on}."
         )
     return figure, f"{len(w)} weights, rounded one after the other. {' '.join(parts)}"
 
