@@ -1022,8 +1022,8 @@ FORMAT = Challenge(
     judge=judge_format,
     simple={
         "int4, one scale": _int4_one_scale,
-        "MXFP4 (even), the powers that occur": _mxfp4,
-        "NF4, blocks of 64, 256 even scales": _normal_float_in_blocks,
+        "MXFP4, rule even": _mxfp4,
+        "NF4, blocks of 64": _normal_float_in_blocks,
     },
     hints=(
         "4.3 is 4 bits for a code and 0.3 for the rest. A scale of how many bits fits, in blocks of how many weights?",
