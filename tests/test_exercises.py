@@ -180,7 +180,6 @@ def test_each_mistake_gets_its_own_diagnosis(exercise, mistake):
             "has dtype float64; wanted is int32 (the values are right)",
         ),
         ("07.4", lambda w, r: np.round(np.asarray(w)), "the nearest tick for each weight alone"),
-        ("07.5", lambda w, h: np.sum((w - np.round(w)) @ h * (w - np.round(w))), "what the nearest ticks give"),
         (
             "08.1",
             lambda x, levels: np.digitize(x, (levels[1:] + levels[:-1]) / 2).astype(np.uint8),

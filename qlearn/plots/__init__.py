@@ -14,7 +14,7 @@ from qlearn.plots.network import accuracy_grid, digits, matrices
 from qlearn.plots.observers import two_histograms
 from qlearn.plots.picture import Picture, picture
 from qlearn.plots.ranges import clip_curve, clip_curves, ranges_over, sorted_values
-from qlearn.plots.repair import channel_ranges, mean_shifts, straight_lines, two_weights
+from qlearn.plots.repair import channel_ranges, mean_shifts, passed_on, straight_lines, two_weights
 from qlearn.plots.training import slopes, weight_paths
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "number_formats",
     "number_line",
     "packed_bits",
+    "passed_on",
     "picture",
     "ranges_over",
     "row_errors",
