@@ -15,7 +15,7 @@ from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 from qlearn.widgets.accumulator import raised
 from qlearn.widgets.controls import Number, Slider, rounded
-from qlearn.widgets.engine import Explorer
+from qlearn.widgets.engine import Explorer, needs_torch
 from qlearn.widgets.panels import decades, on_decades
 
 if TYPE_CHECKING:
@@ -101,12 +101,9 @@ class MixedPrecisionExplorer(Explorer):
         start: Mapping[str, Any] | None = None,
         pixel_ratio: float = 1,
     ) -> None:
-        # Here and not above: explorers of other lessons work where PyTorch is not installed.
-        try:
+        with needs_torch("explore_mixed_precision"):
             from qlearn.widgets.mixed_precision_runs import BitTrials
-        except ImportError as error:
-            need = f'explore_mixed_precision() needs PyTorch ({error}): pip install "qlearn[torch]".'
-            raise ImportError(need) from error
+
         if method not in ("min_max", "mse"):
             raise ValueError(f"method={method!r} must be 'min_max' or 'mse'.")
         self._trials = BitTrials(model, network, method)
@@ -157,9 +154,7 @@ class MixedPrecisionExplorer(Explorer):
         """At once without the curves; with them, and with a still picture, as soon as they are measured."""
         from IPython.display import display  # only a notebook asks for it
 
-        view = {"version_major": 2, "version_minor": 0, "model_id": self._page.model_id}
-        at_once = {"text/plain": str(self), "application/vnd.jupyter.widget-view+json": view}
-        shown = display(at_once, raw=True, display_id=True)
+        shown = display(self._live(), raw=True, display_id=True)
         data, metadata = self._repr_mimebundle_()
         shown.update(data, metadata=metadata, raw=True)
 

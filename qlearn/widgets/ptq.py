@@ -17,7 +17,7 @@ from qlearn.arrays import quietly
 from qlearn.errors import sqnr_db
 from qlearn.style import BLACK, BLUE, SKY, VERMILLION
 from qlearn.widgets.controls import Choice, Number, Slider, rounded
-from qlearn.widgets.engine import Explorer
+from qlearn.widgets.engine import Explorer, needs_torch
 from qlearn.widgets.panels import LIGHT_BLUE, count, height, plain
 
 NETWORKS = {"MLP": "mlp", "CNN": "cnn"}
@@ -68,10 +68,6 @@ def explore_ptq(
     >>> explorer.numbers["accuracy_percent"] > 90
     True
     """
-    try:
-        from qlearn.widgets import ptq_runs
-    except ImportError as error:
-        raise ImportError(f'explore_ptq() needs PyTorch ({error}): pip install "qlearn[torch]".') from error
     start = {
         **({} if model is not None else {"network": network}),
         "weight_bits": weight_bits,
@@ -80,7 +76,7 @@ def explore_ptq(
         "method": method,
         "layer": layer,
     }
-    return PTQExplorer(ptq_runs, model, start=start, pixel_ratio=pixel_ratio)
+    return PTQExplorer(model, start=start, pixel_ratio=pixel_ratio)
 
 
 class PTQExplorer(Explorer):
@@ -99,9 +95,10 @@ class PTQExplorer(Explorer):
         "scales": Number("their scales"),
     }
 
-    def __init__(
-        self, runs: Any, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1
-    ) -> None:
+    def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+        with needs_torch("explore_ptq"):
+            from qlearn.widgets import ptq_runs as runs
+
         self._runs = runs
         self._own = None if model is None else runs.Network(model)
         self._network = lru_cache(None)(lambda name: self._own or runs.Network(name))

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, MUTED, ORANGE, VERMILLION
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
-from qlearn.widgets.engine import Explorer
+from qlearn.widgets.engine import Explorer, needs_torch
 from qlearn.widgets.panels import LIGHT_BLUE, count, height
 
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
@@ -101,10 +101,8 @@ class QATExplorer(Explorer):
     }
 
     def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        try:  # here and not above: explorers of other lessons work where PyTorch is not installed
+        with needs_torch("explore_qat"):
             from qlearn.widgets import qat_runs
-        except ImportError as error:
-            raise ImportError(f'explore_qat() needs PyTorch ({error}): pip install "qlearn[torch]".') from error
 
         self._torch = qat_runs
         self._network = qat_runs.Network(model)

@@ -18,7 +18,7 @@ from qlearn.config import QuantConfig
 from qlearn.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import Histograms, error_axis, on_decades, plain
+from qlearn.widgets.panels import Histograms, error_axis, moving, on_decades, plain, square
 from qlearn.widgets.search import cut, errors, half_width, quantile, search
 from qlearn.widgets.sources import SOURCES, Source
 from qlearn.widgets.values import CODES, ERRORS, OUTLIER_SIZE, OUTLIERS, SCALE, Parts, ends, measure
@@ -79,10 +79,9 @@ def explore_ranges(
     """
     if outliers is None:
         outliers = 10 if x is None else 0
-    start: dict[str, Any] = {
-        **{"method": method, "bits": bits, "symmetric": symmetric, "percentile": percentile, "clip": clip},
-        **{"outliers": outliers, "size": size},
-    }
+    start = dict(
+        method=method, bits=bits, symmetric=symmetric, percentile=percentile, clip=clip, outliers=outliers, size=size
+    )
     if x is None:
         return RangesExplorer(start={"data": data, **start}, pixel_ratio=pixel_ratio)
     return RangesExplorer(Source.of(x, logits=logits, labels=labels), start=start, pixel_ratio=pixel_ratio)
@@ -198,10 +197,8 @@ class RangesExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        above, left, right = (
-            figure.add_axes(box)
-            for box in ((0.118, 0.73, 0.47, 0.2), (0.118, 0.11, 0.47, 0.6), (0.68, 0.11, 0.298, 0.82))
-        )
+        boxes = (0.118, 0.73, 0.47, 0.2), (0.118, 0.11, 0.47, 0.6), (0.68, 0.11, 0.298, 0.82)
+        above, left, right = map(figure.add_axes, boxes)
         self._histograms = Histograms(left, self.size[0])
         left.legend(loc="upper left")
         return [*self._histograms.artists, *self._setup_ranges(above, left), *self._setup_errors(right)]
@@ -294,7 +291,7 @@ class RangesExplorer(Explorer):
         above.spines[["left", "bottom"]].set_visible(False)
         above.tick_params(axis="y", length=0)
         self._ranges = {
-            name: above.plot([], [], "-", color=colour, marker=marker, markersize=size, markeredgecolor="white")[0]
+            name: moving(above, "-", color=colour, marker=marker, markersize=size, markeredgecolor="white")
             for name, (_, colour, marker, size) in METHODS.items()
         }
         self._ends = []
@@ -306,28 +303,19 @@ class RangesExplorer(Explorer):
 
     def _setup_errors(self, axes: Axes) -> list[Artist]:
         self._right = axes
-        axes.set_title("MSE (log scale) against the width")
-        axes.set_xlabel("half the width of the ticks (log scale)")
+        axes.set(title="MSE (log scale) against the width", xlabel="half the width of the ticks (log scale)")
         axes.grid()
-        styles: dict[str, tuple[str, dict[str, Any]]] = {
-            "rounding": ("rounding", {"color": ORANGE, "linestyle": "--"}),
-            "clipping": ("clipping", {"color": GREY, "linestyle": ":"}),
-            "mse": ("both: MSE", {"color": BLACK, "linewidth": 1.3}),
+        self._parts = {
+            "rounding": moving(axes, "--", color=ORANGE, label="rounding"),
+            "clipping": moving(axes, ":", color=GREY, label="clipping"),
+            "mse": moving(axes, color=BLACK, linewidth=1.3, label="both: MSE"),
         }
-        self._parts = {name: axes.plot([], [], label=label, **style)[0] for name, (label, style) in styles.items()}
         self._marks = {
-            name: axes.plot(
-                [],
-                [],
-                marker,
-                color=colour,
-                markersize=size + 1,
-                markeredgecolor="white",
-            )[0]
+            name: moving(axes, marker, color=colour, markersize=size + 1, markeredgecolor="white")
             for name, (_, colour, marker, size) in METHODS.items()
         }
         self._marks["clip"].set_zorder(1.9)  # by hand lies under what it may hit upon
-        (self._here,) = axes.plot([], [], "s", color="none", markeredgecolor=BLACK, markersize=13, markeredgewidth=1.4)
+        self._here = square(axes, 13)
         axes.legend(loc="lower left")
         return [*self._parts.values(), *self._marks.values(), self._here]
 
