@@ -16,7 +16,7 @@ from qlearn.affine import QParams, fake_quantize
 from qlearn.arrays import quietly
 from qlearn.config import QuantConfig
 from qlearn.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
-from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, rounded
+from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, by_label, rounded
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.panels import Histograms, error_axis, moving, on_decades, plain, square
 from qlearn.widgets.search import cut, errors, half_width, quantile, search
@@ -114,11 +114,11 @@ class RangesExplorer(Explorer):
         self._cross_entropy = lru_cache(64)(self._find_cross_entropy)
         self._curve = lru_cache(64)(self._find_curve)
         self.controls = {
-            **({} if own else {"data": Choice("data", "Which values are quantized.", _labels(SOURCES), "normal")}),
+            **({} if own else {"data": Choice("data", "Which values are quantized.", by_label(SOURCES), "normal")}),
             "method": Choice(
                 "method",
                 "How the range is chosen. Cross-entropy: for logits. By hand: with the slider 'clip at (std)'.",
-                _labels(METHODS),
+                by_label(METHODS),
                 "min_max",
             ),
             "bits": Slider("bits", "How many bits a code has: b bits give 2ᵇ codes.", 2, 8, 4),
@@ -329,7 +329,3 @@ def _classes(source: Source, qparams: QParams) -> dict[str, float | None]:
         "same_class_percent": 100 * float((after == before).mean()),
         "right_class_percent": None if source.labels is None else 100 * float((after == source.labels).mean()),
     }
-
-
-def _labels(options: Mapping[str, tuple]) -> dict[str, str]:
-    return {label: name for name, (label, *_) in options.items()}
