@@ -16,7 +16,7 @@ from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, GREEN, GREY
 from qlearn.widgets.controls import Choice, Number, Slider
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import AFTER, bars, count, counted, diamond, error_axis, height, moving, on_decades, square
+from qlearn.widgets.panels import AFTER, bars, count, counted, diamond, error_axis, height, moving, on_decades, ring
 
 DEPTHS = tuple(2**power for power in range(4, 15))
 ROWS = 64  # of the input, and columns of the weights: so many times so many sums
@@ -197,7 +197,7 @@ class AccumulatorExplorer(Explorer):
             label="the first rounding alone",
         )  # fmt: skip
         self._curve = moving(axes, "o-", color=BLUE, linewidth=1.4, markersize=3.5, label="both roundings and m")
-        self._here = square(axes, 9)
+        self._here = ring(axes, 9)
         axes.legend(loc="upper right", borderaxespad=0.1)
         return [self._floor, self._curve, self._here]
 

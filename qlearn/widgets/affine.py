@@ -16,7 +16,7 @@ from qlearn.arrays import quietly
 from qlearn.style import BLUE, GREEN, GREY, VERMILLION
 from qlearn.widgets.controls import SCHEME, Slider, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import Bins, Histograms, decades, diamond, error_axis, moving, on_decades, square
+from qlearn.widgets.panels import Bins, Histograms, decades, diamond, error_axis, moving, on_decades, ring
 from qlearn.widgets.values import (
     CODES,
     ERRORS,
@@ -203,7 +203,7 @@ class AffineExplorer(Explorer):
         axes.grid()
         self._clean = moving(axes, color=GREY, linewidth=1, linestyle=(0, (4, 2)), label="without outliers")
         self._curve = moving(axes, "o-", color=BLUE, linewidth=1.4, markersize=3.5)
-        self._here = square(axes, 9)
+        self._here = ring(axes, 9)
         axes.legend(loc="upper right", borderpad=0, borderaxespad=0.1)
         return [self._clean, self._curve, self._here]
 

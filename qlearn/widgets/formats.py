@@ -20,7 +20,7 @@ from qlearn.plots.bits import BitRows, Row
 from qlearn.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import Choice, Number, Slider, by_label, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import BINS, LIGHT_BLUE, EvenBins, diamond, moving, square
+from qlearn.widgets.panels import BINS, LIGHT_BLUE, EvenBins, diamond, moving, ring
 from qlearn.widgets.sources import activations, laplace, normal, weights
 from qlearn.widgets.values import CODES, ERRORS, as_numpy, decibel
 
@@ -202,11 +202,11 @@ class FormatsExplorer(Explorer):
             ticks = self._bins.place(result["ticks"][name])
             self._rugs[name].set_data(ticks, np.full(len(ticks), -row - 1.0))
         chosen = result["format"]
-        row = -1.0 - list(KINDS).index(chosen)
-        self._frame.set_ydata([row, row])
+        here = -1.0 - list(KINDS).index(chosen)
+        self._frame.set_ydata([here, here])
         x, x_hat = (self._bins.place(number) for number in (result["x"], result["picked"][chosen].x_hat))
         self._picked.set_xdata([x, x])
-        self._rounded.set_data([x_hat], [row])
+        self._rounded.set_data([x_hat], [here])
         for name, line in self._curves.items():
             line.set_data(*_on_axes(KINDS[name].bits, result["curves"][name]))
         for bits, mark in self._here.items():
@@ -265,7 +265,7 @@ class FormatsExplorer(Explorer):
                     self._curves[name] = moving(axes, linewidth=1.2, label=kind.name, **kind.style)
             axes.legend(loc="lower right", ncols=2, columnspacing=1, borderaxespad=0.1)
         lower.set_xlabel("bits per value (stretched axis)", labelpad=1)
-        self._here = {bits: square(axes, 12, markeredgewidth=1.6) for axes, bits in ((upper, 8), (lower, 4))}
+        self._here = {bits: ring(axes, 12, markeredgewidth=1.6) for axes, bits in ((upper, 8), (lower, 4))}
         return [*self._curves.values(), *self._here.values()]
 
     # The numbers behind the picture

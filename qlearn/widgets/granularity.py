@@ -21,7 +21,7 @@ from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.heat import HeatMap, Shades
 from qlearn.widgets.layer import BITS, MOST_SPREAD, Layer, cost, group_sizes, row_error, row_sizes
-from qlearn.widgets.panels import moving, plain, square
+from qlearn.widgets.panels import moving, plain, ring
 from qlearn.widgets.values import CODES, ERRORS
 
 USUAL_GROUP = 32
@@ -241,7 +241,7 @@ class GranularityExplorer(Explorer):
         heat.set_xlabel("column: input", labelpad=1)
         heat.set_ylabel("row: output", labelpad=1)
         self._heat = HeatMap(heat, strip, self.layer.weights.shape)
-        self._mark = square(heat, 9)
+        self._mark = ring(heat, 9)
         self._mark.set_path_effects([withStroke(linewidth=3.4, foreground="white")])  # seen on dark cells too
         self._scales: dict[str, list[Any]] = {}
         scales = [*self._setup_scales("column", above), *self._setup_scales("row", beside)]
@@ -342,7 +342,7 @@ class GranularityExplorer(Explorer):
             kind: moving(axes, **{"linewidth": 1.3, "markersize": 4.5, "label": labels[kind], **style})
             for kind, style in STYLES.items()
         }
-        self._here = square(axes, 11, markeredgewidth=1.6, label="chosen")
+        self._here = ring(axes, 11, markeredgewidth=1.6, label="chosen")
         axes.legend(loc="lower left", title="min-max ranges:", alignment="left")
         return [*self._curves.values(), self._here]
 

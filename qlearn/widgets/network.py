@@ -20,7 +20,7 @@ from qlearn.packing import packed_size
 from qlearn.style import BLUE, GREEN, GREY, VERMILLION
 from qlearn.widgets.controls import Choice, Number, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import moving, square
+from qlearn.widgets.panels import moving, ring
 from qlearn.widgets.ptq import GAP, SIDE, mosaic, mosaic_corners
 
 LAYERS = ("linear1", "linear2", "linear3")
@@ -147,12 +147,12 @@ class NetworkExplorer(Explorer):
         axes.grid(axis="y")
         axes.axhline(GUESSING, color=GREY, linewidth=1, linestyle=":")
         axes.annotate("guessing", (1, GUESSING), (0, 3), textcoords="offset points", ha="center", color=GREY)
-        look = {"markersize": 5, "linewidth": 1.4}
+        look: dict[str, Any] = {"markersize": 5, "linewidth": 1.4}
         self._curves = {
             "mse": moving(axes, "s--", color=GREEN, label="MSE range", **look),
             "min_max": moving(axes, "o-", color=BLUE, label="min-max range", **look),
         }
-        self._now = square(axes, 13, markeredgewidth=1.6, label="now")
+        self._now = ring(axes, 13, markeredgewidth=1.6, label="now")
         axes.legend(loc="center", bbox_to_anchor=(0.4, 0.5), labelspacing=0.8)
         return [*self._curves.values(), self._now]
 

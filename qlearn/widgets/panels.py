@@ -137,10 +137,10 @@ def moving(axes: Axes, *marks: str, **look: Any) -> Line2D:
     return axes.plot([], [], *marks, **look)[0]
 
 
-def square(axes: Axes, size: float, **look: Any) -> Line2D:
-    """An open square around where the controls stand."""
+def ring(axes: Axes, size: float, marker: str = "s", **look: Any) -> Line2D:
+    """An open mark around where the controls stand."""
     look = {"color": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.4, **look}
-    return moving(axes, "s", markersize=size, **look)
+    return moving(axes, marker, markersize=size, **look)
 
 
 def diamond(axes: Axes, colour: str, size: float = 7, **look: Any) -> Line2D:

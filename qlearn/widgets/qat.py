@@ -20,7 +20,7 @@ from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, MUTED, ORANGE, VERMILLION
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer, needs_torch
-from qlearn.widgets.panels import LIGHT_BLUE, count, height
+from qlearn.widgets.panels import BEFORE, OUTLINE, count, counted, diamond, height, moving
 
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 REACH = 2.0  # of the axis of x, in units of the last tick
@@ -216,13 +216,8 @@ class QATExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        above, below, right, lower = (
-            figure.add_axes(box)
-            for box in (
-                *((0.045, 0.46, 0.4, 0.47), (0.045, 0.11, 0.4, 0.24)),
-                *((0.585, 0.605, 0.405, 0.325), (0.585, 0.11, 0.405, 0.34)),
-            )
-        )
+        above, below = map(figure.add_axes, ((0.045, 0.46, 0.4, 0.47), (0.045, 0.11, 0.4, 0.24)))
+        right, lower = map(figure.add_axes, ((0.585, 0.605, 0.405, 0.325), (0.585, 0.11, 0.405, 0.34)))
         return [*self._setup_staircase(above, below), *self._setup_curve(right), *self._setup_weights(lower)]
 
     def update(self, result: dict[str, Any]) -> None:
@@ -312,53 +307,43 @@ class QATExplorer(Explorer):
     # The panels
 
     def _setup_staircase(self, above: Axes, below: Axes) -> list[Artist]:
-        above.set_title("The staircase $\\hat{x}(x)$, ticks from −1 to 1")
-        above.set_xlim(-REACH, REACH)
-        above.set_ylim(-1.45, 1.45)
-        above.set_yticks([-1, 0, 1], ["−1", "0", "1"])
+        ends = [-REACH, REACH]
+        above.set(title="The staircase $\\hat{x}(x)$, ticks from −1 to 1", ylim=(-1.45, 1.45))
         above.tick_params(labelbottom=False)
-        above.grid()
-        (self._line,) = above.plot(
-            [-REACH, REACH], [-REACH, REACH], color=GREY, linewidth=1.1, linestyle=(0, (4, 2)), label="$x$"
-        )
-        (self._stairs,) = above.plot([], [], color=BLUE, linewidth=1.8, label="$\\hat{x}$")
+        below.set(title="What training takes for its slope", xlabel="x, in units of the last tick", ylim=(-2.1, 1.4))
+        for axes in (above, below):
+            axes.set_xlim(*ends)
+            axes.set_yticks([-1, 0, 1], ["−1", "0", "1"])
+            axes.grid()
+        above.plot(ends, ends, color=GREY, linewidth=1.1, linestyle=(0, (4, 2)), label="$x$")
+        self._stairs = moving(above, color=BLUE, linewidth=1.8, label="$\\hat{x}$")
         above.legend(loc="upper left")
-        below.set_title("What training takes for its slope")
-        below.set_xlim(-REACH, REACH)
-        below.set_ylim(-2.1, 1.4)
-        below.set_yticks([-1, 0, 1], ["−1", "0", "1"])
-        below.set_xlabel("x, in units of the last tick")
-        below.grid()
-        (self._of_x,) = below.plot([], [], color=VERMILLION, linewidth=1.8, label="$\\partial\\hat{x}/\\partial x$")
-        (self._of_scale,) = below.plot(
-            [], [], color=ORANGE, linewidth=1.3, linestyle=(0, (3, 1)),
-            label="$\\partial\\hat{x}/\\partial$scale / quant_max",
-        )  # fmt: skip
+        self._of_x = moving(below, color=VERMILLION, linewidth=1.8, label="$\\partial\\hat{x}/\\partial x$")
+        of_scale = "$\\partial\\hat{x}/\\partial$scale / quant_max"
+        self._of_scale = moving(below, color=ORANGE, linewidth=1.3, linestyle=(0, (3, 1)), label=of_scale)
         below.legend(loc="lower center", ncols=2, columnspacing=1.2, borderaxespad=0.1)
         self._at = [
             axes.plot([0, 0], [-1.4, 1.4], color=BLACK, linewidth=0.9, linestyle=":")[0] for axes in (above, below)
         ]
-        (self._one,) = above.plot([], [], "D", color=GREEN, markersize=7, markeredgecolor="white")
-        (self._one_slope,) = below.plot([], [], "D", color=GREEN, markersize=7, markeredgecolor="white")
+        self._one, self._one_slope = diamond(above, GREEN), diamond(below, GREEN)
         return [self._stairs, self._of_x, self._of_scale, *self._at, self._one, self._one_slope]
 
     def _setup_curve(self, axes: Axes) -> list[Artist]:
-        axes.set_title("Accuracy (%), on an axis stretched towards 100")
-        axes.set_xlim(-6, STEPS + 6)
+        ends = [-6, STEPS + 6]
+        axes.set(title="Accuracy (%), on an axis stretched towards 100", xlim=ends)
+        axes.set_xlabel("step of training, 128 digits each", labelpad=1)
         ticks = [0, 50, 80, 90, 95, 98, 99]
         axes.set_yticks(_height(ticks), [str(tick) for tick in ticks])
         axes.set_ylim(_height(0) - 0.05, _height(BEST_PERCENT))
-        axes.set_xlabel("step of training, 128 digits each", labelpad=1)
         axes.grid()
-        ends = [-6, STEPS + 6]
         (self._reference,) = axes.plot(ends, [0, 0], color=GREY, linewidth=1.1, linestyle=":", label="float")
         (self._ptq,) = axes.plot(
             ends, [0, 0], color=BLACK, linewidth=1.3, linestyle=(0, (5, 2)), label="PTQ, MSE range"
         )
-        self._others = [axes.plot([], [], color=MUTED, linewidth=1.0)[0] for _ in range(EARLIER)]
+        self._others = [moving(axes, color=MUTED, linewidth=1.0) for _ in range(EARLIER)]
         self._others[0].set_label("QAT, other settings")
-        (self._accuracy,) = axes.plot([], [], color=VERMILLION, linewidth=1.7, label="QAT")
-        (self._now,) = axes.plot([], [], "D", color=VERMILLION, markersize=6, markeredgecolor="white")
+        self._accuracy = moving(axes, color=VERMILLION, linewidth=1.7, label="QAT")
+        self._now = diamond(axes, VERMILLION, 6)
         axes.legend(loc="lower right", ncols=2, borderaxespad=0.1, columnspacing=1.2)
         return [*self._others, self._reference, self._ptq, self._accuracy, self._now]
 
@@ -366,20 +351,16 @@ class QATExplorer(Explorer):
         corner = axes.get_position()
         # Not the axes' own title, whose place is found only when all axes are drawn.
         self._shown = axes.figure.text(corner.x0, corner.y1 + 0.015, "", fontsize=9)
-        axes.set_xlim(-FARTHEST, FARTHEST)
-        axes.set_xlabel("weight / the channel's largest before training")
+        axes.set(xlabel="weight / the channel's largest before training", xlim=(-FARTHEST, FARTHEST))
         top = max(rows.shape[1] for rows in self._network.start(2, True, "min_max")[1].rows)
         powers = range(int(math.log10(top)) + 1)
         axes.set_ylim(ROW_START - 0.4, height(top) + 0.1)
         rows = {ROW_START: "ticks at first", ROW_NOW: "ticks now"}
         axes.set_yticks([*rows, *powers], [*rows.values(), *(count(10**power) for power in powers)])
         axes.axhline(height(0), color=GREY, linewidth=0.8)
-        floor: dict[str, Any] = {"values": [height(0)], "edges": [0.0, 1.0]}
-        self._weights = axes.stairs(**floor, baseline=height(0), fill=True, color=LIGHT_BLUE)
-        self._outline = axes.stairs(**floor, baseline=None, color=BLUE, linewidth=1.3)
-        style: dict[str, Any] = {"linestyle": "", "marker": "|", "markersize": 12}
-        (self._ticks,) = axes.plot([], [], color=VERMILLION, markeredgewidth=1.6, **style)
-        (self._start_ticks,) = axes.plot([], [], color=GREY, markeredgewidth=1.2, **style)
+        self._weights, self._outline = counted(axes, **BEFORE), counted(axes, **OUTLINE)
+        self._ticks = moving(axes, "|", color=VERMILLION, markersize=12, markeredgewidth=1.6)
+        self._start_ticks = moving(axes, "|", color=GREY, markersize=12, markeredgewidth=1.2)
         return [self._shown, self._weights, self._outline, self._ticks, self._start_ticks]
 
 

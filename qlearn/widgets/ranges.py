@@ -18,7 +18,7 @@ from qlearn.config import QuantConfig
 from qlearn.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, by_label, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import Histograms, error_axis, moving, on_decades, plain, square
+from qlearn.widgets.panels import Histograms, error_axis, moving, on_decades, plain, ring
 from qlearn.widgets.search import cut, errors, half_width, quantile, search
 from qlearn.widgets.sources import SOURCES, Source
 from qlearn.widgets.values import CODES, ERRORS, OUTLIER_SIZE, OUTLIERS, SCALE, Parts, ends, measure
@@ -315,7 +315,7 @@ class RangesExplorer(Explorer):
             for name, (_, colour, marker, size) in METHODS.items()
         }
         self._marks["clip"].set_zorder(1.9)  # by hand lies under what it may hit upon
-        self._here = square(axes, 13)
+        self._here = ring(axes, 13)
         axes.legend(loc="lower left")
         return [*self._parts.values(), *self._marks.values(), self._here]
 
