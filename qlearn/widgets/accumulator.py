@@ -78,22 +78,19 @@ class AccumulatorExplorer(Explorer):
         "rescaling_error": Number("largest error"),
         "rescaling_percent": Number("by rescaling", "%"),
     }
-
-    def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        self.controls = {
-            "bits": Slider("bits of codes", "How many bits the codes of inputs, weights and outputs have.", 2, 8, 8),
-            "depth": Choice(
-                "depth K",
-                "How many products are added up: the number of inputs of a layer.",
-                {f"{depth:,}": depth for depth in DEPTHS},
-                1024,
-                slide=True,
-            ),
-            "accumulator": Slider("accumulator", "How many bits hold a sum. A sum that does not fit wraps.", 8, 32, 18),
-            "multiplier": Slider("multiplier", "How many bits the integer factor of the rescaling has.", 2, 31, 8),
-            "one_sum": Slider("one sum", "A sum to follow: 0 is the smallest, 100 the largest.", 0, 100, 90),
-        }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+    controls: Mapping[str, Slider | Choice] = {
+        "bits": Slider("bits of codes", "How many bits the codes of inputs, weights and outputs have.", 2, 8, 8),
+        "depth": Choice(
+            "depth K",
+            "How many products are added up: the number of inputs of a layer.",
+            {f"{depth:,}": depth for depth in DEPTHS},
+            1024,
+            slide=True,
+        ),
+        "accumulator": Slider("accumulator", "How many bits hold a sum. A sum that does not fit wraps.", 8, 32, 18),
+        "multiplier": Slider("multiplier", "How many bits the integer factor of the rescaling has.", 2, 31, 8),
+        "one_sum": Slider("one sum", "A sum to follow: 0 is the smallest, 100 the largest.", 0, 100, 90),
+    }
 
     def compute(self, bits: int, depth: int, accumulator: int, multiplier: int, one_sum: int) -> dict[str, Any]:
         """All numbers and arrays of the picture."""

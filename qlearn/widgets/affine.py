@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -78,7 +77,7 @@ class AffineExplorer(Explorer):
     size = (800, 430)
     shown: ClassVar = {**SCALE, **CODES, **ERRORS}
 
-    def __init__(self, x: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, x: Any = None, **options: Any) -> None:
         if x is None:
             x = np.random.default_rng(0).standard_normal(100_000, dtype=np.float32)
         self.data = Values(x)
@@ -92,7 +91,7 @@ class AffineExplorer(Explorer):
             "size": OUTLIER_SIZE,
             "value": Slider("one value", help, first, last, round((0.35 * first + 0.65 * last) / step) * step, step),
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def limits(self, **values: Any) -> dict[str, tuple[float, float]]:
         return {"bits": (2 if values["symmetric"] else 1, MOST_BITS)}

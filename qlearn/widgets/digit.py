@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -69,7 +68,7 @@ class DigitExplorer(Explorer):
     }
     untold = ("bits_per_value", *ERRORS, *SCALE)  # lesson 01 is the first to speak of them
 
-    def __init__(self, image: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, image: Any = None, **options: Any) -> None:
         self.controls = {}
         if image is None:
             self._digits = mnist_arrays().test
@@ -90,7 +89,7 @@ class DigitExplorer(Explorer):
         # Bytes: eight to a bin. Other values: room for ticks beyond the range, at 1 bit half its width.
         room = (self.greys[1] - self.greys[0]) * (1 / 510 if self.range == BYTE else 0.52)
         self.bins = EvenBins(self.greys[0] - room, self.greys[1] + room, 32 if self.range == BYTE else 64)
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def compute(self, bits: int, **which: int) -> dict[str, Any]:
         """All numbers and arrays of the picture."""

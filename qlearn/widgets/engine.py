@@ -36,7 +36,7 @@ from qlearn.widgets.picture import Palette, exact_png, for_page, page_format, pi
 class Explorer:
     """A picture and a table of numbers that follow their controls.
 
-    A subclass states `title`, `shown` and `controls` (the last one before it calls `__init__`) and writes:
+    A subclass states `title`, `shown` and `controls`, in its class or before it calls `__init__`, and writes:
 
         compute(**values)   →  a dict of numbers and arrays. Pure: no drawing, no state, so that it can be tested.
         setup(figure)       →  draw everything once; return the artists that move

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -141,7 +141,7 @@ class FormatsExplorer(Explorer):
         **ERRORS,
     }
 
-    def __init__(self, x: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, x: Any = None, **options: Any) -> None:
         self._values = lru_cache(len(DATA))(lambda data: Spread(x if x is not None else DATA[data][1]()))
         self._every = lru_cache(len(DATA) * len(SCALES))(self._find_every)
         self.controls = {
@@ -153,7 +153,7 @@ class FormatsExplorer(Explorer):
             "scale": Choice("scale", "How a scale is stored.", by_label(SCALES), "floor"),
             "value": Slider("one value", "A value to follow: 0 is the smallest, 100 the largest.", 0, 100, 90),
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def compute(self, format: str, block: int, scale: str, value: int, data: str = OWN) -> dict[str, Any]:
         """All numbers and arrays of the picture."""

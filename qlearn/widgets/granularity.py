@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -121,7 +120,7 @@ class GranularityExplorer(Explorer):
         **ERRORS,
     }
 
-    def __init__(self, x: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, x: Any = None, **options: Any) -> None:
         self.layer = Layer(trained("mlp")["linear2.weight"] if x is None else x)
         sizes = group_sizes(self.layer.columns)
         self.controls = {
@@ -166,7 +165,7 @@ class GranularityExplorer(Explorer):
             if many > 1:
                 help = f"Which {name} the weight is in that is marked, and followed step by step."
                 self.controls[name] = Slider(name, help, 0, many - 1, many // 2)
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def idle(self, **values: Any) -> set[str]:
         return {"spread"} if len(self.layer.weights) == 1 else set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -31,12 +31,7 @@ COLOURS, MARKERS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY), 
 
 @quietly
 def explore_mixed_precision(
-    model: Any = None,
-    *,
-    network: str = "cnn",
-    method: str = "min_max",
-    pixel_ratio: float = 1,
-    **bits: int,
+    model: Any = None, *, network: str = "cnn", method: str = "min_max", pixel_ratio: float = 1, **bits: int
 ) -> MixedPrecisionExplorer:
     """Choose bits for each layer, and see accuracy and size; each setting that was tried stays on the picture.
 
@@ -83,15 +78,7 @@ class MixedPrecisionExplorer(Explorer):
         "tried": Number("settings tried"),
     }
 
-    def __init__(
-        self,
-        model: Any = None,
-        *,
-        network: str = "cnn",
-        method: str = "min_max",
-        start: Mapping[str, Any] | None = None,
-        pixel_ratio: float = 1,
-    ) -> None:
+    def __init__(self, model: Any = None, *, network: str = "cnn", method: str = "min_max", **options: Any) -> None:
         with needs_torch("explore_mixed_precision"):
             from qlearn.widgets.mixed_precision_runs import BitTrials
 
@@ -105,7 +92,7 @@ class MixedPrecisionExplorer(Explorer):
             name: Slider(name, f"How many bits a weight of the layer {name} has.", 2, 8, 8)
             for name in self._trials.layers
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
         hidden = Layout(display="none")
         self._bar = IntProgress(description="curves", style={"description_width": "88px"}, layout=hidden)
         _, controls, _ = self._page.children

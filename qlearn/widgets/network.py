@@ -18,7 +18,7 @@ from qlearn.config import QuantConfig
 from qlearn.datasets import mnist_arrays, trained
 from qlearn.packing import packed_size
 from qlearn.style import BLUE, GREEN, GREY, VERMILLION
-from qlearn.widgets.controls import Choice, Number, rounded
+from qlearn.widgets.controls import Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.panels import moving, ring
 from qlearn.widgets.ptq import GAP, SIDE, mosaic, mosaic_corners
@@ -72,19 +72,16 @@ class NetworkExplorer(Explorer):
         "bytes": Number("weights", "bytes"),
         "size_percent": Number("of float's", "%"),
     }
-
-    def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        self.controls = {
-            "bits": Choice("bits", "How many bits a weight has: b bits give 2ᵇ values.", BITS, FLOAT, slide=True),
-            "method": Choice(
-                "range",
-                "Which range the values are spread over: from the smallest weight to the largest, or the one with the "
-                "smallest mean squared error.",
-                METHODS,
-                "min_max",
-            ),
-        }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+    controls: Mapping[str, Slider | Choice] = {
+        "bits": Choice("bits", "How many bits a weight has: b bits give 2ᵇ values.", BITS, FLOAT, slide=True),
+        "method": Choice(
+            "range",
+            "Which range the values are spread over: from the smallest weight to the largest, or the one with the "
+            "smallest mean squared error.",
+            METHODS,
+            "min_max",
+        ),
+    }
 
     def compute(self, bits: int | str, method: str) -> dict[str, Any]:
         """All numbers and arrays of the picture."""

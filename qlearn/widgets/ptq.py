@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -95,7 +94,7 @@ class PTQExplorer(Explorer):
         "scales": Number("their scales"),
     }
 
-    def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, model: Any = None, **options: Any) -> None:
         with needs_torch("explore_ptq"):
             from qlearn.widgets import ptq_runs as runs
 
@@ -124,7 +123,7 @@ class PTQExplorer(Explorer):
             ),
             "layer": Slider("layer", "Whose weights are shown: 1 is the first layer.", 1, layers, 1),
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
         if self._own and self._own.seconds > SLOW:
             for widget in self._inputs.values():
                 if widget.has_trait("continuous_update"):

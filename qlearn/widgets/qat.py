@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -100,7 +99,7 @@ class QATExplorer(Explorer):
         "stop": Button("Stop", "End the training. What the network has learnt so far stays."),
     }
 
-    def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, model: Any = None, **options: Any) -> None:
         with needs_torch("explore_qat"):
             from qlearn.widgets import qat_runs
 
@@ -125,7 +124,7 @@ class QATExplorer(Explorer):
             "layer": Slider("layer", "Whose weights are shown: 1 is the first layer.", 1, len(layers), 1),
             "channel": Slider("channel", "Which of the layer's rows: each has a scale.", 1, self._channels(1), 1),
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
         self._button.description = "Reset settings"
         self._button.layout.width = "184px"  # as wide as the two above it
         self._button.layout.margin = "2px 2px 2px 96px"

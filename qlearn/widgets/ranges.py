@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -107,9 +106,7 @@ class RangesExplorer(Explorer):
         "right_class_percent": Number("right class", "%"),
     }
 
-    def __init__(
-        self, own: Source | None = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1
-    ) -> None:
+    def __init__(self, own: Source | None = None, **options: Any) -> None:
         self._sources = {OWN: own} if own else {}
         self._cross_entropy = lru_cache(64)(self._find_cross_entropy)
         self._curve = lru_cache(64)(self._find_curve)
@@ -137,7 +134,7 @@ class RangesExplorer(Explorer):
             "outliers": OUTLIERS,
             "size": OUTLIER_SIZE,
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def idle(self, **values: Any) -> set[str]:
         """Values of one's own have no outliers unless they are asked for in code."""
