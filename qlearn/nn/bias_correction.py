@@ -18,7 +18,7 @@ from qlearn.nn.batches import Batches, Forward, evaluating, listed
 from qlearn.nn.collect import MeanOfChannels, collect
 from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
-from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.layers import QuantizedLayer, quantized_layers
 from qlearn.nn.linear_maps import KINDS, LinearMap
 from qlearn.nn.network import check_model, naming
 
@@ -84,7 +84,7 @@ def correct_bias(
     check_model(quantized)
     check_model(model)
     corrected = copy.deepcopy(quantized).eval()
-    layers: dict[str, Any] = {n: layer for n, layer in corrected.named_modules() if isinstance(layer, QuantizedLayer)}
+    layers = quantized_layers(corrected)
     if not layers:
         raise ValueError("this network has no quantized layers: nn.convert makes them.")
     floats = {name: _float_layer(model, name, layer) for name, layer in layers.items()}

@@ -108,10 +108,8 @@ class DigitExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        before, after, right = (
-            figure.add_axes(box)
-            for box in ((0.02, 0.06, 0.31, 0.8), (0.345, 0.06, 0.31, 0.8), (0.735, 0.16, 0.255, 0.7))
-        )
+        boxes = (0.02, 0.06, 0.31, 0.8), (0.345, 0.06, 0.31, 0.8), (0.735, 0.16, 0.255, 0.7)
+        before, after, right = map(figure.add_axes, boxes)
         figure.text(0.02, 0.885, "Before, bits a pixel: 8" if self.range == BYTE else "Before", fontsize=9)
         # A letter takes 50 µs to draw, so only the number moves.
         title = figure.text(0.345, 0.885, "After, bits a pixel:", fontsize=9)

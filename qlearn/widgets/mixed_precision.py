@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE,
 from qlearn.widgets.accumulator import raised
 from qlearn.widgets.controls import Number, Slider, rounded
 from qlearn.widgets.engine import Explorer, needs_torch
-from qlearn.widgets.panels import decades, moving, on_decades, ring
+from qlearn.widgets.panels import decades, moving, on_decades, ring, towards_100
 
 if TYPE_CHECKING:
     from qlearn.widgets.mixed_precision_runs import Point
@@ -25,6 +26,7 @@ GIVEN_UP = 1.0  # points of accuracy that the smallest network may lose
 PERCENTS = (10, 50, 80, 90, 95, 98, 99, 99.5, 99.9)  # ticks
 ABOVE = 0.4  # room on the axis for networks that are better than the float one
 BOTTOM = -2.13  # of the axis of accuracies: guessing is right in 10 % and lies at −1.95
+stretched = partial(towards_100, best=99.95)
 # Colour and marker of a layer's curve, in the network's order.
 COLOURS, MARKERS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY), "os^DvPX*"
 
@@ -196,7 +198,7 @@ class MixedPrecisionExplorer(Explorer):
         self._same_bits.set_data(*_places(self._uniform))
         below: dict[str, Any] = {"xytext": (0, -12), "textcoords": "offset points", "ha": "center", "color": INK}
         for point in self._uniform:
-            self._axes.annotate(str(point.setting[0]), (point.bytes / 1000, height(point.percent)), **below)
+            self._axes.annotate(str(point.setting[0]), (point.bytes / 1000, stretched(point.percent)), **below)
 
     def update(self, result: dict[str, Any]) -> None:
         best, greedy = result["best"], result["greedy"]
@@ -226,10 +228,10 @@ class MixedPrecisionExplorer(Explorer):
         smallest, largest = (self._trials.bytes((bits,) * len(self._trials.layers)) / 1000 for bits in (2, 8))
         pad = 0.06 * (largest - smallest)
         axes.set_xlim(smallest - pad, largest + pad)
-        top = height(self._trials.float_percent) + ABOVE
+        top = stretched(self._trials.float_percent) + ABOVE
         axes.set_ylim(BOTTOM, top)
-        shown = [percent for percent in PERCENTS if height(percent) < top]
-        axes.set_yticks([height(percent) for percent in shown], [f"{percent:g}" for percent in shown])
+        shown = [percent for percent in PERCENTS if stretched(percent) < top]
+        axes.set_yticks([stretched(percent) for percent in shown], [f"{percent:g}" for percent in shown])
         axes.grid()
         self._levels(axes)
         self._same_bits = moving(axes, "^", color=ORANGE, markersize=7, label="same bits everywhere")
@@ -250,7 +252,7 @@ class MixedPrecisionExplorer(Explorer):
             (self._trials.float_percent, "float", ":", "bottom", 1),
             (self._trials.float_percent - GIVEN_UP, f"{GIVEN_UP:g} point less", "--", "top", -3),
         ):
-            y = height(percent)
+            y = stretched(percent)
             axes.axhline(y, color=GREY, linewidth=1, linestyle=style)
             axes.annotate(text, (right, y), (0, up), textcoords="offset points", ha="right", va=side, color=GREY)
 
@@ -273,15 +275,6 @@ class MixedPrecisionExplorer(Explorer):
         return [self._cost]
 
 
-def height(percent: Any) -> Any:
-    """Where an accuracy lies on an axis on which every halving of the errors is as high as any other.
-
-    >>> float(height(90.0)), float(height(0.0))
-    (-1.0, -2.0)
-    """
-    return -np.log10(np.maximum(100 - np.asarray(percent, np.float64), 0.05))
-
-
 def front(points: Sequence[Point]) -> list[Point]:
     """The points to which no other is preferable, from small to large: nothing as small is as good."""
     best: list[Point] = []
@@ -299,4 +292,4 @@ def smallest_that_will_do(points: Sequence[Point], percent: float) -> Point | No
 
 def _places(points: Sequence[Point]) -> tuple[list[float], Any]:
     """Where points lie on the picture."""
-    return [point.bytes / 1000 for point in points], height([point.percent for point in points])
+    return [point.bytes / 1000 for point in points], stretched([point.percent for point in points])

@@ -207,6 +207,15 @@ def height(count: Any) -> Any:
     return np.log10(np.maximum(count, FEWEST))
 
 
+def towards_100(percent: Any, best: float) -> Any:
+    """Where an accuracy lies on an axis on which every halving of the errors is as high as any other, up to `best`.
+
+    >>> float(towards_100(90.0, 99.9)), float(towards_100(0.0, 99.9))
+    (-1.0, -2.0)
+    """
+    return -np.log10(100 - np.minimum(percent, best))
+
+
 def plain(number: float) -> str:
     """A tick's label; powers of ten only where zeros can no longer be counted at a glance.
 

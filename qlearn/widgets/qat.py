@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, MUTED, ORANGE, VERMILLION
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer, needs_torch
-from qlearn.widgets.panels import BEFORE, OUTLINE, count, counted, diamond, height, moving
+from qlearn.widgets.panels import BEFORE, OUTLINE, count, counted, diamond, height, moving, towards_100
 
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 REACH = 2.0  # of the axis of x, in units of the last tick
@@ -27,6 +27,7 @@ PLACES = np.linspace(-REACH, REACH, 2001)
 EARLIER = 6  # so many other trainings are shown beside
 STEPS = 430  # of a training; `qat_runs` has the same number
 BEST_PERCENT = 99.7  # the upper end of the axis of accuracies
+_stretched = partial(towards_100, best=BEST_PERCENT)
 METHODS = {"min-max": "min_max", "MSE": "mse"}
 FARTHEST = 1.6  # end of the axis of weights, in units of the largest that the channel had before training
 BINS = np.linspace(-FARTHEST, FARTHEST, 97)
@@ -229,13 +230,13 @@ class QATExplorer(Explorer):
         self._one.set_data([x], [x_hat])
         self._one_slope.set_data([x], [of_x])
         steps, percents, _, _ = result["points"].T
-        self._accuracy.set_data(steps, _height(percents))
-        self._now.set_data(steps[-1:], _height(percents[-1:]))
+        self._accuracy.set_data(steps, _stretched(percents))
+        self._now.set_data(steps[-1:], _stretched(percents[-1:]))
         for line, percent in ((self._ptq, "ptq_percent"), (self._reference, "float_percent")):
-            line.set_ydata([_height(result[percent])] * 2)
+            line.set_ydata([_stretched(result[percent])] * 2)
         for i, line in enumerate(self._others):
             points = result["others"][i].T if i < len(result["others"]) else np.full((4, 1), np.nan)
-            line.set_data(points[0], _height(points[1]))
+            line.set_data(points[0], _stretched(points[1]))
         self._shown.set_text(result["shown"])
         for stairs in (self._weights, self._outline):
             stairs.set_data(height(result["histogram"]), BINS)
@@ -332,8 +333,8 @@ class QATExplorer(Explorer):
         axes.set(title="Accuracy (%), on an axis stretched towards 100", xlim=ends)
         axes.set_xlabel("step of training, 128 digits each", labelpad=1)
         ticks = [0, 50, 80, 90, 95, 98, 99]
-        axes.set_yticks(_height(ticks), [str(tick) for tick in ticks])
-        axes.set_ylim(_height(0) - 0.05, _height(BEST_PERCENT))
+        axes.set_yticks(_stretched(ticks), [str(tick) for tick in ticks])
+        axes.set_ylim(_stretched(0) - 0.05, _stretched(BEST_PERCENT))
         axes.grid()
         (self._reference,) = axes.plot(ends, [0, 0], color=GREY, linewidth=1.1, linestyle=":", label="float")
         (self._ptq,) = axes.plot(
@@ -361,11 +362,6 @@ class QATExplorer(Explorer):
         self._ticks = moving(axes, "|", color=VERMILLION, markersize=12, markeredgewidth=1.6)
         self._start_ticks = moving(axes, "|", color=GREY, markersize=12, markeredgewidth=1.2)
         return [self._shown, self._weights, self._outline, self._ticks, self._start_ticks]
-
-
-def _height(percent: Any) -> Any:
-    """Where an accuracy lies on the axis: logarithmic in what is missing to 100 %."""
-    return -np.log10(100 - np.minimum(percent, BEST_PERCENT))
 
 
 # --- a cell that is run again ----------------------------------------------------------------------------------------
