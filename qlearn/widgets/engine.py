@@ -324,7 +324,7 @@ class Explorer:
         self._button = Button("Reset", "Move all controls back to where they were at first.").widget(self.reset)
         self._buttons = {name: own.widget(getattr(self, name)) for name, own in self.buttons.items()}
         row = [*self._buttons.values(), self._button]
-        row[0].layout.margin = f"2px 2px 2px {INDENT}"
+        row[0].layout.margin = f"2px 2px 2px {INDENT}"  # it begins where the controls do
         self._message = ipywidgets.HTML()
         self._table = ipywidgets.HTML()
         self._picture = ipywidgets.Image(format=page_format(), width=str(self.size[0]), height=str(self.size[1]))

@@ -229,14 +229,13 @@ class GranularityExplorer(Explorer):
 
     def setup(self, figure: Figure) -> list[Artist]:
         width, height = self.size
-        # In pixels, so that each of the default layer's weights has three times three.
-        places = {
-            **{"above": (56, 406, 300, 46), "heat": (56, 76, 300, 300), "strip": (56, 24, 300, 12)},
-            **{"beside": (366, 76, 96, 300), "right": (532, 52, 260, 400)},
-        }
-        above, heat, strip, beside, right = (
-            figure.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in places.values()
-        )
+
+        def at(x: int, y: int, w: int, h: int) -> Axes:
+            """Axes in pixels, so that each of the default layer's weights has three times three."""
+            return figure.add_axes((x / width, y / height, w / width, h / height))
+
+        heat, strip, right = at(56, 76, 300, 300), at(56, 24, 300, 12), at(532, 52, 260, 400)
+        above, beside = at(56, 406, 300, 46), at(366, 76, 96, 300)
         heat.set_xlabel("column: input", labelpad=1)
         heat.set_ylabel("row: output", labelpad=1)
         self._heat = HeatMap(heat, strip, self.layer.weights.shape)

@@ -21,9 +21,7 @@ BAR = 5.0  # pixels: the width of a code's bar where there is room
 # How stairs look: what was before quantization filled and with an outline, what is after it hatched.
 BEFORE: dict[str, Any] = {"fill": True, "color": LIGHT_BLUE}
 OUTLINE: dict[str, Any] = {"baseline": None, "color": BLUE, "linewidth": 1.3}
-AFTER: dict[str, Any] = {
-    **{"fill": True, "facecolor": VERMILLION, "edgecolor": "#FFD2B0", "hatch": "/////", "linewidth": 0}
-}
+AFTER: dict[str, Any] = dict(fill=True, facecolor=VERMILLION, edgecolor="#FFD2B0", hatch="/////", linewidth=0)
 
 
 class Bins:
