@@ -17,13 +17,7 @@ from qlearn.nn.awq import awq
 from qlearn.nn.bias_correction import correct_bias
 from qlearn.nn.equalization import equalize, unequalize
 from qlearn.nn.export import export_onnx
-from qlearn.nn.fake_quantize import (
-    FakeQuantize,
-    LearnedFakeQuantize,
-    gradient_scale,
-    learned_step,
-    straight_through,
-)
+from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize, gradient_scale, learned_step, straight_through
 from qlearn.nn.folding import fold_batch_norm
 from qlearn.nn.gptq import gptq, hessians
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
