@@ -78,6 +78,10 @@ def _on_a_tick_only(x, scale, quant_min, quant_max, upstream):
     return upstream * (_forward(x, scale, quant_min, quant_max, upstream) == x)
 
 
+def _on_the_grid_only(x, scale, quant_min, quant_max, upstream):
+    return upstream * (scale * np.rint(x / scale) == x)
+
+
 def _times_code(x, scale, quant_min, quant_max, upstream):
     return upstream * np.clip(np.rint(x / scale), quant_min, quant_max)
 
@@ -260,10 +264,13 @@ STRAIGHT_THROUGH = Exercise(
             "You multiply upstream by x̂. It is multiplied by the slope of x̂: 1 or 0.",
         ),
         Mistake(_times_code, "You multiply upstream by the code. It is multiplied by the slope of x̂: 1 or 0."),
-        Mistake(
-            _on_a_tick_only,
-            "You let a value through only if it lies on a tick. What rounding moves passes too; what the clamp moves "
-            "does not.",
+        *(
+            Mistake(
+                only,
+                "You let a value through only if it lies on a tick. What rounding moves passes too; what the clamp "
+                "moves does not.",
+            )
+            for only in (_on_a_tick_only, _on_the_grid_only)
         ),
         Mistake(_mask_of_upstream, "You look at the size of upstream. It is x that is rounded and clamped."),
         Mistake(
