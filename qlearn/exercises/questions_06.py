@@ -123,7 +123,7 @@ QUESTIONS = (
             ),
             Choice("Its forward pass does not round", "It does: the weights lie on ticks all the time."),
             Choice(
-                "Without an `autograd.Function` the gradient is 0",
+                "Without an autograd.Function the gradient is 0",
                 "There is no rounding in its graph, so the gradient is an ordinary one. What is done with it is lost.",
             ),
         ),
