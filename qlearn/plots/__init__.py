@@ -10,7 +10,7 @@ from qlearn.plots.charts import bars, curves, histograms
 from qlearn.plots.granularity import against_cost, blocks, row_errors, row_ranges, ticks_below
 from qlearn.plots.integer import fixed_point_bits, four_terms, near_ties
 from qlearn.plots.levels import grouped_bars, level_rows
-from qlearn.plots.network import accuracy_grid, digits, matrices
+from qlearn.plots.network import digits, matrices
 from qlearn.plots.observers import two_histograms
 from qlearn.plots.picture import Picture, picture
 from qlearn.plots.ranges import clip_curve, clip_curves, ranges_over, sorted_values
@@ -19,7 +19,6 @@ from qlearn.plots.training import slopes, weight_paths
 
 __all__ = [
     "Picture",
-    "accuracy_grid",
     "against_cost",
     "bars",
     "blocks",
