@@ -51,14 +51,14 @@ RIGHT = [
     ("05.1", observe_in_a_loop),
     ("05.1", lambda lo, hi, batch: (np.minimum(lo, batch.min()), np.maximum(hi, batch.max()))),
     ("05.1", lambda lo, hi, batch: np.array([min(lo, batch.min()), max(hi, batch.max())])),
-    ("05.2", clear_the_lower_half),
-    ("05.2", lambda x: (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)),
-    ("05.2", lambda x: (x.view(np.int32) // 65536 * 65536).view(np.float32)),
-    ("05.3", accumulate_in_a_loop),
-    ("05.3", accumulate_in_four_terms),
-    ("05.3", lambda x_codes, x_zero_point, w_codes: (x_codes.astype(np.int32) - x_zero_point) @ w_codes.T),
-    ("05.4", lambda outputs, inputs, bits: math.ceil(outputs * inputs * bits / 8) + 8 * outputs),
-    ("05.4", lambda outputs, inputs, bits: np.ceil(outputs * inputs * bits / 8) + 4 * outputs + 4 * outputs),
+    ("05.4", clear_the_lower_half),
+    ("05.4", lambda x: (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)),
+    ("05.4", lambda x: (x.view(np.int32) // 65536 * 65536).view(np.float32)),
+    ("05.2", accumulate_in_a_loop),
+    ("05.2", accumulate_in_four_terms),
+    ("05.2", lambda x_codes, x_zero_point, w_codes: (x_codes.astype(np.int32) - x_zero_point) @ w_codes.T),
+    ("05.3", lambda outputs, inputs, bits: math.ceil(outputs * inputs * bits / 8) + 8 * outputs),
+    ("05.3", lambda outputs, inputs, bits: np.ceil(outputs * inputs * bits / 8) + 4 * outputs + 4 * outputs),
 ]
 
 
@@ -96,85 +96,85 @@ WRONG = [
     ("05.1", lambda lo, hi, batch: (min(hi, batch.min()), max(hi, batch.max())), "compared with hi"),
     ("05.1", lambda lo, hi, batch: (min(lo, min(batch[-1])), max(hi, max(batch[-1]))), "the last row"),
     ("05.1", lambda lo, hi, batch: (min(lo, batch.min()), max(hi, abs(batch).max())), "upper end looks at magnitudes"),
-    ("05.2", lambda x: (x.view(np.int32) & 0xFFFF0000).view(np.float32), "too large for an int32|wanted is shape"),
-    ("05.2", lambda x: x.view(np.int32) & -65536, "`view` it as float32"),
-    ("05.2", lambda x: (x.view(np.int32) | 65535).view(np.float32), "the bin's end"),
-    ("05.2", lambda x: x // 1, "fraction of the decimal number"),
-    ("05.2", changes_its_input, "changed its input x"),
-    ("05.2", lambda x: (x.view(np.int32) >> 16).view(np.float32), "Shift them back to the left"),
-    ("05.2", lambda x: x.astype(np.int32) >> 16 << 16, "`astype` turns the number into an integer"),
-    ("05.2", lambda x: np.sign(x) * 2.0 ** np.floor(np.log2(abs(x))), "sign and exponent alone"),
-    ("05.2", lambda x: torch.tensor(x).bfloat16().float().numpy(), "You round to the nearest bfloat16"),
-    ("05.2", lambda x: torch.tensor(x).bfloat16().float(), "a NumPy array is wanted"),
-    ("05.2", lambda x: np.round(x * 128) / 128, "bins are all of one width"),
-    ("05.2", lambda x: (x.view(np.uint32) >> 20 << 20).view(np.float32), "another number of bits"),
-    ("05.2", lambda x: x, "nothing has been cut off"),
+    ("05.4", lambda x: (x.view(np.int32) & 0xFFFF0000).view(np.float32), "too large for an int32|wanted is shape"),
+    ("05.4", lambda x: x.view(np.int32) & -65536, "`view` it as float32"),
+    ("05.4", lambda x: (x.view(np.int32) | 65535).view(np.float32), "the bin's end"),
+    ("05.4", lambda x: x // 1, "fraction of the decimal number"),
+    ("05.4", changes_its_input, "changed its input x"),
+    ("05.4", lambda x: (x.view(np.int32) >> 16).view(np.float32), "Shift them back to the left"),
+    ("05.4", lambda x: x.astype(np.int32) >> 16 << 16, "`astype` turns the number into an integer"),
+    ("05.4", lambda x: np.sign(x) * 2.0 ** np.floor(np.log2(abs(x))), "sign and exponent alone"),
+    ("05.4", lambda x: torch.tensor(x).bfloat16().float().numpy(), "You round to the nearest bfloat16"),
+    ("05.4", lambda x: torch.tensor(x).bfloat16().float(), "a NumPy array is wanted"),
+    ("05.4", lambda x: np.round(x * 128) / 128, "bins are all of one width"),
+    ("05.4", lambda x: (x.view(np.uint32) >> 20 << 20).view(np.float32), "another number of bits"),
+    ("05.4", lambda x: x, "nothing has been cut off"),
     (
-        "05.3",
+        "05.2",
         lambda x_codes, x_zero_point, w_codes: np.dot(x_codes.astype(int) - x_zero_point, w_codes.T.astype(int)),
         "int64 in NumPy",
     ),
-    ("05.3", lambda x_codes, x_zero_point, w_codes: (x_codes - x_zero_point) @ w_codes.T, "Your sums wrapped"),
-    ("05.3", lambda x_codes, x_zero_point, w_codes: x_codes @ w_codes.T, "The zero point is still in the input"),
+    ("05.2", lambda x_codes, x_zero_point, w_codes: (x_codes - x_zero_point) @ w_codes.T, "Your sums wrapped"),
+    ("05.2", lambda x_codes, x_zero_point, w_codes: x_codes @ w_codes.T, "The zero point is still in the input"),
     (
-        "05.3",
+        "05.2",
         lambda x_codes, x_zero_point, w_codes: (x_codes @ w_codes.T - x_zero_point).astype(np.int32),
         "other values",
     ),
     (
-        "05.3",
+        "05.2",
         lambda x_codes, x_zero_point, w_codes: np.dot(
             x_codes.astype(np.int32) - x_zero_point, w_codes.astype(np.int32)
         ),
         "transpose it",
     ),
     (
-        "05.3",
+        "05.2",
         lambda x_codes, x_zero_point, w_codes: (
             (x_codes.astype(np.float32) - x_zero_point) @ w_codes.T.astype(np.float32)
         ),
         "but they are floats",
     ),
     (
-        "05.3",
+        "05.2",
         lambda x_codes, x_zero_point, w_codes: (
             (x_codes.astype(np.int16) - np.int16(x_zero_point)) @ w_codes.T.astype(np.int16)
         ),
         "int16 ends at 32,767",
     ),
     (
-        "05.3",
+        "05.2",
         lambda x_codes, x_zero_point, w_codes: (
             (x_codes.astype(np.int32) - x_zero_point) @ w_codes.astype(np.int32).reshape(x_codes.shape[1], len(w_codes))
         ),
         "reshape keeps the order",
     ),
     (
-        "05.3",
+        "05.2",
         lambda x_codes, x_zero_point, w_codes: (
             (x_codes.astype(np.int32) - x_zero_point)[:, None] * w_codes.astype(np.int32)
         ).sum(-1, dtype=np.int64),
         "most sums of narrow integers",
     ),
-    ("05.4", lambda outputs, inputs, bits: outputs * inputs * bits / 8 + 4 + 4 * outputs, "one scale for the whole"),
-    ("05.4", lambda outputs, inputs, bits: math.ceil((outputs * inputs * bits + 8 * outputs) / 8), "in bytes already"),
-    ("05.4", lambda outputs, inputs, bits: math.ceil((outputs * inputs + 2 * outputs) * bits / 8), "takes 4 bytes"),
-    ("05.4", lambda outputs, inputs, bits: math.ceil(outputs * inputs / bits) + 8 * outputs, "More bits must make"),
-    ("05.4", lambda outputs, inputs, bits: math.ceil(outputs * inputs * bits / 8) + 8 * outputs + 1, "A byte too many"),
-    ("05.4", lambda outputs, inputs, bits: outputs * inputs * bits / 8, "Codes alone are useless"),
-    ("05.4", lambda outputs, inputs, bits: outputs * inputs * bits / 8 + 8 * outputs, "no fractions of a byte"),
-    ("05.4", lambda outputs, inputs, bits: int(outputs * inputs * bits / 8) + 8 * outputs, "round the last byte up"),
+    ("05.3", lambda outputs, inputs, bits: outputs * inputs * bits / 8 + 4 + 4 * outputs, "one scale for the whole"),
+    ("05.3", lambda outputs, inputs, bits: math.ceil((outputs * inputs * bits + 8 * outputs) / 8), "in bytes already"),
+    ("05.3", lambda outputs, inputs, bits: math.ceil((outputs * inputs + 2 * outputs) * bits / 8), "takes 4 bytes"),
+    ("05.3", lambda outputs, inputs, bits: math.ceil(outputs * inputs / bits) + 8 * outputs, "More bits must make"),
+    ("05.3", lambda outputs, inputs, bits: math.ceil(outputs * inputs * bits / 8) + 8 * outputs + 1, "A byte too many"),
+    ("05.3", lambda outputs, inputs, bits: outputs * inputs * bits / 8, "Codes alone are useless"),
+    ("05.3", lambda outputs, inputs, bits: outputs * inputs * bits / 8 + 8 * outputs, "no fractions of a byte"),
+    ("05.3", lambda outputs, inputs, bits: int(outputs * inputs * bits / 8) + 8 * outputs, "round the last byte up"),
     (
-        "05.4",
+        "05.3",
         lambda outputs, inputs, bits: outputs * math.ceil(inputs * bits / 8) + 8 * outputs,
         "last byte of each row",
     ),
     (
-        "05.4",
+        "05.3",
         lambda outputs, inputs, bits: math.ceil(outputs * inputs * bits / 8) + 64 * outputs,
         "32 bits are 4 bytes",
     ),
-    ("05.4", lambda outputs, inputs, bits: math.ceil(outputs * inputs / (8 // bits)) + 8 * outputs, "count bits"),
+    ("05.3", lambda outputs, inputs, bits: math.ceil(outputs * inputs / (8 // bits)) + 8 * outputs, "count bits"),
 ]
 
 
@@ -201,7 +201,7 @@ def test_observed_ranges_are_those_of_the_network():
     assert ranges[0] == (0.0, 1.0) and all(lo == 0 < 5 < hi for lo, hi in ranges[1:])
     assert f"0 … {ranges[2][1]:.3g}" in said and "of 2,000 other digits" in said
     found, guessed = (
-        lesson_05._accuracy_on_integers(r, exercises.find("05.3").solution) for r in (ranges, [(0.0, 1.0)] * 3)
+        lesson_05._accuracy_on_integers(r, exercises.find("05.2").solution) for r in (ranges, [(0.0, 1.0)] * 3)
     )
     assert found > 97 and guessed < 95
     assert f"{found:.1f} %" in said and f"{guessed:.1f} %" in said
@@ -214,20 +214,20 @@ def test_the_network_shows_a_wrong_product():
 
 def test_loops_are_not_waited_for(monkeypatch):
     monkeypatch.setattr(lesson_05, "PATIENCE", 0.2)
-    message = exercises.check("05.3", accumulate_in_a_loop).message
-    assert message.startswith("✓ 05.3 correct.") and "Python's loops are slow" in message
+    message = exercises.check("05.2", accumulate_in_a_loop).message
+    assert message.startswith("✓ 05.2 correct.") and "Python's loops are slow" in message
 
 
 def test_weights_in_their_bins_lose_nothing():
     weight = datasets.trained("mlp")["linear1.weight"]
     assert 0 < np.max(np.abs(bin_of(weight) - weight)) < 0.01
-    assert "97.9 % of 2,000 digits (before: 97.9 %)" in exercises.check("05.2", bin_of).message
+    assert "97.9 % of 2,000 digits (before: 97.9 %)" in exercises.check("05.4", bin_of).message
 
 
 def test_the_counted_network_is_the_saved_one():
     from qlearn import nn
 
-    said = exercises.check("05.4", exercises.find("05.4").solution).message
+    said = exercises.check("05.3", exercises.find("05.3").solution).message
     model = nn.load_trained("mlp")
     prepared = nn.prepare(model, QuantConfig(bits=4, symmetric=True, granularity=lesson_05.PerAxis(0)))
     quantized = nn.convert(nn.calibrate(prepared, torch.rand(10, 1, 28, 28), progress=False))

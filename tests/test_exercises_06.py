@@ -165,6 +165,16 @@ def last(v, quant_max):
     return np.where(v > 0, quant_max, -quant_max)
 
 
+def without_parentheses(x, scale, quant_min, quant_max, upstream):
+    code = np.rint(x / scale)
+    return upstream * (quant_min <= code & code <= quant_max)
+
+
+def sides_swapped(x, scale, quant_max):
+    v = x / scale
+    return np.where(np.abs(v) > quant_max, np.rint(v) - v, np.sign(v) * quant_max)
+
+
 def bias_in_place(bias, input_scale, weight_scale):
     bias /= input_scale * weight_scale
     return np.rint(bias) * input_scale * weight_scale
@@ -318,6 +328,40 @@ def bias_in_place(bias, input_scale, weight_scale):
             ),
             "the other way round",
         ),
+        ("06.1", lambda x, scale, upstream, **_: upstream * (scale * np.rint(x / scale) == x), "lies on a tick"),
+        ("06.1", without_parentheses, "binds more tightly"),
+        ("06.1", lambda x, scale, quant_max, upstream, **_: upstream * np.rint(x / scale).clip(-1, 1), "other values"),
+        ("06.2", two_parts(residual, lambda v, quant_max: v), "wherever x lies"),
+        ("06.2", two_parts(lambda v, scale: (np.rint(v) - v) / scale, last), "once too often"),
+        (
+            "06.2",
+            lambda x, scale, quant_max: np.where(np.abs(x / scale) <= quant_max, -x / scale**2, 0),
+            "other values",
+        ),
+        (
+            "06.2",
+            lambda x, scale, quant_max: np.where(np.abs(x) > scale * quant_max, 0, np.sign(x) * quant_max),
+            "other values",
+        ),
+        ("06.2", sides_swapped, "two sides are swapped"),
+        (
+            "06.3",
+            lambda bias, input_scale, weight_scale: bias_on_grid(bias, input_scale, weight_scale.sum()),
+            "its own weight_scale",
+        ),
+        (
+            "06.3",
+            lambda bias, input_scale, weight_scale: (
+                np.rint(bias / (input_scale * weight_scale)).astype(np.int8) * input_scale * weight_scale
+            ),
+            "Your codes wrapped",
+        ),
+        (
+            "06.3",
+            lambda bias, input_scale, weight_scale: np.rint(bias / input_scale) * input_scale * weight_scale,
+            "divide by one thing and multiply by another",
+        ),
+        ("06.3", lambda bias, input_scale, weight_scale: bias / (input_scale * weight_scale), "not yet whole ones"),
         ("06.3", bias_in_place, "changed its input bias"),
     ],
 )

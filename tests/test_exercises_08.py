@@ -10,7 +10,7 @@ import pytest
 
 from qlearn import codebooks, exercises, formats
 from qlearn.exercises.challenges import CannotBeJudged
-from qlearn.exercises.lesson_08 import judge_format, my_format
+from qlearn.exercises.lesson_08 import LEAST_SQNR, judge_format, my_format
 
 
 def middles(levels):
@@ -470,9 +470,23 @@ def test_half_of_the_idea_is_not_enough():
         levels = codebooks.kmeans(x, 16)
         return codebooks.encode(x, levels), levels, np.zeros((1, 1), int), [1.0]
 
-    for answer in (own_scales_and_normal_levels, own_levels_and_one_scale):
-        assert not judge_format(answer).passed
-    assert judge_format(my_format).passed
+    def own_scales_and_own_levels(x):  # each block with the scale of its largest magnitude
+        blocks = x.reshape(len(x), -1, 16)
+        largest = np.abs(blocks).max(axis=-1)
+        scales = codebooks.kmeans(largest, 16)
+        codes = codebooks.encode(largest, scales)
+        levels = codebooks.kmeans(blocks / scales[codes][..., None], 16)
+        return codebooks.encode(x, levels, scales[codes]), levels, codes, scales
+
+    for answer in (own_scales_and_normal_levels, own_levels_and_one_scale, own_scales_and_own_levels):
+        score = judge_format(answer)
+        assert not score.passed and decibels(score) < LEAST_SQNR - 0.1
+    score = judge_format(my_format)
+    assert score.passed and decibels(score) > LEAST_SQNR + 0.2
+
+
+def decibels(score):
+    return float(score.columns["SQNR"].removesuffix(" dB"))
 
 
 # --- the lesson's table of libraries ---------------------------------------------------------------------------------
@@ -501,7 +515,8 @@ def test_libraries_name_the_formats_as_the_table_does():
     assert hasattr(transformers, "Mxfp4Config")
 
 
-def test_torchao_has_the_four_rules():
+def test_torchao_has_the_four_rules_and_nvfp4():
     pytest.importorskip("torchao")
     config = importlib.import_module("torchao.prototype.mx_formats.config")
     assert {rule.value for rule in config.ScaleCalculationMode} == {"floor", "ceil", "rceil", "even"}
+    assert hasattr(importlib.import_module("torchao.prototype.mx_formats.nvfp4_tensor"), "NVFP4Tensor")

@@ -30,7 +30,7 @@ def small(monkeypatch):
     """Twenty steps instead of 430, with a look at every other one."""
     data = datasets.mnist_arrays()
     few = data._replace(train=type(data.train)(data.train.images[:TRAIN_DIGITS], data.train.labels[:TRAIN_DIGITS]))
-    monkeypatch.setattr(qat_runs, "_mnist", lambda: few)
+    monkeypatch.setattr(qat_runs, "mnist", lambda: few)
     monkeypatch.setattr(qat_runs, "EVERY", 2)
 
 

@@ -301,214 +301,7 @@ OBSERVE = Exercise(
 )
 
 
-# 05.2 the bin of a value
-
-
-def bin_of(x):
-    bits = x.view(np.int32)
-    return (bits >> 16 << 16).view(np.float32)
-
-
-def _cast(x):
-    return (x.astype(np.int32) >> 16 << 16).astype(np.float32)
-
-
-def _cast_then_viewed(x):
-    return (x.astype(np.int32) >> 16 << 16).view(np.float32)
-
-
-def _integer_part(x):
-    return np.trunc(x)
-
-
-def _integer_below(x):
-    return np.floor(x)
-
-
-def _mask_without_a_sign(x):
-    return (x.view(np.int32) & 0xFFFF0000).view(np.float32)
-
-
-def _cut_pattern(x):
-    return x.view(np.int32) >> 16 << 16
-
-
-def _end_of_the_bin(x):
-    return (x.view(np.int32) | 0xFFFF).view(np.float32)
-
-
-def _pattern(x):
-    return x.view(np.int32) >> 16
-
-
-def _pattern_as_number(x):
-    return (x.view(np.int32) >> 16).astype(np.float32)
-
-
-def _not_shifted_back(x):
-    return (x.view(np.int32) >> 16).view(np.float32)
-
-
-def _cut_pattern_as_number(x):
-    return (x.view(np.int32) >> 16 << 16).astype(np.float32)
-
-
-def _only_to_the_left(x):
-    return (x.view(np.int32) << 16).view(np.float32)
-
-
-def _lower_half(x):
-    return (x.view(np.int32) << 16 >> 16).view(np.float32)
-
-
-def _lower_half_masked(x):
-    return (x.view(np.int32) & 0xFFFF).view(np.float32)
-
-
-def _two_halves(x):
-    return x.view(np.int16)
-
-
-def _rounded(x):
-    return (x.view(np.int32) + 0x8000 >> 16 << 16).view(np.float32)
-
-
-def _rounded_by_division(x):
-    return (np.rint(x.view(np.int32) / 65536).astype(np.int32) << 16).view(np.float32)
-
-
-def _towards_zero(x):
-    return (np.trunc(x.view(np.int32) / 65536).astype(np.int32) << 16).view(np.float32)
-
-
-def _half_precision(x):
-    with np.errstate(over="ignore"):
-        return x.astype(np.float16).astype(np.float32)
-
-
-def _sign_and_exponent(x):
-    return (x.view(np.int32) >> 23 << 23).view(np.float32)
-
-
-def _power_of_two(x):
-    return np.float32(2) ** np.floor(np.log2(np.abs(x)))
-
-
-def _other_cut(places):
-    def cut(x):
-        return (x.view(np.int32) >> places << places).view(np.float32)
-
-    cut.__name__ = f"_cut_{places}_bits"
-    return cut
-
-
-def _equal_bins(x):
-    return np.float32(1 / 128) * np.trunc(x * 128)
-
-
-def _equal_bins_down(x):
-    return np.float32(1 / 128) * np.floor(x * 128)
-
-
-def _equal_bins_rounded(x):
-    return np.float32(1 / 128) * np.rint(x * 128)
-
-
-def _two_decimals(x):
-    return np.round(x, 2)
-
-
-def _nothing_cut(x):
-    return x.copy()
-
-
-_floats = st.floats(-1000, 1000, width=32, allow_subnormal=False).filter(lambda v: abs(v) > 2.0**-20)
-
-_VIEW = "`astype` turns the number into an integer; `view` leaves its 32 bits alone and reads them as an integer."
-_FRACTION = "That cuts off the fraction of the decimal number. Cut off bits of its pattern."
-_BACK = "You turned the pattern into a float by its value. Shift back by 16, then `view` it as float32."
-_LOW = "You kept the lower 16 bits and cut off the upper ones. Those say most about the number: keep them."
-_CUT_ONLY = "You round to the nearest bfloat16: then half of each bin belongs to its neighbour. Cut, only."
-_EQUAL = "Those bins are all of one width. Here a bin is as wide as its values are large: cut bits off."
-_SIXTEEN = "You cut another number of bits off. Of the 32 the lower 16 go; sign, exponent and 7 of the fraction stay."
-_SEVEN = "You keep sign and exponent alone: bins twice as wide as their start. Keep 7 fraction bits too, 16 in all."
-
-
-def _in_bins(attempt):
-    """The network with each weight at the start of its bin."""
-    return (
-        "Your `bin_of` moved each of the network's weights to the start of its bin: it reads\n"
-        f"{networks.with_weights(attempt):.1f} % of 2,000 digits (before: {networks.mlp_accuracy():.1f} %). "
-        "The bins are narrow enough."
-    )
-
-
-BIN_OF = Exercise(
-    id="05.2",
-    solution=bin_of,
-    examples=(
-        {"x": np.array([1.0, 1.003, 1.009, 200.3, 201.9], dtype=np.float32)},
-        {"x": np.array([-0.1, -3.14159, 1e-3, 1e6], dtype=np.float32)},
-    ),
-    cases=st.fixed_dictionaries({"x": hnp.arrays(np.float32, st.integers(1, 4), elements=_floats)}),
-    mistakes=(
-        Mistake(_cast, _VIEW),
-        Mistake(_cast_then_viewed, _VIEW),
-        Mistake(_integer_part, _FRACTION),
-        Mistake(_integer_below, _FRACTION),
-        Mistake(
-            _mask_without_a_sign,
-            "That mask is too large for an int32. Read the bits as np.uint32, or write the mask as ~0xFFFF.",
-        ),
-        Mistake(_end_of_the_bin, "That sets the lower 16 bits to 1: the bin's end. Its start has zeros there."),
-        Mistake(_cut_pattern, "That is the right pattern, still read as an integer: `view` it as float32."),
-        Mistake(_pattern, "That is the bin's number. Shift it back by 16 and view it as float32 again."),
-        Mistake(_pattern_as_number, _BACK),
-        Mistake(_cut_pattern_as_number, _BACK),
-        Mistake(
-            _not_shifted_back,
-            "The 16 bits that you keep now stand where the lower ones were, and mean another number. "
-            "Shift them back to the left.",
-        ),
-        Mistake(
-            _only_to_the_left,
-            "Shifted to the left, the upper 16 bits are lost. First to the right, then back to the left.",
-        ),
-        Mistake(_lower_half, _LOW),
-        Mistake(_lower_half_masked, _LOW),
-        Mistake(_two_halves, "An int16 is half of a value: that makes two numbers of each. Read all 32 bits as one."),
-        Mistake(_rounded, _CUT_ONLY),
-        Mistake(_rounded_by_division, _CUT_ONLY),
-        Mistake(
-            _towards_zero,
-            "Patterns of negative numbers are negative integers, and those you cut towards 0, into the next bin. "
-            "Shift with `>>`, or divide with `//`.",
-        ),
-        Mistake(
-            _half_precision,
-            "float16 is another format of 16 bits: 5 bits of exponent, nothing beyond 65,504. Cut float32's own bits.",
-        ),
-        Mistake(_sign_and_exponent, _SEVEN),
-        Mistake(
-            _power_of_two, "That is a power of two: the exponent alone. The sign stays too, and 7 bits of the fraction."
-        ),
-        *(Mistake(_other_cut(places), _SIXTEEN) for places in (7, 8, 12, 15, 17, 20, 24)),
-        Mistake(_equal_bins, _EQUAL),
-        Mistake(_equal_bins_down, _EQUAL),
-        Mistake(_equal_bins_rounded, _EQUAL),
-        Mistake(_two_decimals, _EQUAL),
-        Mistake(_nothing_cut, "That is x as it was: nothing has been cut off."),
-    ),
-    hints=(
-        "Which 16 bits do you keep: those at the left, or those at the right?",
-        "Read the pattern as an integer, make its lower 16 bits 0, and read it as a float32 again.",
-        "`x.view(np.int32)` is the pattern. Shifted right by 16 and back left, it ends in zeros.",
-    ),
-    consequence=_in_bins,
-)
-
-
-# 05.3 an integer layer
+# 05.2 an integer layer
 
 
 def accumulate(x_codes, x_zero_point, w_codes):
@@ -662,7 +455,7 @@ def _accumulated(attempt):
 
 
 ACCUMULATE = Exercise(
-    id="05.3",
+    id="05.2",
     solution=accumulate,
     examples=(
         {
@@ -740,7 +533,7 @@ ACCUMULATE = Exercise(
 )
 
 
-# 05.4 the honest size
+# 05.3 the honest size
 
 
 def layer_bytes(outputs, inputs, bits):
@@ -897,7 +690,7 @@ def _stored(attempt):
 
 
 LAYER_BYTES = Exercise(
-    id="05.4",
+    id="05.3",
     solution=layer_bytes,
     examples=(
         {"outputs": 100, "inputs": 784, "bits": 4},
@@ -956,7 +749,214 @@ LAYER_BYTES = Exercise(
     consequence=_stored,
 )
 
-EXERCISES = (OBSERVE, BIN_OF, ACCUMULATE, LAYER_BYTES)
+
+# 05.4 the bin of a value
+
+
+def bin_of(x):
+    bits = x.view(np.int32)
+    return (bits >> 16 << 16).view(np.float32)
+
+
+def _cast(x):
+    return (x.astype(np.int32) >> 16 << 16).astype(np.float32)
+
+
+def _cast_then_viewed(x):
+    return (x.astype(np.int32) >> 16 << 16).view(np.float32)
+
+
+def _integer_part(x):
+    return np.trunc(x)
+
+
+def _integer_below(x):
+    return np.floor(x)
+
+
+def _mask_without_a_sign(x):
+    return (x.view(np.int32) & 0xFFFF0000).view(np.float32)
+
+
+def _cut_pattern(x):
+    return x.view(np.int32) >> 16 << 16
+
+
+def _end_of_the_bin(x):
+    return (x.view(np.int32) | 0xFFFF).view(np.float32)
+
+
+def _pattern(x):
+    return x.view(np.int32) >> 16
+
+
+def _pattern_as_number(x):
+    return (x.view(np.int32) >> 16).astype(np.float32)
+
+
+def _not_shifted_back(x):
+    return (x.view(np.int32) >> 16).view(np.float32)
+
+
+def _cut_pattern_as_number(x):
+    return (x.view(np.int32) >> 16 << 16).astype(np.float32)
+
+
+def _only_to_the_left(x):
+    return (x.view(np.int32) << 16).view(np.float32)
+
+
+def _lower_half(x):
+    return (x.view(np.int32) << 16 >> 16).view(np.float32)
+
+
+def _lower_half_masked(x):
+    return (x.view(np.int32) & 0xFFFF).view(np.float32)
+
+
+def _two_halves(x):
+    return x.view(np.int16)
+
+
+def _rounded(x):
+    return (x.view(np.int32) + 0x8000 >> 16 << 16).view(np.float32)
+
+
+def _rounded_by_division(x):
+    return (np.rint(x.view(np.int32) / 65536).astype(np.int32) << 16).view(np.float32)
+
+
+def _towards_zero(x):
+    return (np.trunc(x.view(np.int32) / 65536).astype(np.int32) << 16).view(np.float32)
+
+
+def _half_precision(x):
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16).astype(np.float32)
+
+
+def _sign_and_exponent(x):
+    return (x.view(np.int32) >> 23 << 23).view(np.float32)
+
+
+def _power_of_two(x):
+    return np.float32(2) ** np.floor(np.log2(np.abs(x)))
+
+
+def _other_cut(places):
+    def cut(x):
+        return (x.view(np.int32) >> places << places).view(np.float32)
+
+    cut.__name__ = f"_cut_{places}_bits"
+    return cut
+
+
+def _equal_bins(x):
+    return np.float32(1 / 128) * np.trunc(x * 128)
+
+
+def _equal_bins_down(x):
+    return np.float32(1 / 128) * np.floor(x * 128)
+
+
+def _equal_bins_rounded(x):
+    return np.float32(1 / 128) * np.rint(x * 128)
+
+
+def _two_decimals(x):
+    return np.round(x, 2)
+
+
+def _nothing_cut(x):
+    return x.copy()
+
+
+_floats = st.floats(-1000, 1000, width=32, allow_subnormal=False).filter(lambda v: abs(v) > 2.0**-20)
+
+_VIEW = "`astype` turns the number into an integer; `view` leaves its 32 bits alone and reads them as an integer."
+_FRACTION = "That cuts off the fraction of the decimal number. Cut off bits of its pattern."
+_BACK = "You turned the pattern into a float by its value. Shift back by 16, then `view` it as float32."
+_LOW = "You kept the lower 16 bits and cut off the upper ones. Those say most about the number: keep them."
+_CUT_ONLY = "You round to the nearest bfloat16: then half of each bin belongs to its neighbour. Cut, only."
+_EQUAL = "Those bins are all of one width. Here a bin is as wide as its values are large: cut bits off."
+_SIXTEEN = "You cut another number of bits off. Of the 32 the lower 16 go; sign, exponent and 7 of the fraction stay."
+_SEVEN = "You keep sign and exponent alone: bins twice as wide as their start. Keep 7 fraction bits too, 16 in all."
+
+
+def _in_bins(attempt):
+    """The network with each weight at the start of its bin."""
+    return (
+        "Your `bin_of` moved each of the network's weights to the start of its bin: it reads\n"
+        f"{networks.with_weights(attempt):.1f} % of 2,000 digits (before: {networks.mlp_accuracy():.1f} %). "
+        "The bins are narrow enough."
+    )
+
+
+BIN_OF = Exercise(
+    id="05.4",
+    solution=bin_of,
+    examples=(
+        {"x": np.array([1.0, 1.003, 1.009, 200.3, 201.9], dtype=np.float32)},
+        {"x": np.array([-0.1, -3.14159, 1e-3, 1e6], dtype=np.float32)},
+    ),
+    cases=st.fixed_dictionaries({"x": hnp.arrays(np.float32, st.integers(1, 4), elements=_floats)}),
+    mistakes=(
+        Mistake(_cast, _VIEW),
+        Mistake(_cast_then_viewed, _VIEW),
+        Mistake(_integer_part, _FRACTION),
+        Mistake(_integer_below, _FRACTION),
+        Mistake(
+            _mask_without_a_sign,
+            "That mask is too large for an int32. Read the bits as np.uint32, or write the mask as ~0xFFFF.",
+        ),
+        Mistake(_end_of_the_bin, "That sets the lower 16 bits to 1: the bin's end. Its start has zeros there."),
+        Mistake(_cut_pattern, "That is the right pattern, still read as an integer: `view` it as float32."),
+        Mistake(_pattern, "That is the bin's number. Shift it back by 16 and view it as float32 again."),
+        Mistake(_pattern_as_number, _BACK),
+        Mistake(_cut_pattern_as_number, _BACK),
+        Mistake(
+            _not_shifted_back,
+            "The 16 bits that you keep now stand where the lower ones were, and mean another number. "
+            "Shift them back to the left.",
+        ),
+        Mistake(
+            _only_to_the_left,
+            "Shifted to the left, the upper 16 bits are lost. First to the right, then back to the left.",
+        ),
+        Mistake(_lower_half, _LOW),
+        Mistake(_lower_half_masked, _LOW),
+        Mistake(_two_halves, "An int16 is half of a value: that makes two numbers of each. Read all 32 bits as one."),
+        Mistake(_rounded, _CUT_ONLY),
+        Mistake(_rounded_by_division, _CUT_ONLY),
+        Mistake(
+            _towards_zero,
+            "Patterns of negative numbers are negative integers, and those you cut towards 0, into the next bin. "
+            "Shift with `>>`, or divide with `//`.",
+        ),
+        Mistake(
+            _half_precision,
+            "float16 is another format of 16 bits: 5 bits of exponent, nothing beyond 65,504. Cut float32's own bits.",
+        ),
+        Mistake(_sign_and_exponent, _SEVEN),
+        Mistake(
+            _power_of_two, "That is a power of two: the exponent alone. The sign stays too, and 7 bits of the fraction."
+        ),
+        *(Mistake(_other_cut(places), _SIXTEEN) for places in (7, 8, 12, 15, 17, 20, 24)),
+        Mistake(_equal_bins, _EQUAL),
+        Mistake(_equal_bins_down, _EQUAL),
+        Mistake(_equal_bins_rounded, _EQUAL),
+        Mistake(_two_decimals, _EQUAL),
+        Mistake(_nothing_cut, "That is x as it was: nothing has been cut off."),
+    ),
+    hints=(
+        "Which 16 bits do you keep: those at the left, or those at the right?",
+        "Read the pattern as an integer, make its lower 16 bits 0, and read it as a float32 again.",
+        "`x.view(np.int32)` is the pattern. Shifted right by 16 and back left, it ends in zeros.",
+    ),
+    consequence=_in_bins,
+)
+
+EXERCISES = (OBSERVE, ACCUMULATE, LAYER_BYTES, BIN_OF)
 
 
 # 05.C a small convolutional network

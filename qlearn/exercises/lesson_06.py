@@ -69,6 +69,28 @@ def _chained(x, scale, quant_min, quant_max, upstream):
     return upstream if quant_min <= np.rint(x / scale) <= quant_max else 0 * upstream
 
 
+def _without_parentheses(x, scale, quant_min, quant_max, upstream):
+    code = np.rint(x / scale)
+    return upstream * (quant_min <= code & code <= quant_max)
+
+
+def _on_a_tick_only(x, scale, quant_min, quant_max, upstream):
+    return upstream * (_forward(x, scale, quant_min, quant_max, upstream) == x)
+
+
+def _on_the_grid_only(x, scale, quant_min, quant_max, upstream):
+    return upstream * (scale * np.rint(x / scale) == x)
+
+
+def _times_code(x, scale, quant_min, quant_max, upstream):
+    return upstream * np.clip(np.rint(x / scale), quant_min, quant_max)
+
+
+def _mask_of_upstream(x, scale, quant_min, quant_max, upstream):
+    code = np.rint(upstream / scale)
+    return upstream * ((quant_min <= code) & (code <= quant_max))
+
+
 def _some_left_out(x, scale, quant_min, quant_max, upstream):
     code = np.rint(x / scale)
     return upstream[(quant_min <= code) & (code <= quant_max)]
@@ -241,6 +263,16 @@ STRAIGHT_THROUGH = Exercise(
             _forward_times_upstream,
             "You multiply upstream by x̂. It is multiplied by the slope of x̂: 1 or 0.",
         ),
+        Mistake(_times_code, "You multiply upstream by the code. It is multiplied by the slope of x̂: 1 or 0."),
+        *(
+            Mistake(
+                only,
+                "You let a value through only if it lies on a tick. What rounding moves passes too; what the clamp "
+                "moves does not.",
+            )
+            for only in (_on_a_tick_only, _on_the_grid_only)
+        ),
+        Mistake(_mask_of_upstream, "You look at the size of upstream. It is x that is rounded and clamped."),
         Mistake(
             _upstream_clamped,
             "You clamp the gradient itself. It is x that is clamped: where it is, the gradient is 0.",
@@ -249,6 +281,11 @@ STRAIGHT_THROUGH = Exercise(
             _chained,
             "Is it the truth value of an array? a <= b <= c hides an `and`, which arrays do not have: "
             "(a <= b) & (b <= c).",
+        ),
+        Mistake(
+            _without_parentheses,
+            "& binds more tightly than <=, so it joins what stands next to it. Each comparison needs its own "
+            "parentheses: (a <= b) & (b <= c).",
         ),
     ),
     hints=(
@@ -348,6 +385,26 @@ def _slope_of_x(x, scale, quant_max):
 def _scaled_last_tick(x, scale, quant_max):
     v = x / scale
     return np.where(np.abs(v) <= quant_max, np.rint(v) - v, np.sign(v) * quant_max * scale)
+
+
+def _x_part_alone(x, scale, quant_max):
+    v = x / scale
+    return np.where(np.abs(v) <= quant_max, -v / scale, _last_tick(v, quant_max))
+
+
+def _x_hat_inside(x, scale, quant_max):
+    v = x / scale
+    return np.where(np.abs(v) <= quant_max, scale * np.rint(v), _last_tick(v, quant_max))
+
+
+def _divided_again(x, scale, quant_max):
+    v = x / scale
+    return np.where(np.abs(v) <= quant_max, (np.rint(v) - v) / scale, _last_tick(v, quant_max))
+
+
+def _sides_swapped(x, scale, quant_max):
+    v = x / scale
+    return np.where(np.abs(v) > quant_max, np.rint(v) - v, _last_tick(v, quant_max))
 
 
 def _summed(x, scale, quant_max):
@@ -461,6 +518,26 @@ SCALE_SLOPE = Exercise(
             _one_scale_too_many,
             "The slope of x / scale is −x / scale², but it is multiplied by the scale in front: −x / scale remains.",
         ),
+        Mistake(
+            _inside_and_outside(_residual, lambda v, quant_max: v),
+            "Outside, that is x / scale. x̂ is scale · (±quant_max) there: its slope is ±quant_max, wherever x lies.",
+        ),
+        *(
+            Mistake(
+                _inside_and_outside(lambda v, quant_max: -v, outside),
+                "That is −x / scale, one half of the slope inside: the tick that x lies on, rint(x / scale), moves too.",
+            )
+            for outside in (_last_tick, lambda v, quant_max: 0 * v)
+        ),
+        Mistake(
+            _x_part_alone, "Inside, that is the slope of x / scale alone. The factor in front depends on scale too."
+        ),
+        Mistake(_x_hat_inside, "Inside, that is x̂ itself, x + scale · r. Its slope is what stands beside scale: r."),
+        Mistake(_divided_again, "Inside, you divide by scale once too often: x + scale · r has the slope r."),
+        Mistake(
+            _sides_swapped,
+            "The two sides are swapped: the rounding error is the slope inside, ±quant_max the slope outside.",
+        ),
         Mistake(_scaled_last_tick, "Outside, x̂ is scale · (±quant_max). Its slope has no scale any more."),
         Mistake(_rounded_value, "That is x̂ itself. Wanted is how it changes when scale does."),
         Mistake(_slope_of_x, "That is ∂x̂/∂x, 1 or 0. Wanted is ∂x̂/∂scale."),
@@ -514,6 +591,34 @@ def _integer_codes(bias, input_scale, weight_scale):
 def _eight_bits(bias, input_scale, weight_scale):
     step = input_scale * weight_scale
     return step * np.clip(np.rint(bias / step), -127, 127)
+
+
+def _wraps(bias, input_scale, weight_scale):
+    step = input_scale * weight_scale
+    return step * np.rint(bias / step).astype(np.int64).astype(np.int8)
+
+
+def _steps_not_rounded(bias, input_scale, weight_scale):
+    return bias / (input_scale * weight_scale)
+
+
+def _in_tenths(bias, input_scale, weight_scale):
+    step = input_scale * weight_scale
+    return step * np.round(bias / step, 1)
+
+
+def _back_by_one_scale(of):
+    def rounded(bias, input_scale, weight_scale):
+        return np.rint(bias / (input_scale * weight_scale)) * of(input_scale, weight_scale)
+
+    return rounded
+
+
+def _divided_by_one_scale(of):
+    def rounded(bias, input_scale, weight_scale):
+        return np.rint(bias / of(input_scale, weight_scale)) * input_scale * weight_scale
+
+    return rounded
 
 
 def _nothing_rounded(bias, input_scale, weight_scale):
@@ -590,7 +695,7 @@ BIAS_ON_GRID = Exercise(
     id="06.3",
     solution=bias_on_grid,
     examples=(
-        {"bias": np.array([0.325, -0.7, -0.4]), "input_scale": 0.5, "weight_scale": np.array([0.25, 1.5, 0.25])},
+        {"bias": np.array([0.325, -0.7, -0.4]), "input_scale": 0.5, "weight_scale": np.array([0.25, 0.125, 1.5])},
         {"bias": np.array([60.0]), "input_scale": 0.5, "weight_scale": np.array([0.25])},
     ),
     cases=_biases(),
@@ -624,9 +729,22 @@ BIAS_ON_GRID = Exercise(
                 _in_steps_of(lambda input_scale, weight_scale, one=one: input_scale * one(weight_scale)),
                 "Each output channel has its own weight_scale, and so its own step.",
             )
-            for one in (np.max, np.min, np.mean, lambda scales: scales[0])
+            for one in (np.max, np.min, np.mean, np.sum, lambda scales: scales[0])
         ),
         Mistake(_eight_bits, "A bias is an int32: it is not clamped to 8 bits."),
+        Mistake(
+            _wraps, "Your codes wrapped: an int8 holds −128 … 127, and a bias is an int32. (It needs no cast here.)"
+        ),
+        Mistake(_steps_not_rounded, "Those are the steps, and not yet whole ones: round them, then make real numbers."),
+        Mistake(_in_tenths, "You round to tenths of a step. The accumulator counts whole steps: np.rint."),
+        *(
+            Mistake(
+                wrong(of),
+                "You divide by one thing and multiply by another. Both are the step, input_scale · weight_scale.",
+            )
+            for wrong in (_back_by_one_scale, _divided_by_one_scale)
+            for of in (lambda input_scale, weight_scale: input_scale, lambda input_scale, weight_scale: weight_scale)
+        ),
         Mistake(
             _nothing_rounded, "The bias is as it was: nothing is rounded. The integer layer can add whole steps only."
         ),

@@ -33,89 +33,17 @@ def nearest_level(x, levels):
     return np.searchsorted(middles, x).astype(np.uint8)
 
 
-def _next_above(x, levels):
-    return np.searchsorted(levels, x).astype(np.uint8)
-
-
 def _next_above_clipped(x, levels):
     return np.minimum(np.searchsorted(levels, x), len(levels) - 1).astype(np.uint8)
-
-
-def _next_below(x, levels):
-    return (np.searchsorted(levels, x, side="right") - 1).astype(np.uint8)
 
 
 def _next_below_clipped(x, levels):
     return np.maximum(np.searchsorted(levels, x, side="right") - 1, 0).astype(np.uint8)
 
 
-def _next_below_or_none(x, levels):
-    return (np.searchsorted(levels, x) - 1).astype(np.uint8)
-
-
-def _next_below_signed(x, levels):
-    return np.searchsorted(levels, x, side="right") - 1
-
-
-def _counted_from_one(x, levels):
-    return np.digitize(x, levels).astype(np.uint8)
-
-
-def _floored_middles(x, levels):
-    return np.searchsorted((levels[:-1] + levels[1:]) // 2, x).astype(np.uint8)
-
-
-def _for_the_whole_array(x, levels):
-    return np.abs(x[..., None] - levels).argmin().astype(np.uint8)
-
-
-def _one_axis_in_front(x, levels):
-    return np.abs(levels[:, None] - x).argmin(axis=0).astype(np.uint8)
-
-
-def _values_not_codes(x, levels):
-    return levels[nearest_level(x, levels)]
-
-
-def _one_too_many(x, levels):
-    return nearest_level(x, levels) + np.uint8(1)
-
-
-def _one_too_few(x, levels):
-    return nearest_level(x, levels) - np.uint8(1)
-
-
-def _middles_not_halved(x, levels):
-    return np.searchsorted(levels[:-1] + levels[1:], x).astype(np.uint8)
-
-
-def _farthest(x, levels):
-    return np.abs(x[..., None] - levels).argmax(axis=-1).astype(np.uint8)
-
-
-def _distances(x, levels):
-    return np.abs(x[..., None] - levels).min(axis=-1)
-
-
 def _even_grid(x, levels):
     step = levels[1] - levels[0]
     return np.clip(np.rint((x - levels[0]) / step), 0, len(levels) - 1).astype(np.uint8)
-
-
-def _no_abs(x, levels):
-    return (x[..., None] - levels).argmin(axis=-1).astype(np.uint8)
-
-
-def _wrong_axis(x, levels):
-    return np.abs(x[..., None] - levels).argmin(axis=0).astype(np.uint8)
-
-
-def _one_axis_only(x, levels):
-    return np.abs(x[:, None] - levels).argmin(axis=1).astype(np.uint8)
-
-
-def _half_distances(x, levels):
-    return np.searchsorted(np.diff(levels) / 2, x).astype(np.uint8)
 
 
 def _ties_upward(x, levels):
@@ -159,42 +87,61 @@ NEAREST_LEVEL = Exercise(
         }
     ),
     mistakes=(
-        Mistake(_next_above, _ROUNDED_UP),
+        Mistake(lambda x, levels: np.searchsorted(levels, x).astype(np.uint8), _ROUNDED_UP),
         Mistake(_next_above_clipped, _ROUNDED_UP),
-        Mistake(_next_below, _ROUNDED_DOWN),
+        Mistake(lambda x, levels: (np.searchsorted(levels, x, side="right") - 1).astype(np.uint8), _ROUNDED_DOWN),
         Mistake(_next_below_clipped, _ROUNDED_DOWN),
-        Mistake(_next_below_or_none, _ROUNDED_DOWN),
-        Mistake(_next_below_signed, _ROUNDED_DOWN),
+        Mistake(lambda x, levels: (np.searchsorted(levels, x) - 1).astype(np.uint8), _ROUNDED_DOWN),
+        Mistake(lambda x, levels: np.searchsorted(levels, x, side="right") - 1, _ROUNDED_DOWN),
         Mistake(
-            _counted_from_one,
+            lambda x, levels: np.digitize(x, levels).astype(np.uint8),
             "You count the levels up to x, as np.digitize(x, levels) does: that rounds down and begins with 1. "
             "Count the middles below x.",
         ),
-        Mistake(_floored_middles, "// 2 drops the half of a middle: divide with /."),
         Mistake(
-            _for_the_whole_array,
+            lambda x, levels: np.searchsorted((levels[:-1] + levels[1:]) // 2, x).astype(np.uint8),
+            "// 2 drops the half of a middle: divide with /.",
+        ),
+        Mistake(
+            lambda x, levels: np.abs(x[..., None] - levels).argmin().astype(np.uint8),
             "Without axis=-1, argmin finds one place in the whole table. Wanted is a code for each value.",
         ),
-        Mistake(_values_not_codes, "These are the levels themselves. Wanted are their codes: places in the list."),
+        Mistake(
+            lambda x, levels: levels[nearest_level(x, levels)],
+            "These are the levels themselves. Wanted are their codes: places in the list.",
+        ),
         Mistake(
             _even_grid,
             "You step along an even grid. The distances between levels differ, so no single step leads to the code.",
         ),
-        Mistake(_no_abs, "The most negative difference is the smallest number. Nearest is the smallest np.abs of it."),
         Mistake(
-            _wrong_axis,
+            lambda x, levels: (x[..., None] - levels).argmin(axis=-1).astype(np.uint8),
+            "The most negative difference is the smallest number. Nearest is the smallest np.abs of it.",
+        ),
+        Mistake(
+            lambda x, levels: np.abs(x[..., None] - levels).argmin(axis=0).astype(np.uint8),
             "You look for the value nearest to each level. The axis that goes is that of the levels, the last.",
         ),
-        Mistake(_one_axis_only, _FOR_A_LIST),
-        Mistake(_one_axis_in_front, _FOR_A_LIST),
-        Mistake(_one_too_many, _OFF_BY_ONE),
-        Mistake(_one_too_few, _OFF_BY_ONE),
-        Mistake(_middles_not_halved, "The sum of two neighbours is twice their middle: divide by 2."),
-        Mistake(_farthest, "argmax finds the level that is farthest away. Nearest is argmin."),
+        Mistake(lambda x, levels: np.abs(x[:, None] - levels).argmin(axis=1).astype(np.uint8), _FOR_A_LIST),
+        Mistake(lambda x, levels: np.abs(levels[:, None] - x).argmin(axis=0).astype(np.uint8), _FOR_A_LIST),
+        Mistake(lambda x, levels: nearest_level(x, levels) + np.uint8(1), _OFF_BY_ONE),
+        Mistake(lambda x, levels: nearest_level(x, levels) - np.uint8(1), _OFF_BY_ONE),
         Mistake(
-            _distances, "These are the distances to the nearest levels. Their places in the list come from argmin."
+            lambda x, levels: np.searchsorted(levels[:-1] + levels[1:], x).astype(np.uint8),
+            "The sum of two neighbours is twice their middle: divide by 2.",
         ),
-        Mistake(_half_distances, "That is half the distance to the next level. Add it to the level to get the middle."),
+        Mistake(
+            lambda x, levels: np.abs(x[..., None] - levels).argmax(axis=-1).astype(np.uint8),
+            "argmax finds the level that is farthest away. Nearest is argmin.",
+        ),
+        Mistake(
+            lambda x, levels: np.abs(x[..., None] - levels).min(axis=-1),
+            "These are the distances to the nearest levels. Their places in the list come from argmin.",
+        ),
+        Mistake(
+            lambda x, levels: np.searchsorted(np.diff(levels) / 2, x).astype(np.uint8),
+            "That is half the distance to the next level. Add it to the level to get the middle.",
+        ),
         Mistake(
             _ties_upward, "In the middle between two levels, yours takes the larger one. Here the smaller one wins."
         ),
@@ -240,10 +187,6 @@ def _empty_is_lost(x, levels):
     return np.array([x[codes == code].mean() for code in np.unique(codes)])
 
 
-def _median(x, levels):
-    return _moved(x, levels, nearest_level(x, levels), np.median)
-
-
 def _middle_of_extremes(x, levels):
     return _moved(x, levels, nearest_level(x, levels), lambda values: (values.min() + values.max()) / 2)
 
@@ -251,10 +194,6 @@ def _middle_of_extremes(x, levels):
 def _equal_counts(x, levels):
     parts = np.array_split(np.sort(x), len(levels))
     return np.array([part.mean() if len(part) else level for part, level in zip(parts, levels, strict=True)])
-
-
-def _ties_to_the_larger(x, levels):
-    return _moved(x, levels, _ties_upward(x, levels), np.mean)
 
 
 def _assigned_and_emptied(assign, empty):
@@ -277,30 +216,6 @@ def _counted_without_minlength(x, levels):
         return np.bincount(codes, weights=x) / np.bincount(codes)
 
 
-def _values_of_the_level_above_and_none_beyond(x, levels):
-    return _moved(x, levels, np.searchsorted(levels, x), np.mean)
-
-
-def _magnitudes(x, levels):
-    return _moved(x, levels, nearest_level(x, levels), lambda values: np.sqrt((values**2).mean()))
-
-
-def _levels_of_all_values(x, levels):
-    return lloyd_step(x, levels)[nearest_level(x, levels)]
-
-
-def _codes_alone(x, levels):
-    return nearest_level(x, levels)
-
-
-def _nothing_moved(x, levels):
-    return levels.copy()
-
-
-def _fractions_cut_off(x, levels):
-    return np.trunc(lloyd_step(x, levels))
-
-
 def _until_it_settles(x, levels):
     for _ in range(100):
         levels = lloyd_step(x, levels)
@@ -314,30 +229,6 @@ def _assigned_again_in_between(x, levels):
         if (codes == code).any():
             moved[code] = x[codes == code].mean()
     return moved
-
-
-def _empty_is_the_mean_of_all(x, levels):
-    return _moved(x, np.full(len(levels), x.mean()), nearest_level(x, levels), np.mean)
-
-
-def _divided_by_all(x, levels):
-    return _moved(x, levels, nearest_level(x, levels), lambda values: values.sum() / len(x))
-
-
-def _half_way(x, levels):
-    return (levels + lloyd_step(x, levels)) / 2
-
-
-def _values_of_the_level_below(x, levels):
-    return _moved(x, levels, _next_below_clipped(x, levels), np.mean)
-
-
-def _values_of_the_level_above(x, levels):
-    return _moved(x, levels, _next_above_clipped(x, levels), np.mean)
-
-
-def _sum_for_mean(x, levels):
-    return _moved(x, levels, nearest_level(x, levels), np.sum)
 
 
 def _old_level_counted(x, levels):
@@ -385,19 +276,29 @@ LLOYD_STEP = Exercise(
             "A level without values has no mean, and np.bincount leaves the last ones out: minlength=len(levels). "
             "An empty level stays where it is.",
         ),
-        Mistake(_values_of_the_level_above_and_none_beyond, _NOT_NEAREST),
-        Mistake(_magnitudes, "The root of the mean square is never negative. A level goes to the mean of its values."),
+        Mistake(lambda x, levels: _moved(x, levels, np.searchsorted(levels, x), np.mean), _NOT_NEAREST),
         Mistake(
-            _empty_is_the_mean_of_all, "A level without values went to the mean of all values. It stays where it is."
+            lambda x, levels: _moved(x, levels, nearest_level(x, levels), lambda values: np.sqrt((values**2).mean())),
+            "The root of the mean square is never negative. A level goes to the mean of its values.",
         ),
-        Mistake(_codes_alone, "Those are the codes of the values. Wanted are the levels, each moved to its mean."),
         Mistake(
-            _levels_of_all_values,
+            lambda x, levels: _moved(x, np.full(len(levels), x.mean()), nearest_level(x, levels), np.mean),
+            "A level without values went to the mean of all values. It stays where it is.",
+        ),
+        Mistake(
+            lambda x, levels: nearest_level(x, levels),
+            "Those are the codes of the values. Wanted are the levels, each moved to its mean.",
+        ),
+        Mistake(
+            lambda x, levels: lloyd_step(x, levels)[nearest_level(x, levels)],
             "Those are the new levels of all values. Wanted is the list: each level once, in order.",
         ),
-        Mistake(_nothing_moved, "Your levels are the old ones. Each moves to the mean of the values nearest to it."),
         Mistake(
-            _fractions_cut_off,
+            lambda x, levels: levels.copy(),
+            "Your levels are the old ones. Each moves to the mean of the values nearest to it.",
+        ),
+        Mistake(
+            lambda x, levels: np.trunc(lloyd_step(x, levels)),
             "Your means lost their fractions. Put them into an array of floats: levels.copy(), or np.zeros(len(levels)).",
         ),
         Mistake(_until_it_settles, "You went on until nothing moves. Wanted is one step: assign once, move once."),
@@ -405,7 +306,7 @@ LLOYD_STEP = Exercise(
             _assigned_again_in_between,
             "You assign anew after each level that has moved. All values go to the old levels first, then all move.",
         ),
-        Mistake(_ties_to_the_larger, _TIE),
+        Mistake(lambda x, levels: _moved(x, levels, _ties_upward(x, levels), np.mean), _TIE),
         *(
             Mistake(_assigned_and_emptied(assign, empty), diagnosis)
             for assign, diagnosis in (
@@ -415,8 +316,14 @@ LLOYD_STEP = Exercise(
             )
             for empty in (0.0, math.nan)
         ),
-        Mistake(_divided_by_all, "You divide by the number of all values. Divide by how many the level itself has."),
-        Mistake(_median, "That is the median. The squared error is smallest at the mean."),
+        Mistake(
+            lambda x, levels: _moved(x, levels, nearest_level(x, levels), lambda values: values.sum() / len(x)),
+            "You divide by the number of all values. Divide by how many the level itself has.",
+        ),
+        Mistake(
+            lambda x, levels: _moved(x, levels, nearest_level(x, levels), np.median),
+            "That is the median. The squared error is smallest at the mean.",
+        ),
         Mistake(
             _middle_of_extremes,
             "That is the middle between the smallest and the largest value. The mean counts those in between too.",
@@ -425,10 +332,16 @@ LLOYD_STEP = Exercise(
             _equal_counts,
             "You gave each level equally many values. Each value belongs to its nearest level, however many that makes.",
         ),
-        Mistake(_half_way, "You went half of the way: a level moves to the mean itself."),
-        Mistake(_values_of_the_level_below, _NOT_NEAREST),
-        Mistake(_values_of_the_level_above, _NOT_NEAREST),
-        Mistake(_sum_for_mean, "That is the sum of each level's values. Divide it by how many they are."),
+        Mistake(
+            lambda x, levels: (levels + lloyd_step(x, levels)) / 2,
+            "You went half of the way: a level moves to the mean itself.",
+        ),
+        Mistake(lambda x, levels: _moved(x, levels, _next_below_clipped(x, levels), np.mean), _NOT_NEAREST),
+        Mistake(lambda x, levels: _moved(x, levels, _next_above_clipped(x, levels), np.mean), _NOT_NEAREST),
+        Mistake(
+            lambda x, levels: _moved(x, levels, nearest_level(x, levels), np.sum),
+            "That is the sum of each level's values. Divide it by how many they are.",
+        ),
         Mistake(_old_level_counted, "You count the old level as one of the values. Only x has a say in the mean."),
     ),
     hints=(
@@ -463,81 +376,37 @@ def _parts(code, exponent_bits, significand_bits):
     return sign, exponent, code % 2**significand_bits / 2**significand_bits, 2 ** (exponent_bits - 1) - 1
 
 
-def _all_normal(code, exponent_bits, significand_bits):
-    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
-    return sign * (1 + significand) * 2.0 ** (exponent - bias)
+def _value(sign, exponent, fraction, bias):
+    """What the parts say."""
+    return sign * ((exponent > 0) + fraction) * 2.0 ** (max(exponent, 1) - bias)
 
 
-def _only_zero_is_special(code, exponent_bits, significand_bits):
-    _, exponent, significand, _ = _parts(code, exponent_bits, significand_bits)
-    return 0.0 if exponent == significand == 0 else _all_normal(code, exponent_bits, significand_bits)
-
-
-def _all_normal_and_positive(code, exponent_bits, significand_bits):
-    return abs(_all_normal(code, exponent_bits, significand_bits))
+def _reading(of_parts):
+    """A function that cuts the code up rightly, and makes something else of its parts."""
+    return lambda code, exponent_bits, significand_bits: of_parts(*_parts(code, exponent_bits, significand_bits))
 
 
 def _masked_with_counts(code, exponent_bits, significand_bits):
     sign, _, _, bias = _parts(code, exponent_bits, significand_bits)
-    exponent = (code >> significand_bits) & exponent_bits
-    significand = (code & significand_bits) / 2**significand_bits
-    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - bias)
-
-
-def _flushed_to_zero(code, exponent_bits, significand_bits):
-    _, exponent, _, _ = _parts(code, exponent_bits, significand_bits)
-    return 0.0 if exponent == 0 else _all_normal(code, exponent_bits, significand_bits)
-
-
-def _subnormal_one_too_low(code, exponent_bits, significand_bits):
-    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
-    return sign * ((exponent > 0) + significand) * 2.0 ** (exponent - bias)
-
-
-def _no_bias(code, exponent_bits, significand_bits):
-    sign, exponent, significand, _ = _parts(code, exponent_bits, significand_bits)
-    return sign * ((exponent > 0) + significand) * 2.0 ** max(exponent, 1)
-
-
-def _bias_too_large(code, exponent_bits, significand_bits):
-    return float_value(code, exponent_bits, significand_bits) / 2
-
-
-def _no_sign(code, exponent_bits, significand_bits):
-    return abs(float_value(code, exponent_bits, significand_bits))
+    exponent, significand = (code >> significand_bits) & exponent_bits, code & significand_bits
+    return _value(sign, exponent, significand / 2**significand_bits, bias)
 
 
 def _sign_in_the_exponent(code, exponent_bits, significand_bits):
-    sign, _, significand, bias = _parts(code, exponent_bits, significand_bits)
-    exponent = code >> significand_bits
-    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - bias)
-
-
-def _no_implicit_one(code, exponent_bits, significand_bits):
-    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
-    return sign * significand * 2.0 ** (max(exponent, 1) - bias)
+    sign, _, fraction, bias = _parts(code, exponent_bits, significand_bits)
+    return _value(sign, code >> significand_bits, fraction, bias)
 
 
 def _significand_not_divided(code, exponent_bits, significand_bits):
-    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
-    return sign * ((exponent > 0) + significand * 2**significand_bits) * 2.0 ** (max(exponent, 1) - bias)
+    sign, exponent, _, bias = _parts(code, exponent_bits, significand_bits)
+    return _value(sign, exponent, code % 2**significand_bits, bias)
 
 
 def _infinity_and_nan(code, exponent_bits, significand_bits):
-    sign, exponent, significand, _ = _parts(code, exponent_bits, significand_bits)
+    sign, exponent, fraction, bias = _parts(code, exponent_bits, significand_bits)
     if exponent == 2**exponent_bits - 1:
-        return math.nan if significand else sign * math.inf
-    return float_value(code, exponent_bits, significand_bits)
-
-
-def _subnormal_with_a_one(code, exponent_bits, significand_bits):
-    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
-    return sign * (1 + significand) * 2.0 ** (max(exponent, 1) - bias)
-
-
-def _bias_of_float32(code, exponent_bits, significand_bits):
-    sign, exponent, significand, _ = _parts(code, exponent_bits, significand_bits)
-    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - 127)
+        return math.nan if fraction else sign * math.inf
+    return _value(sign, exponent, fraction, bias)
 
 
 def _twos_complement(code, exponent_bits, significand_bits):
@@ -548,48 +417,19 @@ def _twos_complement(code, exponent_bits, significand_bits):
 
 
 def _significand_before_exponent(code, exponent_bits, significand_bits):
-    sign = code >> (exponent_bits + significand_bits)
-    exponent = code % 2**exponent_bits
+    sign, _, _, bias = _parts(code, exponent_bits, significand_bits)
     significand = (code >> exponent_bits) % 2**significand_bits
-    swapped = (((sign << exponent_bits) + exponent) << significand_bits) + significand
-    return float_value(swapped, exponent_bits, significand_bits)
-
-
-def _sign_as_factor(code, exponent_bits, significand_bits):
-    return (code >> (exponent_bits + significand_bits)) * _no_sign(code, exponent_bits, significand_bits)
-
-
-def _subnormal_without_a_sign(code, exponent_bits, significand_bits):
-    _, exponent, _, _ = _parts(code, exponent_bits, significand_bits)
-    value = float_value(code, exponent_bits, significand_bits)
-    return value if exponent else abs(value)
+    return _value(sign, code % 2**exponent_bits, significand / 2**significand_bits, bias)
 
 
 def _last_fraction_is_one(code, exponent_bits, significand_bits):
-    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
-    significand *= 2**significand_bits / (2**significand_bits - 1)
-    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - bias)
-
-
-def _bias_added(code, exponent_bits, significand_bits):
-    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
-    return sign * ((exponent > 0) + significand) * 2.0 ** (exponent + bias if exponent else 1 - bias)
-
-
-def _bias_added_always(code, exponent_bits, significand_bits):
-    sign, exponent, significand, bias = _parts(code, exponent_bits, significand_bits)
-    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) + bias)
-
-
-def _largest_field_as_bias(code, exponent_bits, significand_bits):
-    sign, exponent, significand, _ = _parts(code, exponent_bits, significand_bits)
-    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - 2**exponent_bits + 1)
+    sign, exponent, _, bias = _parts(code, exponent_bits, significand_bits)
+    return _value(sign, exponent, code % 2**significand_bits / (2**significand_bits - 1), bias)
 
 
 def _number_of_bits_as_mask(code, exponent_bits, significand_bits):
     sign, exponent, _, bias = _parts(code, exponent_bits, significand_bits)
-    significand = code % significand_bits / 2**significand_bits
-    return sign * ((exponent > 0) + significand) * 2.0 ** (max(exponent, 1) - bias)
+    return _value(sign, exponent, code % significand_bits / 2**significand_bits, bias)
 
 
 def _in_the_network_as_fp4(attempt):
@@ -626,18 +466,21 @@ FLOAT_VALUE = Exercise(
         )
     ),
     mistakes=(
-        Mistake(_all_normal, _SUBNORMAL),
-        Mistake(_only_zero_is_special, _SUBNORMAL),
+        Mistake(_reading(lambda sign, e, f, bias: sign * (1 + f) * 2.0 ** (e - bias)), _SUBNORMAL),
+        Mistake(_reading(lambda sign, e, f, bias: sign * (1 + f) * 2.0 ** (e - bias) if e or f else 0.0), _SUBNORMAL),
         Mistake(
-            _all_normal_and_positive,
+            _reading(lambda sign, e, f, bias: (1 + f) * 2.0 ** (e - bias)),
             "Two things are missing: the sign, which is the top bit, and exponent field 0, which has no 1 in front.",
         ),
         Mistake(
             _masked_with_counts,
             "& exponent_bits keeps the wrong bits: a mask of the lowest n bits is 2**n − 1.",
         ),
-        Mistake(_subnormal_with_a_one, _SUBNORMAL),
-        Mistake(_bias_of_float32, "127 is the bias of 8 exponent bits. Here it is 2 ** (exponent_bits − 1) − 1."),
+        Mistake(_reading(lambda sign, e, f, bias: sign * (1 + f) * 2.0 ** (max(e, 1) - bias)), _SUBNORMAL),
+        Mistake(
+            _reading(lambda sign, e, f, bias: _value(sign, e, f, 127)),
+            "127 is the bias of 8 exponent bits. Here it is 2 ** (exponent_bits − 1) − 1.",
+        ),
         Mistake(
             _twos_complement,
             "You read negative numbers as two's complement. A float's sign is a bit of its own: the others stay.",
@@ -651,31 +494,55 @@ FLOAT_VALUE = Exercise(
             "% significand_bits is no mask: the lowest n bits of a number are number % 2**n.",
         ),
         Mistake(
-            _flushed_to_zero,
+            _reading(lambda sign, e, f, bias: sign * (1 + f) * 2.0 ** (e - bias) if e else 0.0),
             "An exponent field of 0 does not make the number 0: a subnormal still has its significand.",
         ),
         Mistake(
-            _subnormal_one_too_low,
+            _reading(lambda sign, e, f, bias: sign * ((e > 0) + f) * 2.0 ** (e - bias)),
             "Subnormals go on with the step of the smallest normal numbers: their exponent is 1 − bias, not 0 − bias.",
         ),
-        Mistake(_no_bias, "The exponent field is never negative; the exponent may be: subtract the bias."),
-        Mistake(_bias_too_large, "Yours is half of what is wanted: the bias is 2 ** (exponent_bits − 1) − 1."),
-        Mistake(_bias_added, "You add the bias. It is subtracted, so that small fields make negative powers."),
-        Mistake(_bias_added_always, "You add the bias. It is subtracted, so that small fields make negative powers."),
-        Mistake(_largest_field_as_bias, "Your bias is the largest exponent field. It is 2 ** (exponent_bits − 1) − 1."),
+        Mistake(
+            _reading(lambda sign, e, f, bias: _value(sign, e, f, 0)),
+            "The exponent field is never negative; the exponent may be: subtract the bias.",
+        ),
+        Mistake(
+            _reading(lambda sign, e, f, bias: _value(sign, e, f, bias + 1)),
+            "Yours is half of what is wanted: the bias is 2 ** (exponent_bits − 1) − 1.",
+        ),
+        Mistake(
+            _reading(lambda sign, e, f, bias: _value(sign, e, f, -bias if e else bias)),
+            "You add the bias. It is subtracted, so that small fields make negative powers.",
+        ),
+        Mistake(
+            _reading(lambda sign, e, f, bias: _value(sign, e, f, -bias)),
+            "You add the bias. It is subtracted, so that small fields make negative powers.",
+        ),
+        Mistake(
+            _reading(lambda sign, e, f, bias: _value(sign, e, f, 2 * bias + 1)),
+            "Your bias is the largest exponent field. It is 2 ** (exponent_bits − 1) − 1.",
+        ),
         Mistake(
             _last_fraction_is_one,
             "There are 2**significand_bits steps from one power of two to the next: divide by 2**significand_bits.",
         ),
-        Mistake(_sign_as_factor, "The sign bit is 0 for positive numbers: multiply by 1 or −1, not by the bit."),
-        Mistake(_subnormal_without_a_sign, "Subnormal numbers have a sign, too: apply it to both cases."),
-        Mistake(_no_sign, "The top bit is the sign: where it is 1, the value is negative."),
+        Mistake(
+            _reading(lambda sign, e, f, bias: _value(sign < 0, e, f, bias)),
+            "The sign bit is 0 for positive numbers: multiply by 1 or −1, not by the bit.",
+        ),
+        Mistake(
+            _reading(lambda sign, e, f, bias: _value(sign if e else 1, e, f, bias)),
+            "Subnormal numbers have a sign, too: apply it to both cases.",
+        ),
+        Mistake(
+            _reading(lambda sign, e, f, bias: _value(1, e, f, bias)),
+            "The top bit is the sign: where it is 1, the value is negative.",
+        ),
         Mistake(
             _sign_in_the_exponent,
             "Your exponent field still has the sign on top of it. Keep its own bits only: % 2**exponent_bits.",
         ),
         Mistake(
-            _no_implicit_one,
+            _reading(lambda sign, e, f, bias: sign * f * 2.0 ** (max(e, 1) - bias)),
             "A normal number has a 1 in front of its significand that is not stored: 1 + significand.",
         ),
         Mistake(
@@ -726,102 +593,14 @@ def _signed_and_rounded_by(round_exponent):
     return scale
 
 
-def _ceil(block, largest_exponent):
-    return _rounded_by(np.ceil, block, largest_exponent)
-
-
-def _nearest_exponent(block, largest_exponent):
-    return _rounded_by(np.rint, block, largest_exponent)
-
-
-def _exponent_cut_off(block, largest_exponent):
-    return _rounded_by(np.trunc, block, largest_exponent)
-
-
-def _exponent_not_rounded(block, largest_exponent):
-    return np.abs(block).max() / 2.0**largest_exponent
-
-
-def _exponent_of_frexp(block, largest_exponent):
-    return 2.0 ** (np.frexp(np.abs(block).max())[1] - largest_exponent)
-
-
-def _largest_exponent_forgotten(block, largest_exponent):
-    return _rounded_by(np.floor, block, 0)
-
-
-def _added(block, largest_exponent):
-    return _rounded_by(np.floor, block, -largest_exponent)
-
-
-def _exponent_only(block, largest_exponent):
-    return np.floor(np.log2(np.abs(block).max())) - largest_exponent
-
-
 def _one_for_each_value(block, largest_exponent):
     with np.errstate(all="ignore"):
         return 2.0 ** (np.floor(np.log2(np.abs(block))) - largest_exponent)
 
 
-def _divided_by_the_exponent(block, largest_exponent):
-    return 2.0 ** np.floor(np.log2(np.abs(block).max())) / largest_exponent
-
-
-def _exponent_of_fp4(block, largest_exponent):
-    return _rounded_by(np.floor, block, 2)
-
-
-def _magnitude_rounded_down(block, largest_exponent):
-    return np.floor(np.abs(block).max()) / 2.0**largest_exponent
-
-
-def _exponent_not_raised(block, largest_exponent):
-    return np.log2(np.abs(block).max()) - largest_exponent
-
-
 def _smallest_magnitude(block, largest_exponent):
     with np.errstate(all="ignore"):
         return 2.0 ** (np.floor(np.log2(np.abs(block).min())) - largest_exponent)
-
-
-def _integer_power(block, largest_exponent):
-    return 2 ** np.int64(np.floor(np.log2(np.abs(block).max())) - largest_exponent)
-
-
-def _six_rounded_up(block, largest_exponent):
-    return 2.0 ** np.ceil(np.log2(np.abs(block).max() / 6))
-
-
-def _six_rounded_down(block, largest_exponent):
-    return 2.0 ** np.floor(np.log2(np.abs(block).max() / 6))
-
-
-def _largest_number_rounded_up(block, largest_exponent):
-    return 2.0 ** np.ceil(np.log2(np.abs(block).max() / (1.5 * 2**largest_exponent)))
-
-
-def _largest_on_six(block, largest_exponent):
-    return np.abs(block).max() / 6
-
-
-def _inverse(block, largest_exponent):
-    return 1 / mx_scale(block, largest_exponent)
-
-
-def _natural_logarithm(block, largest_exponent):
-    return 2.0 ** (np.floor(np.log(np.abs(block).max())) - largest_exponent)
-
-
-def _mean_magnitude(block, largest_exponent):
-    return 2.0 ** (np.floor(np.log2(np.abs(block).mean())) - largest_exponent)
-
-
-def _scaled_block(block, largest_exponent):
-    return block / mx_scale(block, largest_exponent)
-
-
-def _e_to_the_power(block, largest_exponent):
-    return np.exp(np.floor(np.log2(np.abs(block).max())) - largest_exponent)
 
 
 MX_BLOCKS = (28, 20, 20)  # of the three layers: 784 and 100 inputs are no multiples of 32
@@ -875,50 +654,86 @@ MX_SCALE = Exercise(
         Mistake(_signed_maximum, _SIGN_MATTERS),
         Mistake(_abs_of_the_maximum, _SIGN_MATTERS),
         *(Mistake(_signed_and_rounded_by(rounding), _SIGN_MATTERS) for rounding in (np.rint, np.ceil, np.trunc)),
-        Mistake(_ceil, "You round the exponent up. The rule here is floor: the power of two at or below max|x|."),
         Mistake(
-            _nearest_exponent,
+            lambda block, largest_exponent: _rounded_by(np.ceil, block, largest_exponent),
+            "You round the exponent up. The rule here is floor: the power of two at or below max|x|.",
+        ),
+        Mistake(
+            lambda block, largest_exponent: _rounded_by(np.rint, block, largest_exponent),
             "You round the exponent to the nearest whole number. The rule here is floor: always down.",
         ),
         Mistake(
-            _exponent_cut_off, "A cast cuts towards 0. Below 1 the exponent is negative and must go down: np.floor."
+            lambda block, largest_exponent: _rounded_by(np.trunc, block, largest_exponent),
+            "A cast cuts towards 0. Below 1 the exponent is negative and must go down: np.floor.",
         ),
-        Mistake(_exponent_not_rounded, _NO_POWER),
-        Mistake(_largest_on_six, _NO_POWER),
-        Mistake(_six_rounded_up, _SIX),
-        Mistake(_six_rounded_down, _SIX),
-        Mistake(_largest_number_rounded_up, _SIX),
-        Mistake(_inverse, "That is one over the scale: x is divided by the scale, so large blocks need a large one."),
-        Mistake(_natural_logarithm, "np.log counts in powers of e. The exponent of a power of two is np.log2."),
-        Mistake(_e_to_the_power, "np.exp raises e. The scale is a power of two: 2.0 ** exponent."),
-        Mistake(_mean_magnitude, "You take the mean magnitude. The largest one must fit into the format: max."),
-        Mistake(_scaled_block, "That is the block divided by its scale. Wanted is the scale."),
+        Mistake(lambda block, largest_exponent: np.abs(block).max() / 2.0**largest_exponent, _NO_POWER),
+        Mistake(lambda block, largest_exponent: np.abs(block).max() / 6, _NO_POWER),
+        Mistake(lambda block, largest_exponent: 2.0 ** np.ceil(np.log2(np.abs(block).max() / 6)), _SIX),
+        Mistake(lambda block, largest_exponent: 2.0 ** np.floor(np.log2(np.abs(block).max() / 6)), _SIX),
         Mistake(
-            _exponent_of_frexp,
+            lambda block, largest_exponent: 2.0 ** np.ceil(np.log2(np.abs(block).max() / (1.5 * 2**largest_exponent))),
+            _SIX,
+        ),
+        Mistake(
+            lambda block, largest_exponent: 1 / mx_scale(block, largest_exponent),
+            "That is one over the scale: x is divided by the scale, so large blocks need a large one.",
+        ),
+        Mistake(
+            lambda block, largest_exponent: 2.0 ** (np.floor(np.log(np.abs(block).max())) - largest_exponent),
+            "np.log counts in powers of e. The exponent of a power of two is np.log2.",
+        ),
+        Mistake(
+            lambda block, largest_exponent: np.exp(np.floor(np.log2(np.abs(block).max())) - largest_exponent),
+            "np.exp raises e. The scale is a power of two: 2.0 ** exponent.",
+        ),
+        Mistake(
+            lambda block, largest_exponent: 2.0 ** (np.floor(np.log2(np.abs(block).mean())) - largest_exponent),
+            "You take the mean magnitude. The largest one must fit into the format: max.",
+        ),
+        Mistake(
+            lambda block, largest_exponent: block / mx_scale(block, largest_exponent),
+            "That is the block divided by its scale. Wanted is the scale.",
+        ),
+        Mistake(
+            lambda block, largest_exponent: 2.0 ** (np.frexp(np.abs(block).max())[1] - largest_exponent),
             "Your exponent is one too large. (np.frexp counts from ½: its exponent is floor(log2) + 1.)",
         ),
         Mistake(
-            _largest_exponent_forgotten,
+            lambda block, largest_exponent: _rounded_by(np.floor, block, 0),
             "That brings the block to 1 … 2. The format reaches further: subtract largest_exponent.",
         ),
-        Mistake(_added, "x is divided by the scale. For quotients up to 2^largest_exponent, it must be subtracted."),
         Mistake(
-            _divided_by_the_exponent,
+            lambda block, largest_exponent: _rounded_by(np.floor, block, -largest_exponent),
+            "x is divided by the scale. For quotients up to 2^largest_exponent, it must be subtracted.",
+        ),
+        Mistake(
+            lambda block, largest_exponent: 2.0 ** np.floor(np.log2(np.abs(block).max())) / largest_exponent,
             "You divide by largest_exponent itself. The power of two that it stands for is 2 ** largest_exponent.",
         ),
         Mistake(
-            _exponent_of_fp4, "You subtract 2, FP4's largest exponent. Other formats have another: largest_exponent."
+            lambda block, largest_exponent: _rounded_by(np.floor, block, 2),
+            "You subtract 2, FP4's largest exponent. Other formats have another: largest_exponent.",
         ),
-        Mistake(_magnitude_rounded_down, "You round the magnitude down. What goes down is its exponent, np.log2."),
         Mistake(
-            _exponent_not_raised, "That is an exponent, and not a whole one: round log2 down, and raise two to it."
+            lambda block, largest_exponent: np.floor(np.abs(block).max()) / 2.0**largest_exponent,
+            "You round the magnitude down. What goes down is its exponent, np.log2.",
+        ),
+        Mistake(
+            lambda block, largest_exponent: np.log2(np.abs(block).max()) - largest_exponent,
+            "That is an exponent, and not a whole one: round log2 down, and raise two to it.",
         ),
         Mistake(_smallest_magnitude, "You take the smallest magnitude. The largest one must fit into the format: max."),
-        Mistake(_exponent_only, "That is the exponent. The scale is two to its power."),
+        Mistake(
+            lambda block, largest_exponent: np.floor(np.log2(np.abs(block).max())) - largest_exponent,
+            "That is the exponent. The scale is two to its power.",
+        ),
         Mistake(
             _one_for_each_value, "That is a scale for each value. A block shares one, that of its largest magnitude."
         ),
-        Mistake(_integer_power, "NumPy does not raise an integer to a negative power. Begin with a float: 2.0 ** …"),
+        Mistake(
+            lambda block, largest_exponent: 2 ** np.int64(np.floor(np.log2(np.abs(block).max())) - largest_exponent),
+            "NumPy does not raise an integer to a negative power. Begin with a float: 2.0 ** …",
+        ),
     ),
     hints=(
         "Which power of two lies at or just below the block's largest magnitude? And which does the format reach?",
@@ -957,73 +772,13 @@ def _too_large_for_a_byte(codes, bits):
     return packed
 
 
-def _top_bit_first(codes, bits):
-    return np.packbits((codes[:, None] >> np.arange(bits)) & 1, bitorder="big")
-
-
-def _first_code_on_top(codes, bits):
-    return np.packbits((codes[:, None] >> np.arange(bits)[::-1]) & 1, bitorder="big")
-
-
 def _bytes_of_text(text):
     return np.array([int(text[i : i + 8], 2) for i in range(0, len(text), 8)], np.uint8)
-
-
-def _text_from_the_top(codes, bits):
-    return _bytes_of_text("".join(f"{code:0{bits}b}" for code in codes))
-
-
-def _text_of_turned_codes(codes, bits):
-    return _bytes_of_text("".join(f"{code:0{bits}b}"[::-1] for code in codes))
-
-
-def _zero_or_not(codes, bits):
-    return np.packbits(codes, bitorder="little")
-
-
-def _zero_or_not_from_the_top(codes, bits):
-    return np.packbits(codes)
-
-
-def _codes_turned_round(codes, bits):
-    return np.packbits((codes[:, None] >> np.arange(bits)[::-1]) & 1, bitorder="little")
-
-
-def _last_byte_dropped(codes, bits):
-    return pack(codes, bits)[: len(codes) * bits // 8]
 
 
 def _full_bytes_only(codes, bits):
     stream = ((codes[:, None] >> np.arange(bits)) & 1).reshape(-1, 8)
     return (stream @ 2 ** np.arange(8)).astype(np.uint8)
-
-
-def _a_bit_a_byte(codes, bits):
-    return ((codes[:, None] >> np.arange(bits)) & 1).reshape(-1).astype(np.uint8)
-
-
-def _each_code_by_itself(codes, bits):
-    return np.packbits((codes[:, None] >> np.arange(bits)) & 1, axis=1, bitorder="little")
-
-
-def _higher_bits_left(codes, bits):
-    return np.packbits(codes[:, None] >> np.arange(bits), bitorder="little")
-
-
-def _unused_bits_little(codes, bits):
-    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, :bits], bitorder="little")
-
-
-def _unused_bits_big(codes, bits):
-    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, :bits])
-
-
-def _last_byte_first(codes, bits):
-    return pack(codes, bits)[::-1]
-
-
-def _all_first_bits_first(codes, bits):
-    return np.packbits(((codes[:, None] >> np.arange(bits)) & 1).T, bitorder="little")
 
 
 def _codes_lost_in_bytes(codes, bits):
@@ -1038,10 +793,6 @@ def _codes_lost_in_bytes(codes, bits):
 def _a_byte_too_many(codes, bits):
     whole = len(codes) * bits % 8 == 0
     return np.append(pack(codes, bits), np.zeros(int(whole), np.uint8))
-
-
-def _not_packed(codes, bits):
-    return codes.copy()
 
 
 def _overwritten(codes, bits):
@@ -1101,36 +852,52 @@ PACK = Exercise(
         ),
         Mistake(_overwritten, "A byte's later codes overwrite the first ones. Add their bits: |= in the place of =."),
         Mistake(_a_byte_too_many, "You return a byte too many where the codes fill whole bytes: ⌈n · bits / 8⌉."),
-        Mistake(_not_packed, "Your codes still have a byte each. Put their bits side by side."),
+        Mistake(lambda codes, bits: codes.copy(), "Your codes still have a byte each. Put their bits side by side."),
         Mistake(_cut_at_the_byte, _ACROSS),
         Mistake(_too_large_for_a_byte, _ACROSS),
-        Mistake(_top_bit_first, _FROM_THE_TOP),
-        Mistake(_text_of_turned_codes, _FROM_THE_TOP),
-        Mistake(_first_code_on_top, _FIRST_ON_TOP),
-        Mistake(_text_from_the_top, _FIRST_ON_TOP),
-        Mistake(_zero_or_not, _SINGLE_BITS),
-        Mistake(_zero_or_not_from_the_top, _SINGLE_BITS),
         Mistake(
-            _codes_turned_round, "Your codes lie in the bytes with their bits reversed: the lowest bit comes first."
+            lambda codes, bits: np.packbits((codes[:, None] >> np.arange(bits)) & 1, bitorder="big"), _FROM_THE_TOP
+        ),
+        Mistake(lambda codes, bits: _bytes_of_text("".join(f"{code:0{bits}b}"[::-1] for code in codes)), _FROM_THE_TOP),
+        Mistake(
+            lambda codes, bits: np.packbits((codes[:, None] >> np.arange(bits)[::-1]) & 1, bitorder="big"),
+            _FIRST_ON_TOP,
+        ),
+        Mistake(lambda codes, bits: _bytes_of_text("".join(f"{code:0{bits}b}" for code in codes)), _FIRST_ON_TOP),
+        Mistake(lambda codes, bits: np.packbits(codes, bitorder="little"), _SINGLE_BITS),
+        Mistake(lambda codes, bits: np.packbits(codes), _SINGLE_BITS),
+        Mistake(
+            lambda codes, bits: np.packbits((codes[:, None] >> np.arange(bits)[::-1]) & 1, bitorder="little"),
+            "Your codes lie in the bytes with their bits reversed: the lowest bit comes first.",
         ),
         Mistake(
-            _last_byte_dropped,
+            lambda codes, bits: pack(codes, bits)[: len(codes) * bits // 8],
             "Codes are lost at the end: a last byte that is not full is stored too, filled up with zeros.",
         ),
         Mistake(
-            _each_code_by_itself, "You pack each code by itself, and it still takes a byte. Pack one long row of bits."
+            lambda codes, bits: np.packbits((codes[:, None] >> np.arange(bits)) & 1, axis=1, bitorder="little"),
+            "You pack each code by itself, and it still takes a byte. Pack one long row of bits.",
         ),
         Mistake(
-            _higher_bits_left,
+            lambda codes, bits: np.packbits(codes[:, None] >> np.arange(bits), bitorder="little"),
             "`code >> k` still has the bits above, and np.packbits takes all that is not 0 for a 1: & 1 leaves one bit.",
         ),
-        Mistake(_unused_bits_little, _UNUSED_BITS),
-        Mistake(_unused_bits_big, _UNUSED_BITS),
-        Mistake(_last_byte_first, "Your bytes stand in reverse order: the first code lies in the first byte."),
-        Mistake(_full_bytes_only, "The stream need not end with a full byte: fill the last one up with zeros."),
-        Mistake(_a_bit_a_byte, "Your bits are right, but each has a byte of its own. np.packbits puts eight into one."),
         Mistake(
-            _all_first_bits_first,
+            lambda codes, bits: np.packbits(np.unpackbits(codes[:, None], axis=1)[:, :bits], bitorder="little"),
+            _UNUSED_BITS,
+        ),
+        Mistake(lambda codes, bits: np.packbits(np.unpackbits(codes[:, None], axis=1)[:, :bits]), _UNUSED_BITS),
+        Mistake(
+            lambda codes, bits: pack(codes, bits)[::-1],
+            "Your bytes stand in reverse order: the first code lies in the first byte.",
+        ),
+        Mistake(_full_bytes_only, "The stream need not end with a full byte: fill the last one up with zeros."),
+        Mistake(
+            lambda codes, bits: ((codes[:, None] >> np.arange(bits)) & 1).reshape(-1).astype(np.uint8),
+            "Your bits are right, but each has a byte of its own. np.packbits puts eight into one.",
+        ),
+        Mistake(
+            lambda codes, bits: np.packbits(((codes[:, None] >> np.arange(bits)) & 1).T, bitorder="little"),
             "You store the lowest bits of all codes, then the next ones. Here all bits of a code stay together.",
         ),
     ),
@@ -1146,7 +913,7 @@ PACK = Exercise(
 
 # 08.C a format of one's own
 
-MOST_BITS, LEAST_SQNR = 4.3, 22.0
+MOST_BITS, LEAST_SQNR = 4.3, 22.3
 LONGEST_LIST = 256  # what a code of 8 bits can choose from
 LIST_BITS = 32  # of each number in a list
 
@@ -1250,13 +1017,13 @@ def _mxfp4(x):
 
 FORMAT = Challenge(
     id="08.C",
-    target=f"a matrix of a language model, at most {MOST_BITS} bits a weight and at least {LEAST_SQNR:.0f} dB.",
+    target=f"a matrix of a language model, at most {MOST_BITS} bits a weight and at least {LEAST_SQNR} dB.",
     solution=my_format,
     judge=judge_format,
     simple={
         "int4, one scale": _int4_one_scale,
-        "MXFP4 (even), the powers that occur": _mxfp4,
-        "NF4, blocks of 64, 256 even scales": _normal_float_in_blocks,
+        "MXFP4, rule even": _mxfp4,
+        "NF4, blocks of 64": _normal_float_in_blocks,
     },
     hints=(
         "4.3 is 4 bits for a code and 0.3 for the rest. A scale of how many bits fits, in blocks of how many weights?",

@@ -24,23 +24,6 @@ QUESTIONS = (
     ),
     Question(
         "05.b",
-        "Both memories start anew, and the same ten batches come backwards. Which one ends where it did?",
-        (
-            Choice(
-                "Min-max and the moving average",
-                "An average of ten numbers would. This one fades: of all batches the first one weighs most here.",
-            ),
-            Choice(
-                "Min-max only",
-                "The largest of ten numbers is the largest in any order. A memory that fades depends on the order.",
-                right=True,
-            ),
-            Choice("The moving average only", "It begins with another batch now. And the maximum has no order at all."),
-            Choice("Neither", "Take the maximum of 3, 1, 2, and of 2, 1, 3."),
-        ),
-    ),
-    Question(
-        "05.c",
         "2-bit activations, ranges by min-max. Do you calibrate with 10 images or with 1,000?",
         (
             Choice(
@@ -56,6 +39,23 @@ QUESTIONS = (
                 "It makes no difference: digits are alike",
                 "Most are. Min-max remembers the one that is not. See the next cell.",
             ),
+        ),
+    ),
+    Question(
+        "05.c",
+        "Both memories start anew, and the same ten batches come backwards. Which one ends where it did?",
+        (
+            Choice(
+                "Min-max and the moving average",
+                "An average of ten numbers would. This one fades: of all batches the first one weighs most here.",
+            ),
+            Choice(
+                "Min-max only",
+                "The largest of ten numbers is the largest in any order. A memory that fades depends on the order.",
+                right=True,
+            ),
+            Choice("The moving average only", "It begins with another batch now. And the maximum has no order at all."),
+            Choice("Neither", "Take the maximum of 3, 1, 2, and of 2, 1, 3."),
         ),
     ),
     Question(

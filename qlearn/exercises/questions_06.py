@@ -43,12 +43,32 @@ QUESTIONS = (
     ),
     Question(
         "06.c",
+        "Every weight and bias stays as it was, and the network as poor as after min-max. Only its 210 scales learn, for "
+        "40 steps. What will it read then?",
+        (
+            Choice(
+                "Hardly more: what a network knows is in its weights",
+                "It is in them, and they are still there. What hides them is a step so long that nearly all become 0.",
+            ),
+            Choice(
+                "About half of the digits",
+                "Each row needs only one number to be right: how long its step is. Forty steps are enough for that.",
+            ),
+            Choice(
+                "More than nine digits in ten",
+                "The weights are as good as ever. A shorter step makes them −1, 0 and 1 again, where they were nearly all 0.",
+                right=True,
+            ),
+        ),
+    ),
+    Question(
+        "06.d",
         "Four trainings of the same length. Scales start from min-max or from MSE, and are found again in each step "
         "(straight through) or learnt (LSQ). What makes the larger difference?",
         (
             Choice(
                 "The gradient: LSQ wins from both starts",
-                "From a bad start it does. From a good one there is little left for it to find: see the second row.",
+                "From a bad start it does. From a good one there is little left for it to find: see the last two bars.",
             ),
             Choice(
                 "The start: from MSE, both gradients end alike",
@@ -63,15 +83,21 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "06.d",
-        "PTQ with the MSE range against QAT from the same start: at which bit widths will you see a difference?",
+        "06.e",
+        "PTQ with the MSE range against QAT from the same start, at 2, 3 and 4 bits: where will you see a difference?",
         (
-            Choice("At all: training cannot hurt", "It does not hurt. But where nothing is lost, nothing can be won."),
-            Choice("At 4 bits and below", "Four bits have 15 values for a weight, and PTQ loses nearly nothing there."),
-            Choice("At 2 bits", "There PTQ loses something, so there is something to win back.", right=True),
             Choice(
-                "At 8 bits most of all: the gradients are best there",
-                "They are: the staircase is finest. But PTQ at 8 bits has nothing to repair.",
+                "At all three: training cannot hurt",
+                "A short training moves the accuracy a little, up or down. Where nothing is lost, nothing can be won.",
+            ),
+            Choice(
+                "At 3 and 2 bits",
+                "Three bits have 7 values for a weight, and with a good range PTQ loses nearly nothing.",
+            ),
+            Choice("At 2 bits only", "There PTQ loses something, so there is something to win back.", right=True),
+            Choice(
+                "At 4 bits most of all: the gradients are best there",
+                "They are: the staircase is finest. But at 4 bits PTQ has left nothing to repair.",
             ),
         ),
     ),
@@ -97,7 +123,7 @@ QUESTIONS = (
             ),
             Choice("Its forward pass does not round", "It does: the weights lie on ticks all the time."),
             Choice(
-                "Without an `autograd.Function` the gradient is 0",
+                "Without an autograd.Function the gradient is 0",
                 "There is no rounding in its graph, so the gradient is an ordinary one. What is done with it is lost.",
             ),
         ),

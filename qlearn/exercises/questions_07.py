@@ -5,6 +5,45 @@ from qlearn.exercises.questions import Choice, Question
 QUESTIONS = (
     Question(
         "07.a",
+        "Somebody's `fold` adds the layer's own bias b at the end, as it is. Put into our network, it changes no answer "
+        "at all. Why?",
+        (
+            Choice(
+                "A batch norm subtracts the mean, and b with it",
+                "In training it does. A finished one subtracts the μ that it remembered, whatever b is now. Look at "
+                "our layers for a simpler reason.",
+            ),
+            Choice(
+                "b is small beside the weights",
+                "Then the logits would change a little. Not even that happens: how large is b in conv1?",
+            ),
+            Choice(
+                "Our convolutions have no bias",
+                "Wherever one has, this `fold` is wrong. A test that cannot fail is no test: try code on a case in "
+                "which each of its terms matters.",
+                right=True,
+            ),
+        ),
+    ),
+    Question(
+        "07.b",
+        "What else lets any positive factor through, as a ReLU does?",
+        (
+            Choice(
+                "ReLU6, a ReLU that ends at 6",
+                "Not where it ends: 8 times a 6 is 48, and ReLU6 never gives more than 6.",
+            ),
+            Choice("a sigmoid", "At 0 it gives ½ whatever the factor was, and not 8 times ½."),
+            Choice(
+                "the maximum of two neighbours",
+                "The larger one stays the larger one. So a max pooling may stand between the two layers, as in our "
+                "network.",
+                right=True,
+            ),
+        ),
+    ),
+    Question(
+        "07.c",
         "The unequal network, weights with 8 bits: what is left of 99 %, with one scale for each layer, and with one "
         "for each row?",
         (
@@ -26,7 +65,7 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "07.b",
+        "07.d",
         "3 bits, one scale for each layer of the folded network. What is the mean error of a logit over 1,000 images?",
         (
             Choice(
@@ -47,7 +86,7 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "07.c",
+        "07.e",
         "2 bits for the whole network. Are GPTQ's weights nearer to the original ones than those that were rounded to "
         "nearest, or further away?",
         (
@@ -64,7 +103,7 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "07.d",
+        "07.f",
         "The budget asks for fewer bytes. Which layer goes down from 8 to 4 bits first?",
         (
             Choice(

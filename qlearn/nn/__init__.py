@@ -19,13 +19,7 @@ from qlearn.nn.bias_correction import correct_bias
 from qlearn.nn.codebook_layer import CodebookLayer, use_codebook
 from qlearn.nn.equalization import equalize, unequalize
 from qlearn.nn.export import export_onnx
-from qlearn.nn.fake_quantize import (
-    FakeQuantize,
-    LearnedFakeQuantize,
-    gradient_scale,
-    learned_step,
-    straight_through,
-)
+from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize, gradient_scale, learned_step, straight_through
 from qlearn.nn.folding import fold_batch_norm
 from qlearn.nn.generation import generate
 from qlearn.nn.gptq import gptq, hessians

@@ -18,7 +18,7 @@ from qlearn.nn.batches import Batches, Forward, evaluating, listed
 from qlearn.nn.collect import MeanOfChannels, collect
 from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
-from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.layers import QuantizedLayer, quantized_layers
 from qlearn.nn.linear_maps import KINDS, LinearMap
 from qlearn.nn.network import check_model, naming
 
@@ -84,7 +84,7 @@ def correct_bias(
     check_model(quantized)
     check_model(model)
     corrected = copy.deepcopy(quantized).eval()
-    layers: dict[str, Any] = {n: layer for n, layer in corrected.named_modules() if isinstance(layer, QuantizedLayer)}
+    layers = quantized_layers(corrected)
     if not layers:
         raise ValueError("this network has no quantized layers: nn.convert makes them.")
     floats = {name: _float_layer(model, name, layer) for name, layer in layers.items()}
@@ -104,16 +104,15 @@ def correct_bias(
     return corrected
 
 
-class _MeanOutput:
+class _MeanOutput(MeanOfChannels):
     """The mean of each channel that a quantized layer puts out, from the mean of what it makes of its inputs."""
 
     def __init__(self, layer: Any) -> None:
+        super().__init__(layer.map.output_axis)
         self.layer, self.map = layer, layer.map
         self.weight = layer.dequantized_weight().double()
-        self.sum: Tensor | float = 0.0
-        self.count = 0
 
-    def add(self, values: Tensor) -> None:
+    def add(self, values: Tensor, times: int = 1) -> None:
         """Take in one batch. The mean of its images has, at each place, the mean of their outputs."""
         if isinstance(self.layer, StaticLayer):
             values = dequantize(self.layer.codes_of(values), self.layer.input_qparams)
@@ -121,16 +120,13 @@ class _MeanOutput:
             values = fake_quantize(values, self.layer.qparams_of(values))
         images = values.flatten(0, -2) if self.map.is_matrix else values
         images = images if images.ndim == len(self.map.shape) else images[None]
-        means = MeanOfChannels(self.map.output_axis)
-        means.add(self.map(images.mean(0, keepdim=True, dtype=torch.float64), self.weight))
-        self.sum = self.sum + means.sum * len(images)
-        self.count += means.count * len(images)
+        image = images.mean(0, keepdim=True, dtype=torch.float64)
+        super().add(self.map(image, self.weight), times * len(images))
 
     @property
     def mean(self) -> Tensor:
         """Of all batches, the bias added."""
-        assert isinstance(self.sum, Tensor)
-        return self.sum / self.count + (0 if self.layer.bias is None else self.bias)
+        return super().mean + (0 if self.layer.bias is None else self.bias)
 
     @property
     def bias(self) -> Tensor:

@@ -11,7 +11,7 @@ an object with `add(values)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -72,15 +72,13 @@ def collect(
     def hear_output(layer: nn.Module, _: Any, y: Any) -> None:
         add(layer, y)
 
-    if of == "input":
-        handles = [layer.register_forward_pre_hook(hear_input, with_kwargs=True) for layer in names]
-    else:
-        handles = [layer.register_forward_hook(hear_output) for layer in names]
-    try:
+    with ExitStack() as hooks:
+        for layer in names:
+            if of == "input":
+                hooks.enter_context(layer.register_forward_pre_hook(hear_input, with_kwargs=True))
+            else:
+                hooks.enter_context(layer.register_forward_hook(hear_output))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def unreached(layers: Iterable[str], found: Mapping[str, Any]) -> str:
@@ -121,11 +119,11 @@ class MeanOfChannels:
         self.sum: Tensor | float = 0.0
         self.count = 0
 
-    def add(self, values: Tensor) -> None:
-        """Take in one batch."""
+    def add(self, values: Tensor, times: int = 1) -> None:
+        """Take in one batch, or one that stands for so many that are like it."""
         rows = _channels_last(values, self.axis)
-        self.sum = self.sum + rows.double().sum(0)
-        self.count += len(rows)
+        self.sum = self.sum + rows.double().sum(0) * times
+        self.count += len(rows) * times
 
     @property
     def mean(self) -> Tensor:

@@ -125,21 +125,20 @@ class _Graph:
             self._add_layer(name, module)
         elif kind is nn.BatchNorm2d and module.running_mean is not None:
             ones = torch.ones_like(module.running_mean)
-            numbers = {
-                "weight": ones if module.weight is None else module.weight,
-                "bias": torch.zeros_like(ones) if module.bias is None else module.bias,
-                "mean": module.running_mean,
-                "var": module.running_var,
-            }
-            inputs = [self._constant(f"{name}.{key}", tensor) for key, tensor in numbers.items()]
-            self._step("BatchNormalization", name, *inputs, epsilon=module.eps)
+            numbers = self._constants(
+                f"{name}.",
+                weight=ones if module.weight is None else module.weight,
+                bias=torch.zeros_like(ones) if module.bias is None else module.bias,
+                mean=module.running_mean,
+                var=module.running_var,
+            )
+            self._step("BatchNormalization", name, *numbers, epsilon=module.eps)
         elif kind is nn.ReLU:
             self._step("Relu", name)
         elif kind is nn.MaxPool2d and not module.return_indices:
             shape = {"kernel_shape": module.kernel_size, "strides": module.stride, "dilations": module.dilation}
             pairs = {key: _pair(value) for key, value in shape.items()}
-            pads = _pair(module.padding) * 2
-            self._step("MaxPool", name, **pairs, pads=pads, ceil_mode=int(module.ceil_mode))
+            self._step("MaxPool", name, **pairs, pads=_pair(module.padding) * 2, ceil_mode=int(module.ceil_mode))
         elif kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
             self._step("Flatten", name, axis=1)
         elif kind not in (nn.Identity, nn.Dropout, FoldedNorm):
@@ -168,15 +167,15 @@ class _Graph:
         """A product: of numbers, or of codes that are turned into numbers in front of it."""
         if isinstance(layer, DynamicLayer):
             raise ValueError(_reason(name, layer))
-        is_quantized = isinstance(layer, QuantizedLayer)
         if isinstance(layer, StaticLayer):
             self._round_trip(name, layer)
-        weight = self._weight(name, layer) if is_quantized else self._constant(f"{name}.weight", layer.weight)
-        inputs = [weight]
+        quantized = isinstance(layer, QuantizedLayer)
+        inputs = [self._weight(name, layer) if quantized else self._constant(f"{name}.weight", layer.weight)]
         if isinstance(layer, StaticLayer) and layer.bias_codes is not None:
-            scale = layer.output_scale.reshape(-1).expand(len(layer.bias_codes))
             codes = self._constant(f"{name}.bias", layer.bias_codes)
-            inputs.append(self._dequantize(f"{name}.bias", codes, scale, torch.zeros_like(layer.bias_codes), axis=0))
+            scale = layer.output_scale.float().reshape(-1).expand(len(layer.bias_codes))
+            quantizer = self._constants(f"{name}.bias_", scale=scale, zero_point=torch.zeros_like(layer.bias_codes))
+            inputs.append(self._node("DequantizeLinear", f"{name}.bias_numbers", codes, *quantizer, axis=0))
         elif layer.bias is not None:
             inputs.append(self._constant(f"{name}.bias", layer.bias))
         if hasattr(layer, "kernel_size"):
@@ -189,11 +188,9 @@ class _Graph:
         scale, zero_point, (low, high) = layer.input_scale, layer.input_zero_point, layer.input_limits
         dtype = torch.uint8 if low == 0 else torch.int8
         if (low, high) != (torch.iinfo(dtype).min, torch.iinfo(dtype).max):
-            ends = [scale * (code - zero_point) for code in (low, high)]
-            inputs = [self._constant(f"{name}.{key}", end) for key, end in zip(("lo", "hi"), ends, strict=True)]
-            self._step("Clip", f"{name}.clip", *inputs)
-        numbers = {"input_scale": scale, "input_zero_point": zero_point.to(dtype)}
-        quantizer = [self._constant(f"{name}.{key}", tensor) for key, tensor in numbers.items()]
+            ends = self._constants(f"{name}.", lo=scale * (low - zero_point), hi=scale * (high - zero_point))
+            self._step("Clip", f"{name}.clip", *ends)
+        quantizer = self._constants(f"{name}.input_", scale=scale, zero_point=zero_point.to(dtype))
         self._step("QuantizeLinear", f"{name}.codes", *quantizer)
         self._step("DequantizeLinear", f"{name}.input", *quantizer)
 
@@ -222,16 +219,14 @@ class _Graph:
             weight = self._node("Reshape", f"{name}.weight_kernels", weight, shape)
         return weight
 
-    def _dequantize(self, name: str, codes: str, scale: Tensor, zero_point: Tensor, **blocks: int) -> str:
-        numbers = {"scale": scale.float(), "zero_point": zero_point}
-        quantizer = [self._constant(f"{name}_{key}", tensor) for key, tensor in numbers.items()]
-        return self._node("DequantizeLinear", f"{name}_numbers", codes, *quantizer, **blocks)
-
     def _packed(self, name: str, codes: Tensor, onnx_type: int, width: int) -> str:
         """Codes of `width` bits as a constant: ONNX packs them as `pack` does."""
         content = pack(codes, width).cpu().numpy().tobytes()
         self.constants.append(self.onnx.helper.make_tensor(name, onnx_type, tuple(codes.shape), content, raw=True))
         return name
+
+    def _constants(self, prefix: str, **tensors: Tensor) -> list[str]:
+        return [self._constant(prefix + name, tensor) for name, tensor in tensors.items()]
 
     def _constant(self, name: str, tensor: Tensor) -> str:
         values = tensor.detach().cpu()
@@ -252,14 +247,13 @@ class _Graph:
 
 def _geometry(layer: Any) -> dict[str, Any]:
     """Stride, padding, dilation and groups of a convolution, in ONNX's words."""
-    options = vars(layer)
-    dilations, kernel = _pair(options["dilation"]), _pair(options["kernel_size"])
-    reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-    before = {"valid": [0, 0], "same": [r // 2 for r in reach]}
-    after = {"valid": [0, 0], "same": [r - r // 2 for r in reach]}  # what is odd comes to the right and the bottom
-    padding = options["padding"]
-    pads = [*before[padding], *after[padding]] if isinstance(padding, str) else _pair(padding) * 2
-    return {"strides": _pair(options["stride"]), "pads": pads, "dilations": dilations, "group": options["groups"]}
+    dilations, padding = _pair(layer.dilation), layer.padding
+    if padding == "same":  # what is odd comes to the right and the bottom
+        reach = [d * (k - 1) for d, k in zip(dilations, _pair(layer.kernel_size), strict=True)]
+        pads = [*(r // 2 for r in reach), *(r - r // 2 for r in reach)]
+    else:
+        pads = _pair(0 if padding == "valid" else padding) * 2
+    return {"strides": _pair(layer.stride), "pads": pads, "dilations": dilations, "group": layer.groups}
 
 
 def _pair(value: Any) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from typing import Any, TypeVar
@@ -75,15 +75,13 @@ def look(
         old, state = state, _states(read)
         calls.append((names[layer], read is before and state == old))
 
-    handles = [layer.register_forward_pre_hook(hear, prepend=True, with_kwargs=True) for layer in names]
-    try:
+    with ExitStack() as hooks:
+        for layer in names:
+            hooks.enter_context(layer.register_forward_pre_hook(hear, prepend=True, with_kwargs=True))
         for _ in outputs(model, batches, forward=forward, desc=desc, progress=progress):
             if calls not in seen:
                 seen.append([*calls])
             calls.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
     times = Counter(name for name, _ in seen[0]) if len(seen) == 1 else {}
     turns: dict[str, Turn] = {}
     before = ""

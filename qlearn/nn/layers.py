@@ -241,6 +241,11 @@ class WeightOnlyLayer(QuantizedLayer):
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.map.output_axis)
 
 
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The layers of a network that have codes: name → layer, each once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+
+
 def check_input(name: str, input: Any) -> None:
     """Raise `TypeError`, naming the layer, unless its input is a tensor of floats."""
     if not isinstance(input, Tensor):

@@ -9,7 +9,7 @@ arithmetic, and knows no network.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import TypeAlias
@@ -183,19 +183,15 @@ def descent(sensitivity: Table, sizes: Table) -> list[dict[str, int]]:
     _check(sensitivity, sizes)
     chosen = {name: min(errors, key=lambda b: (errors[b], sizes[name][b])) for name, errors in sensitivity.items()}
     way = [chosen]
-    while True:
-        steps = []
-        for number, (name, now) in enumerate(chosen.items()):
-            for b in sensitivity[name]:
-                saved = sizes[name][now] - sizes[name][b]
-                if saved > 0:
-                    added = sensitivity[name][b] - sensitivity[name][now]
-                    steps.append((added / saved, saved, number, name, b))
-        if not steps:
-            return way
+    while steps := [
+        (added / -taken, -taken, number, name, b)
+        for added, taken, number, name, b in _changes(sensitivity, sizes, chosen)
+        if taken < 0
+    ]:
         *_, name, b = min(steps)
         chosen = {**chosen, name: b}
         way.append(chosen)
+    return way
 
 
 def overrides_for(bits: Mapping[str, int], weights: QuantConfig = WEIGHTS) -> dict[str, dict[str, QuantConfig]]:
@@ -211,17 +207,22 @@ def overrides_for(bits: Mapping[str, int], weights: QuantConfig = WEIGHTS) -> di
 
 def _affordable(sensitivity: Table, sizes: Table, chosen: Mapping[str, int], room: float) -> dict[str, int]:
     """The change of one layer that lowers the sum most and fits into the room that is left; {} if there is none."""
-    changes = []
-    for number, (name, now) in enumerate(chosen.items()):
-        for b in sensitivity[name]:
-            added = sensitivity[name][b] - sensitivity[name][now]
-            taken = sizes[name][b] - sizes[name][now]
-            if added < 0 and taken <= room:
-                changes.append((added, taken, number, name, b))
+    changes = [change for change in _changes(sensitivity, sizes, chosen) if change[0] < 0 and change[1] <= room]
     if not changes:
         return {}
     *_, name, b = min(changes)
     return {name: b}
+
+
+def _changes(
+    sensitivity: Table, sizes: Table, chosen: Mapping[str, int]
+) -> Iterator[tuple[float, float, int, str, int]]:
+    """Every change of one layer: the sensitivity that it adds and the room that it takes; the layer's place, its name
+    and the bits."""
+    for number, (name, now) in enumerate(chosen.items()):
+        errors, rooms = sensitivity[name], sizes[name]
+        for b in errors:
+            yield errors[b] - errors[now], rooms[b] - rooms[now], number, name, b
 
 
 def _total(sizes: Table, chosen: Mapping[str, int]) -> float:

@@ -181,12 +181,11 @@ def sharing(model: nn.Module) -> dict[nn.Module, list[str]]:
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners[parameter].append((name, module))
-    found: dict[nn.Module, list[str]] = {}
+    found: dict[nn.Module, dict[str, None]] = defaultdict(dict)  # names, each once and in order
     for places in owners.values():
         for _, module in places:
-            others = [name for name, other in places if other is not module]
-            found.setdefault(module, []).extend(name for name in others if name not in found.get(module, ()))
-    return {module: names for module, names in found.items() if names}
+            found[module].update({name: None for name, other in places if other is not module})
+    return {module: list(names) for module, names in found.items() if names}
 
 
 def used_once(model: nn.Module) -> set[nn.Module]:

@@ -22,7 +22,7 @@ from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from qlearn.nn.integer_layers import quantized
 from qlearn.nn.layers import QuantizedLayer
-from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks
+from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks, rows_of
 from qlearn.nn.network import (
     HOOKS,
     carry_hooks,
@@ -92,7 +92,7 @@ class ObservedLayer(nn.Module):
     @property
     def rows(self) -> Tensor:
         """The float layer's weights as the granularity sees them: a row for each output channel."""
-        return as_blocks(LinearMap.of(self.layer).rows(self.layer.weight), self.weights.granularity)
+        return as_blocks(rows_of(self.layer), self.weights.granularity)
 
     @property
     def ready(self) -> bool:
@@ -251,7 +251,7 @@ def _refuse_groups_that_do_not_fit(layers: Mapping[str, Any], configs: dict[str,
     rows = {}
     for name, (weights, activations) in configs.items():
         if activations is None and isinstance(weights, QuantConfig) and isinstance(weights.granularity, PerGroup):
-            row = LinearMap.of(layers[name]).rows(layers[name].weight)[0].numel()
+            row = rows_of(layers[name])[0].numel()
             if row % weights.granularity.group_size:
                 rows[name] = row
     if len(rows) > 1:
@@ -297,8 +297,7 @@ def _check(layer: Supported, weights: QuantConfig, activations: QuantConfig | No
             f"weights take PerTensor() or PerAxis(0), not {granularity}: all products of one sum of integers "
             "need the same scale. Groups work with activations=None."
         )
-    rows = LinearMap.of(layer).rows(layer.weight)
-    granularity.scale_shape(tuple(as_blocks(rows, granularity).shape))
+    granularity.scale_shape(tuple(as_blocks(rows_of(layer), granularity).shape))
     if activations is not None and activations.granularity != PerTensor():
         wanted = (PerAxis(0), PerToken()) if LinearMap.of(layer).is_matrix else (PerAxis(0),)
         if activations.method != "dynamic" or activations.granularity not in wanted:

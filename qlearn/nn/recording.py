@@ -5,6 +5,7 @@ Modules are heard by hooks, functions by a `TorchFunctionMode`. Who reads what i
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -58,15 +59,12 @@ def record(model: nn.Module, batch: Any, forward: Forward | None = None) -> Flow
     flow = Flow(model)
     flow.way = "recorded"
     recorder = _Recorder(flow)
-    leaves = [module for module in model.modules() if is_leaf(module)]
-    handles = [module.register_forward_pre_hook(recorder.enter) for module in leaves]
-    handles += [module.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True) for module in leaves]
-    try:
+    with ExitStack() as hooks:
+        for leaf in filter(is_leaf, model.modules()):
+            hooks.enter_context(leaf.register_forward_pre_hook(recorder.enter))
+            hooks.enter_context(leaf.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
         with torch.no_grad(), evaluating(model), recorder:
             output = call(model, batch, forward)
-    finally:
-        for handle in handles:
-            handle.remove()
     recorder.add(Step("the output"), _tensors(output), [])
     return flow
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.layers import quantized_layers
 from qlearn.nn.network import check_model
 
 HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON
@@ -73,7 +73,7 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     for network in (trial, model):  # the real one only when nothing can go wrong any more
         state._metadata = versions  # type: ignore[attr-defined]
         network.load_state_dict(state, strict=False)
-        for name, layer in _quantized(network):
+        for name, layer in quantized_layers(network).items():
             try:
                 layer.check()
             except ValueError as error:
@@ -87,9 +87,7 @@ def writable(path: str | os.PathLike[str]) -> Path:
     Raises:
         TypeError: no path.  FileNotFoundError, IsADirectoryError: its folder is missing, or it is a folder itself.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path is a {type(path).__name__}: wanted is the name of a file.")
-    path = Path(path)
+    path = _path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: wanted is the name of a file in it.")
     if not path.parent.is_dir():
@@ -97,11 +95,15 @@ def writable(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The file's tensors, and how its layers were quantized."""
+def _path(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path is a {type(path).__name__}: wanted is the name of a file.")
-    if not Path(path).is_file():
+    return Path(path)
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The file's tensors, and how its layers were quantized."""
+    if not _path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
         with safe_open(path, framework="pt") as file:
@@ -126,14 +128,9 @@ def _state(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(again)) and name not in tied}
 
 
-def _quantized(model: torch.nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
-
-
 def _configurations(model: torch.nn.Module) -> dict[str, Any]:
     """Layer name → how it is quantized, as it comes back from JSON."""
-    found = {name: layer.configuration for name, layer in _quantized(model)}
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps({name: layer.configuration for name, layer in quantized_layers(model).items()}))
 
 
 def _other_names(file: dict[str, Tensor], network: dict[str, Tensor]) -> Iterator[str]:

@@ -68,19 +68,10 @@ def train(
     from tqdm.auto import tqdm
 
     losses: list[float] = []
-    steps = training_steps(
-        model,
-        images,
-        labels,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        forward=forward,
-    )
-    right = (
-        isinstance(batch_size, Integral) and batch_size > 0 and isinstance(epochs, Integral)
-    )  # if not, the first step says so
+    options: Any = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "forward": forward}
+    steps = training_steps(model, images, labels, epochs=epochs, **options)
+    # If these numbers are wrong, the first step says so.
+    right = isinstance(batch_size, Integral) and batch_size > 0 and isinstance(epochs, Integral)
     an_epoch = -(-len(images) // batch_size) if right else 1
     bar = tqdm(total=epochs * an_epoch if right else None, desc="Training", unit="step", disable=not progress)
     with bar, closing(steps):  # an interrupt in this loop, too, must end the steps: they put the model into eval mode

@@ -11,16 +11,15 @@ from qlearn.plots.granularity import against_cost, blocks, row_errors, row_range
 from qlearn.plots.integer import fixed_point_bits, four_terms, near_ties
 from qlearn.plots.language import attention, surprise
 from qlearn.plots.levels import grouped_bars, level_rows
-from qlearn.plots.network import accuracy_grid, digits, matrices
+from qlearn.plots.network import digits, matrices
 from qlearn.plots.observers import two_histograms
 from qlearn.plots.picture import Picture, picture
 from qlearn.plots.ranges import clip_curve, clip_curves, ranges_over, sorted_values
-from qlearn.plots.repair import channel_ranges, mean_shifts, straight_lines, two_weights
+from qlearn.plots.repair import channel_ranges, mean_shifts, passed_on, straight_lines, two_weights
 from qlearn.plots.training import slopes, weight_paths
 
 __all__ = [
     "Picture",
-    "accuracy_grid",
     "against_cost",
     "attention",
     "bars",
@@ -44,6 +43,7 @@ __all__ = [
     "number_formats",
     "number_line",
     "packed_bits",
+    "passed_on",
     "picture",
     "ranges_over",
     "row_errors",

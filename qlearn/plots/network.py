@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from qlearn.plots.picture import picture
@@ -59,41 +58,3 @@ def digits(images: Any, titles: Sequence[str]) -> tuple[Figure, str]:
         axes.spines[:].set_visible(False)
     flat = [title.replace("\n", ", ") for title in titles]
     return figure, f"{len(titles)} digits: {', '.join(flat)}."
-
-
-@picture
-def accuracy_grid(
-    panels: Mapping[str, Any], weight_bits: Sequence[int], input_bits: Sequence[int], *, best: float
-) -> tuple[Figure, str]:
-    """Accuracy for each pair of bit widths, a panel for each way to choose ranges; darker where more is lost.
-
-    Args:
-        panels: title → accuracies in percent, one row for each of `weight_bits`, one column for each of `input_bits`.
-        best: the float network's accuracy, from which the loss is counted: the shade is its logarithm.
-
-    >>> accuracy_grid({"min-max": [[98.1, 97.2], [40.0, 17.25]]}, [8, 2], [8, 3], best=98.1)
-    Accuracy in percent by bits of the weights and of the activations; float has 98.1. min-max, activations 8, 3: \
-    98.1, 97.2 with 8-bit weights; 40.0, 17.2 with 2-bit weights.
-    """
-    figure = Figure(figsize=(7.6, 0.85 + 0.27 * len(weight_bits)), layout="constrained")
-    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    norm = LogNorm(0.1, 100)
-    sentences = []
-    for axes, (title, values) in zip(every, panels.items(), strict=True):
-        accuracies = np.asarray(values, dtype=np.float64)
-        lost = np.clip(best - accuracies, norm.vmin, norm.vmax)
-        axes.imshow(lost, cmap="Oranges", norm=norm, aspect="auto")
-        for i, row in enumerate(accuracies):
-            for j, accuracy in enumerate(row):
-                colour = "white" if norm(lost[i, j]) > 0.77 else BLACK
-                axes.text(j, i, f"{accuracy:.1f}", ha="center", va="center", color=colour, fontsize=8)
-        axes.set(title=title, xlabel="bits of activations", xticks=range(len(input_bits)), xticklabels=input_bits)
-        axes.set(yticks=range(len(weight_bits)), yticklabels=weight_bits)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        rows = zip(weight_bits, accuracies, strict=True)
-        texts = (f"{', '.join(f'{a:.1f}' for a in row)} with {bits}-bit weights" for bits, row in rows)
-        sentences.append(f"{title}, activations {', '.join(map(str, input_bits))}: {'; '.join(texts)}.")
-    every[0].set_ylabel("bits of weights")
-    head = f"Accuracy in percent by bits of the weights and of the activations; float has {best:.1f}."
-    return figure, f"{head} {' '.join(sentences)}"

@@ -166,8 +166,81 @@ def two_weights(
     return figure, f"Two weights, {numbers}, among ticks. {' '.join(parts)}"
 
 
+@picture
+def passed_on(w: Any, r: Any) -> tuple[Figure, str]:
+    """A row of weights, rounded one after the other: above, what each error adds to the weights that come later.
+
+        wanted_j = w_j + Σ_{i<j} (w_i − ŵ_i) R_ij          ŵ_j = wanted_j, rounded to a whole number
+
+    Args:
+        w: (n,), the weights in steps: ticks are whole numbers.
+        r: (n, n), upper triangular, ones on its diagonal, as `gptq.factors` gives it.
+
+    >>> passed_on([0.4, 0.4], [[1.0, 0.9], [0.0, 1.0]])
+    2 weights, rounded one after the other. Weight 1 is 0.4, wants 0.4, becomes 0; its error 0.4 adds 0.36 to weight \
+2. Weight 2 is 0.4, wants 0.76, becomes 1; its error is −0.6.
+    """
+    w, r = np.asarray(w, dtype=np.float64), np.triu(np.asarray(r, dtype=np.float64))
+    wanted, w_hat = w.copy(), np.zeros_like(w)
+    for j in range(len(w)):
+        wanted[j] += (w[:j] - w_hat[:j]) @ r[:j, j]
+        w_hat[j] = np.rint(wanted[j])
+    errors = w - w_hat
+    places: Any = np.arange(len(w))
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.1, 1))
+    turn = np.linspace(0, np.pi, 60)
+    for i in places:
+        for j in places[i + 1 :]:
+            passed = errors[i] * r[i, j]
+            colour, line = (VERMILLION, "-") if passed > 0 else (BLUE, "--")
+            middle, radius = (i + j) / 2, (j - i) / 2
+            arc = middle - radius * np.cos(turn), 2 * radius * np.sin(turn)
+            above.plot(*arc, line, color=colour, linewidth=0.8 + 3 * abs(passed), solid_capstyle="butt")
+            above.text(
+                middle,
+                2 * radius,
+                _with_sign(passed),
+                ha="center",
+                va="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            )
+    above.plot(places, np.zeros(len(w)), "o", color=INK, markersize=5, clip_on=False)
+    above.set(ylim=(0, len(w) - 0.6), yticks=[], title="what each error adds to the weights after it")
+    above.spines["left"].set_visible(False)
+    above.tick_params(bottom=False)
+
+    ticks = np.arange(np.floor(min(w.min(), w_hat.min())), np.ceil(max(w.max(), w_hat.max(), wanted.max())) + 1)
+    below.set(yticks=ticks, ylim=(ticks[0] - 0.35, ticks[-1] + 0.35), ylabel="steps")
+    below.grid(axis="y")
+    for j in places:
+        if abs(wanted[j] - w[j]) > 0.25:  # a shorter arrow would be all head
+            arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 5, "shrinkB": 5}
+            below.annotate("", (j, wanted[j]), (j, w[j]), arrowprops=arrow)
+    below.plot(places, w, "x", color=BLACK, markersize=8, markeredgewidth=2, label="weight")
+    below.plot(places, wanted, "o", color=VERMILLION, markersize=8, fillstyle="none", label="wanted")
+    below.plot(places + 0.12, w_hat, "s", color=BLUE, markersize=7, label="rounded")
+    names = [f"weight {number}\nerror {_with_sign(error)}" for number, error in enumerate(errors, start=1)]
+    below.set_xticks(places, names)
+    below.set_xlim(-0.4, len(w) - 0.6)
+    below.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
+    parts = []
+    for i, error in enumerate(errors):
+        added = ", ".join(f"{_number(error * r[i, j])} to weight {j + 1}" for j in places[i + 1 :])
+        passes_on = f"its error {_number(error)} adds {added}" if added else f"its error is {_number(error)}"
+        parts.append(
+            f"Weight {i + 1} is {_number(w[i])}, wants {_number(wanted[i])}, becomes {_number(w_hat[i])}; {passes_on}."
+        )
+    return figure, f"{len(w)} weights, rounded one after the other. {' '.join(parts)}"
+
+
 def _number(value: float) -> str:
     return f"{value:.3g}".replace("-", "−")
+
+
+def _with_sign(value: float) -> str:
+    """+0.48 or −0.4, two digits behind the point at most."""
+    return f"{value:+.2f}".rstrip("0").rstrip(".").replace("-", "−")
 
 
 def _signed(value: float) -> str:

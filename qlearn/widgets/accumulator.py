@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from qlearn.affine import choose_qparams, quantize
 from qlearn.arrays import quietly
-from qlearn.style import BLACK, BLUE, GREEN, GREY, VERMILLION
+from qlearn.style import BLACK, BLUE, GREEN, GREY
 from qlearn.widgets.controls import Choice, Number, Slider
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import bars, count, error_axis, height, on_decades
+from qlearn.widgets.panels import AFTER, bars, count, counted, diamond, error_axis, height, moving, on_decades, ring
 
 DEPTHS = tuple(2**power for power in range(4, 15))
 ROWS = 64  # of the input, and columns of the weights: so many times so many sums
@@ -59,13 +59,7 @@ def explore_accumulator(
     >>> explorer.numbers["worst_bits"], explorer.numbers["used_bits"], explorer.numbers["overflow_percent"]
     (30, 21, 0.0)
     """
-    start = {
-        "bits": bits,
-        "depth": depth,
-        "accumulator": accumulator,
-        "multiplier": multiplier,
-        "one_sum": one_sum,
-    }
+    start = {"bits": bits, "depth": depth, "accumulator": accumulator, "multiplier": multiplier, "one_sum": one_sum}
     return AccumulatorExplorer(start=start, pixel_ratio=pixel_ratio)
 
 
@@ -84,22 +78,19 @@ class AccumulatorExplorer(Explorer):
         "rescaling_error": Number("largest error"),
         "rescaling_percent": Number("by rescaling", "%"),
     }
-
-    def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        self.controls = {
-            "bits": Slider("bits of codes", "How many bits the codes of inputs, weights and outputs have.", 2, 8, 8),
-            "depth": Choice(
-                "depth K",
-                "How many products are added up: the number of inputs of a layer.",
-                {f"{depth:,}": depth for depth in DEPTHS},
-                1024,
-                slide=True,
-            ),
-            "accumulator": Slider("accumulator", "How many bits hold a sum. A sum that does not fit wraps.", 8, 32, 18),
-            "multiplier": Slider("multiplier", "How many bits the integer factor of the rescaling has.", 2, 31, 8),
-            "one_sum": Slider("one sum", "A sum to follow: 0 is the smallest, 100 the largest.", 0, 100, 90),
-        }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+    controls: Mapping[str, Slider | Choice] = {
+        "bits": Slider("bits of codes", "How many bits the codes of inputs, weights and outputs have.", 2, 8, 8),
+        "depth": Choice(
+            "depth K",
+            "How many products are added up: the number of inputs of a layer.",
+            {f"{depth:,}": depth for depth in DEPTHS},
+            1024,
+            slide=True,
+        ),
+        "accumulator": Slider("accumulator", "How many bits hold a sum. A sum that does not fit wraps.", 8, 32, 18),
+        "multiplier": Slider("multiplier", "How many bits the integer factor of the rescaling has.", 2, 31, 8),
+        "one_sum": Slider("one sum", "A sum to follow: 0 is the smallest, 100 the largest.", 0, 100, 90),
+    }
 
     def compute(self, bits: int, depth: int, accumulator: int, multiplier: int, one_sum: int) -> dict[str, Any]:
         """All numbers and arrays of the picture."""
@@ -142,7 +133,7 @@ class AccumulatorExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        left, right = (figure.add_axes(box) for box in ((0.082, 0.125, 0.475, 0.8), (0.665, 0.125, 0.32, 0.8)))
+        left, right = map(figure.add_axes, ((0.082, 0.125, 0.475, 0.8), (0.665, 0.125, 0.32, 0.8)))
         return [*self._setup_sums(left), *self._setup_errors(right)]
 
     def update(self, result: dict[str, Any]) -> None:
@@ -177,46 +168,33 @@ class AccumulatorExplorer(Explorer):
     # The panels
 
     def _setup_sums(self, axes: Axes) -> list[Artist]:
-        axes.set_title("How many bits the sums need")
-        axes.set_xlabel("bits, with one for the sign")
-        axes.set_ylabel("how many sums")
-        axes.set_xlim(0.2, WIDEST + 1.2)
-        axes.set_xticks([1, *range(4, WIDEST + 1, 4)])
+        axes.set(title="How many bits the sums need", xlabel="bits, with one for the sign", ylabel="how many sums")
+        axes.set(xlim=(0.2, WIDEST + 1.2), xticks=[1, *range(4, WIDEST + 1, 4)])
         axes.set_ylim(height(0), height(ROWS**2) + 1.0)
         axes.set_yticks(range(4), [count(10**power) for power in range(4)])
         axes.grid(axis="y")
         ends = [height(0), height(ROWS**2)]  # the lines leave room for the legend
-        floor: dict[str, Any] = {"values": [height(0)], "edges": [0.0, 1.0], "baseline": height(0), "fill": True}
-        self._fits = axes.stairs(**floor, color=BLUE, linewidth=0, label="fits")
-        self._lost = axes.stairs(
-            **floor, facecolor=VERMILLION, edgecolor="#FFD2B0", hatch="/////", linewidth=0, label="overflows: it wraps"
-        )
+        self._fits = counted(axes, fill=True, color=BLUE, linewidth=0, label="fits")
+        self._lost = counted(axes, **AFTER, label="overflows: it wraps")
         (self._limit,) = axes.plot([0, 0], ends, color=BLACK, linewidth=1.6, label="end of the accumulator")
         (self._worst,) = axes.plot(
             [0, 0], ends, color=GREY, linewidth=1.4, linestyle=(0, (4, 2)), label="largest sum there can be"
         )
-        (self._picked,) = axes.plot(
-            [], [], "D", color=GREEN, markersize=7, markeredgecolor="white", label="the sum to follow"
-        )
+        self._picked = diamond(axes, GREEN, label="the sum to follow")
         axes.legend(loc="upper left", ncols=2, columnspacing=1.2, borderaxespad=0.1)
         return [self._fits, self._lost, self._worst, self._limit, self._picked]
 
     def _setup_errors(self, axes: Axes) -> list[Artist]:
-        axes.set_title("Rescaling error")
-        axes.set_xlabel("bits of the multiplier")
-        axes.set_ylabel("largest error, in codes")
-        axes.set_xlim(1, MOST_FACTOR_BITS + 1)
-        axes.set_xticks([2, 8, 16, 24, 31])
+        axes.set(title="Rescaling error", xlabel="bits of the multiplier", ylabel="largest error, in codes")
+        axes.set(xlim=(1, MOST_FACTOR_BITS + 1), xticks=[2, 8, 16, 24, 31])
         error_axis(axes, *DECADES)
         axes.grid()
         (self._floor,) = axes.plot(
             [1, MOST_FACTOR_BITS + 1], [0, 0], color=GREY, linewidth=1.2, linestyle=(0, (4, 2)),
             label="the first rounding alone",
         )  # fmt: skip
-        (self._curve,) = axes.plot(
-            [], [], "o-", color=BLUE, linewidth=1.4, markersize=3.5, label="both roundings and m"
-        )
-        (self._here,) = axes.plot([], [], "s", color="none", markeredgecolor=BLACK, markersize=9, markeredgewidth=1.4)
+        self._curve = moving(axes, "o-", color=BLUE, linewidth=1.4, markersize=3.5, label="both roundings and m")
+        self._here = ring(axes, 9)
         axes.legend(loc="upper right", borderaxespad=0.1)
         return [self._floor, self._curve, self._here]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,10 +12,10 @@ from matplotlib.figure import Figure
 
 from qlearn.affine import QParams, choose_qparams, dequantize, quantize
 from qlearn.arrays import quietly
-from qlearn.style import BLACK, BLUE, GREEN, GREY, VERMILLION
+from qlearn.style import BLUE, GREEN, GREY, VERMILLION
 from qlearn.widgets.controls import SCHEME, Slider, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import Bins, Histograms, decades, error_axis, on_decades
+from qlearn.widgets.panels import Bins, Histograms, decades, diamond, error_axis, moving, on_decades, ring
 from qlearn.widgets.values import (
     CODES,
     ERRORS,
@@ -78,27 +77,21 @@ class AffineExplorer(Explorer):
     size = (800, 430)
     shown: ClassVar = {**SCALE, **CODES, **ERRORS}
 
-    def __init__(self, x: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, x: Any = None, **options: Any) -> None:
         if x is None:
             x = np.random.default_rng(0).standard_normal(100_000, dtype=np.float32)
         self.data = Values(x)
         self._fix_axes()
         first, last, step = self._value_limits()
+        help = "A number to follow through quantization, step by step."
         self.controls = {
             "bits": Slider("bits", "How many bits a code has: b bits give 2ᵇ codes.", 1, MOST_BITS, 4),
             "symmetric": SCHEME,
             "outliers": OUTLIERS,
             "size": OUTLIER_SIZE,
-            "value": Slider(
-                "one value",
-                "A number to follow through quantization, step by step.",
-                first,
-                last,
-                round((0.35 * first + 0.65 * last) / step) * step,
-                step,
-            ),
+            "value": Slider("one value", help, first, last, round((0.35 * first + 0.65 * last) / step) * step, step),
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def limits(self, **values: Any) -> dict[str, tuple[float, float]]:
         return {"bits": (2 if values["symmetric"] else 1, MOST_BITS)}
@@ -120,10 +113,8 @@ class AffineExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        left, top, bottom = (
-            figure.add_axes(box)
-            for box in ((0.082, 0.115, 0.495, 0.815), (0.665, 0.535, 0.32, 0.395), (0.665, 0.115, 0.32, 0.285))
-        )
+        boxes = (0.082, 0.115, 0.495, 0.815), (0.665, 0.535, 0.32, 0.395), (0.665, 0.115, 0.32, 0.285)
+        left, top, bottom = map(figure.add_axes, boxes)
         left.set_title("Histograms of $x$ and $\\hat{x}$")
         self._histograms = Histograms(left, self.size[0])
         self._histograms.fit(self.bins, len(self.data.base))
@@ -195,30 +186,23 @@ class AffineExplorer(Explorer):
     # The panels
 
     def _setup_staircase(self, axes: Axes) -> list[Artist]:
-        axes.set_title("From $x$ to $\\hat{x}$")
+        axes.set(title="From $x$ to $\\hat{x}$", xlim=self.window, ylim=self.window)
         axes.set_xlabel("$x$", labelpad=1)
         axes.set_ylabel("$\\hat{x}$", rotation=0, labelpad=6)
-        axes.set_xlim(*self.window)
-        axes.set_ylim(*self.window)
         axes.grid()
         axes.plot(self.window, self.window, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        (self._stairs,) = axes.plot([], [], color=VERMILLION, linewidth=1.5)
-        (self._picked,) = axes.plot(
-            [], [], color=GREEN, linewidth=1.2, linestyle=(0, (4, 2)), marker="D", markevery=[1], markersize=6,
-            markeredgecolor="white",
-        )  # fmt: skip
+        self._stairs = moving(axes, color=VERMILLION, linewidth=1.5)
+        self._picked = diamond(axes, GREEN, 6, linewidth=1.2, linestyle=(0, (4, 2)), markevery=[1])
         return [self._stairs, self._picked]
 
     def _setup_errors(self, axes: Axes) -> list[Artist]:
-        axes.set_title("MSE (log scale) against bits")
+        axes.set(title="MSE (log scale) against bits", xlim=(0.6, MOST_BITS + 0.4), xticks=range(1, MOST_BITS + 1))
         axes.set_xlabel("bits", labelpad=1)
-        axes.set_xlim(0.6, MOST_BITS + 0.4)
-        axes.set_xticks(range(1, MOST_BITS + 1))
         error_axis(axes, *self.decades)
         axes.grid()
-        (self._clean,) = axes.plot([], [], color=GREY, linewidth=1, linestyle=(0, (4, 2)), label="without outliers")
-        (self._curve,) = axes.plot([], [], "o-", color=BLUE, linewidth=1.4, markersize=3.5)
-        (self._here,) = axes.plot([], [], "s", color="none", markeredgecolor=BLACK, markersize=9, markeredgewidth=1.4)
+        self._clean = moving(axes, color=GREY, linewidth=1, linestyle=(0, (4, 2)), label="without outliers")
+        self._curve = moving(axes, "o-", color=BLUE, linewidth=1.4, markersize=3.5)
+        self._here = ring(axes, 9)
         axes.legend(loc="upper right", borderpad=0, borderaxespad=0.1)
         return [self._clean, self._curve, self._here]
 

@@ -73,6 +73,15 @@ class Choice:
         raise ValueError(f"{name}={value!r} must be one of {names}.")
 
 
+def by_label(options: Mapping[str, tuple]) -> dict[str, str]:
+    """The options of a choice, from a table of values whose rows begin with what the learner reads.
+
+    >>> by_label({"mse": ("MSE", 7)})
+    {'MSE': 'mse'}
+    """
+    return {label: name for name, (label, *_) in options.items()}
+
+
 @dataclass(frozen=True)
 class Button:
     """What is written on a button, and the sentence that is shown when the pointer rests on it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -69,7 +68,7 @@ class DigitExplorer(Explorer):
     }
     untold = ("bits_per_value", *ERRORS, *SCALE)  # lesson 01 is the first to speak of them
 
-    def __init__(self, image: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, image: Any = None, **options: Any) -> None:
         self.controls = {}
         if image is None:
             self._digits = mnist_arrays().test
@@ -90,7 +89,7 @@ class DigitExplorer(Explorer):
         # Bytes: eight to a bin. Other values: room for ticks beyond the range, at 1 bit half its width.
         room = (self.greys[1] - self.greys[0]) * (1 / 510 if self.range == BYTE else 0.52)
         self.bins = EvenBins(self.greys[0] - room, self.greys[1] + room, 32 if self.range == BYTE else 64)
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def compute(self, bits: int, **which: int) -> dict[str, Any]:
         """All numbers and arrays of the picture."""
@@ -109,10 +108,8 @@ class DigitExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        before, after, right = (
-            figure.add_axes(box)
-            for box in ((0.02, 0.06, 0.31, 0.8), (0.345, 0.06, 0.31, 0.8), (0.735, 0.16, 0.255, 0.7))
-        )
+        boxes = (0.02, 0.06, 0.31, 0.8), (0.345, 0.06, 0.31, 0.8), (0.735, 0.16, 0.255, 0.7)
+        before, after, right = map(figure.add_axes, boxes)
         figure.text(0.02, 0.885, "Before, bits a pixel: 8" if self.range == BYTE else "Before", fontsize=9)
         # A letter takes 50 µs to draw, so only the number moves.
         title = figure.text(0.345, 0.885, "After, bits a pixel:", fontsize=9)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from qlearn import datasets
+from qlearn.nn.network import copy_of
 
 SIDE = 28
 IN_CACHE = 1 << 19  # numbers: so many digits at once that what lies between two layers stays in the processor's cache
@@ -19,6 +24,23 @@ class PoolOfFour(torch.nn.Module):
         above, below = x[..., 0:height:2, :width], x[..., 1:height:2, :width]
         rows = torch.maximum(above, below)
         return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
+def quick(model: Any) -> Any:
+    """A copy of a network that gives the same, with quick pools."""
+    return copy_of(model, {module: PoolOfFour() for module in model.modules() if pools_four(module)})
+
+
+def answers(model: Any, images: Tensor, at_once: int) -> Tensor:
+    """The logits of a network for images, so many at once."""
+    with torch.no_grad():
+        return torch.cat([model(x) for x in images.split(at_once)])
+
+
+@lru_cache(maxsize=1)
+def mnist() -> Any:
+    """The digits, read once."""
+    return datasets.mnist_arrays()
 
 
 def pools_four(module: Any) -> bool:
@@ -35,20 +57,20 @@ def largest_activation(model: Any) -> int:
         ValueError: the model does not take digits, or does not give logits.
     """
     sizes = [SIDE * SIDE]
-    hooks = [
-        module.register_forward_hook(lambda _, __, y: sizes.append(y[0].numel()) if isinstance(y, Tensor) else None)
-        for module in model.modules()
-    ]
-    try:
-        with torch.no_grad():
+
+    def note(_: Any, __: Any, y: Any) -> None:
+        if isinstance(y, Tensor):
+            sizes.append(y[0].numel())
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_hook(note))
+        try:
             shape = tuple(model(torch.zeros(2, 1, SIDE, SIDE)).shape)
-    except Exception as error:
-        raise ValueError(
-            f"this model does not take MNIST digits, inputs of shape (N, 1, {SIDE}, {SIDE}): {error}"
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
+        except Exception as error:
+            raise ValueError(
+                f"this model does not take MNIST digits, inputs of shape (N, 1, {SIDE}, {SIDE}): {error}"
+            ) from error
     if len(shape) != 2 or shape[0] != 2 or shape[1] < 10:
         raise ValueError(f"for two digits this model gives shape {shape}: logits of shape (2, 10) are needed.")
     return max(sizes)

@@ -36,7 +36,7 @@ from qlearn.widgets.picture import Palette, exact_png, for_page, page_format, pi
 class Explorer:
     """A picture and a table of numbers that follow their controls.
 
-    A subclass states `title`, `shown` and `controls` (the last one before it calls `__init__`) and writes:
+    A subclass states `title`, `shown` and `controls`, in its class or before it calls `__init__`, and writes:
 
         compute(**values)   →  a dict of numbers and arrays. Pure: no drawing, no state, so that it can be tested.
         setup(figure)       →  draw everything once; return the artists that move
@@ -163,17 +163,14 @@ class Explorer:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Live widgets, a still picture and a sentence: every reader shows the best that it can."""
         with DRAWING:
-            sentence, (png, width, height) = str(self), self._still()
-        data = {
-            "text/plain": sentence,
-            "image/png": base64.b64encode(png).decode("ascii"),
-            "application/vnd.jupyter.widget-view+json": {
-                "version_major": 2,
-                "version_minor": 0,
-                "model_id": self._page.model_id,
-            },
-        }
-        return data, {"image/png": {"alt": sentence, "width": width, "height": height}}
+            data, (png, width, height) = self._live(), self._still()
+        data["image/png"] = base64.b64encode(png).decode("ascii")
+        return data, {"image/png": {"alt": data["text/plain"], "width": width, "height": height}}
+
+    def _live(self) -> dict[str, Any]:
+        """The sentence and the live widgets, without a still picture."""
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._page.model_id}
+        return {"text/plain": str(self), "application/vnd.jupyter.widget-view+json": view}
 
     @quietly
     def save(self, path: Any) -> None:
@@ -321,17 +318,13 @@ class Explorer:
             widget.description = control.label
             widget.style.description_width = LABELS
             widget.layout = ipywidgets.Layout(width="auto")
-            _set_tooltip(widget, control.help)
+            tooltip = "tooltip" if widget.has_trait("tooltip") else "description_tooltip"  # its name in ipywidgets 7
+            setattr(widget, tooltip, control.help)
             self._inputs[name] = widget
-        button = ipywidgets.Button(
-            description="Reset", layout=ipywidgets.Layout(width="90px", margin=f"2px 2px 2px {INDENT}")
-        )
-        _set_tooltip(button, "Move all controls back to where they were at first.")
-        button.on_click(lambda _: self.reset())
-        self._button = button
+        self._button = Button("Reset", "Move all controls back to where they were at first.").widget(self.reset)
         self._buttons = {name: own.widget(getattr(self, name)) for name, own in self.buttons.items()}
-        row = [*self._buttons.values(), button]
-        row[0].layout.margin, button.layout.margin = button.layout.margin, row[0].layout.margin  # the first is indented
+        row = [*self._buttons.values(), self._button]
+        row[0].layout.margin = f"2px 2px 2px {INDENT}"  # it begins where the controls do
         self._message = ipywidgets.HTML()
         self._table = ipywidgets.HTML()
         self._picture = ipywidgets.Image(format=page_format(), width=str(self.size[0]), height=str(self.size[1]))
@@ -379,9 +372,14 @@ class Explorer:
         )
 
 
-def _set_tooltip(widget: ipywidgets.Widget, text: str) -> None:
-    """Its name is tooltip in ipywidgets 8, description_tooltip in ipywidgets 7."""
-    for name in ("tooltip", "description_tooltip"):
-        if widget.has_trait(name):
-            setattr(widget, name, text)
-            return
+@contextmanager
+def needs_torch(function: str) -> Iterator[None]:
+    """What is imported in here needs PyTorch. Not at the head of a file: other explorers work without it.
+
+    Raises:
+        ImportError: it is not installed; says who needs it and how to get it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f'{function}() needs PyTorch ({error}): pip install "qlearn[torch]".') from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 from qlearn import codebooks, formats
 from qlearn.arrays import quietly
 from qlearn.block_scales import bits_per_value, fp8_numbers, powers_of_two
-from qlearn.datasets import mnist_arrays, trained
 from qlearn.formats import BFLOAT16, E2M1, E4M3, E5M2, FLOAT32, FloatFormat
 from qlearn.plots.bits import BitRows, Row
 from qlearn.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
-from qlearn.widgets.controls import Choice, Number, Slider, rounded
+from qlearn.widgets.controls import Choice, Number, Slider, by_label, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import BINS, LIGHT_BLUE, EvenBins
-from qlearn.widgets.sources import mlp_outputs
+from qlearn.widgets.panels import BINS, LIGHT_BLUE, EvenBins, diamond, moving, ring
+from qlearn.widgets.sources import activations, laplace, normal, weights
 from qlearn.widgets.values import CODES, ERRORS, as_numpy, decibel
 
 COUNT = 32_768
@@ -83,27 +82,11 @@ ROWS = [Row("float32", 32, FLOAT32), Row("bfloat16", 16, BFLOAT16)] + [
 ]
 
 
-def _normal() -> Any:
-    return np.random.default_rng(0).standard_normal(COUNT, dtype=np.float32)
-
-
-def _laplace() -> Any:
-    return np.random.default_rng(0).laplace(scale=np.sqrt(0.5), size=COUNT).astype(np.float32)
-
-
-def _weights() -> Any:
-    return trained("mlp")["linear1.weight"]
-
-
-def _activations() -> Any:
-    return mlp_outputs(mnist_arrays().calibration.images)[0]
-
-
 DATA: dict[str, tuple[str, Callable[[], Any]]] = {
-    "normal": ("normal", _normal),
-    "laplace": ("Laplace", _laplace),
-    "weights": ("MLP: weights", _weights),
-    "activations": ("MLP: activations", _activations),
+    "normal": ("normal", lambda: normal(COUNT)),
+    "laplace": ("Laplace", lambda: laplace(COUNT)),
+    "weights": ("MLP: weights", weights),
+    "activations": ("MLP: activations", activations),
 }
 
 
@@ -158,39 +141,32 @@ class FormatsExplorer(Explorer):
         **ERRORS,
     }
 
-    def __init__(self, x: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, x: Any = None, **options: Any) -> None:
         self._values = lru_cache(len(DATA))(lambda data: Spread(x if x is not None else DATA[data][1]()))
         self._every = lru_cache(len(DATA) * len(SCALES))(self._find_every)
         self.controls = {
-            **(
-                {"data": Choice("data", "Which values.", {label: name for name, (label, _) in DATA.items()}, "normal")}
-                if x is None
-                else {}
-            ),
+            **({"data": Choice("data", "Which values.", by_label(DATA), "normal")} if x is None else {}),
             "format": Choice(
                 "format", "What a code stands for.", {kind.name: name for name, kind in KINDS.items()}, "e2m1"
             ),
             "block": Choice("block", "How many neighbours share one scale.", BLOCKS, 32, slide=True),
-            "scale": Choice(
-                "scale", "How a scale is stored.", {label: name for name, (label, *_) in SCALES.items()}, "floor"
-            ),
+            "scale": Choice("scale", "How a scale is stored.", by_label(SCALES), "floor"),
             "value": Slider("one value", "A value to follow: 0 is the smallest, 100 the largest.", 0, 100, 90),
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def compute(self, format: str, block: int, scale: str, value: int, data: str = OWN) -> dict[str, Any]:
         """All numbers and arrays of the picture."""
         values, table = self._values(data), self._every(data, scale)
         chosen = table[format, block]
         place, x = values.percentile(value)
-        picked = {name: _one(KINDS[name], table[name, block], place, x) for name in KINDS}
         return {
             **chosen.numbers,
             "data": data,
             "format": format,
             "values": values,
             "x": x,
-            "picked": picked,
+            "picked": {name: _one(kind, table[name, block], place, x) for name, kind in KINDS.items()},
             "own_scale": chosen.scale_at(place),
             "ticks": {name: table[name, block].levels * table[name, block].scale_at(place) for name in KINDS},
             "curves": {name: [table[name, size].point for size in BLOCKS.values()] for name in KINDS},
@@ -198,14 +174,10 @@ class FormatsExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        bits, levels, upper, lower = (
-            figure.add_axes(box)
-            for box in (
-                # The first two rows of bits reach over everything, the others leave room for the curves.
-                *((0.088, 0.705, 0.905, 0.29), (0.088, 0.075, 0.53, 0.57)),
-                *((0.69, 0.53, 0.3, 0.335), (0.69, 0.075, 0.3, 0.36)),
-            )
-        )
+        # The first two rows of bits reach over everything, the others leave room for the curves.
+        bits = figure.add_axes((0.088, 0.705, 0.905, 0.29))
+        boxes = (0.088, 0.075, 0.53, 0.57), (0.69, 0.53, 0.3, 0.335), (0.69, 0.075, 0.3, 0.36)
+        levels, upper, lower = map(figure.add_axes, boxes)
         self._bits = BitRows(bits, ROWS, legend=0.5)
         return [*self._bits.artists, *self._setup_levels(levels), *self._setup_errors(upper, lower)]
 
@@ -220,26 +192,25 @@ class FormatsExplorer(Explorer):
         self._histogram.set_data(HEIGHT * counts / max(counts.max(), 1), self._bins.places)
 
     def update(self, result: dict[str, Any]) -> None:
-        names = list(KINDS)
         codes = [int(formats.encode(result["x"], f)) for f in (FLOAT32, BFLOAT16)]
         shown = [float(formats.decode(c, f)) for c, f in zip(codes, (FLOAT32, BFLOAT16), strict=True)]
-        codes += [result["picked"][name].code for name in names]
-        shown += [result["picked"][name].x_hat for name in names]
+        codes += [picked.code for picked in result["picked"].values()]
+        shown += [picked.x_hat for picked in result["picked"].values()]
         self._bits.update(codes, [rounded(value) for value in shown])
 
-        for row, name in enumerate(names):
+        for row, name in enumerate(KINDS):
             ticks = self._bins.place(result["ticks"][name])
             self._rugs[name].set_data(ticks, np.full(len(ticks), -row - 1.0))
-        chosen = names.index(result["format"])
-        self._frame.set_ydata([-chosen - 1.0] * 2)
-        x, x_hat = (self._bins.place(number) for number in (result["x"], result["picked"][result["format"]].x_hat))
+        chosen = result["format"]
+        here = -1.0 - list(KINDS).index(chosen)
+        self._frame.set_ydata([here, here])
+        x, x_hat = (self._bins.place(number) for number in (result["x"], result["picked"][chosen].x_hat))
         self._picked.set_xdata([x, x])
-        self._rounded.set_data([x_hat], [-chosen - 1.0])
+        self._rounded.set_data([x_hat], [here])
         for name, line in self._curves.items():
             line.set_data(*_on_axes(KINDS[name].bits, result["curves"][name]))
-        for bits, square in self._here.items():
-            chosen_here = KINDS[result["format"]].bits == bits
-            square.set_data(*(_on_axes(bits, [result["here"]]) if chosen_here else ([], [])))
+        for bits, mark in self._here.items():
+            mark.set_data(*(_on_axes(bits, [result["here"]]) if KINDS[chosen].bits == bits else ([], [])))
 
     def explain(self, result: dict[str, Any]) -> list[str]:
         kind, picked = KINDS[result["format"]], result["picked"][result["format"]]
@@ -270,15 +241,13 @@ class FormatsExplorer(Explorer):
             [0, 1], [0, 0], transform=axes.get_yaxis_transform(), color="#FFF3C4", linewidth=13, solid_capstyle="butt"
         )
         self._rugs = {
-            name: axes.plot([], [], "|", color=kind.style["color"], markersize=9, markeredgewidth=0.9)[0]
+            name: moving(axes, "|", color=kind.style["color"], markersize=9, markeredgewidth=0.9)
             for name, kind in KINDS.items()
         }
         (self._picked,) = axes.plot(
             [0, 0], [-len(KINDS) - 0.7, BELOW_LEGEND], color=BLACK, linewidth=1.2, label="the value"
         )
-        (self._rounded,) = axes.plot(
-            [], [], "D", color=BLACK, markersize=6, markeredgecolor="white", label="its nearest level"
-        )
+        self._rounded = diamond(axes, BLACK, 6, label="its nearest level")
         axes.legend(loc="upper left", borderaxespad=0.1)
         return [self._histogram, self._frame, *self._rugs.values(), self._picked, self._rounded]
 
@@ -287,20 +256,16 @@ class FormatsExplorer(Explorer):
         for axes, bits, (low, high) in ((upper, 8, (14, 52)), (lower, 4, (0, 26))):
             axes.set_title(f"SQNR, formats of {bits} bits", pad=3)
             axes.set_ylabel("SQNR (dB)", labelpad=1)
-            axes.set_xlim(-0.08, 1.52)
-            axes.set_ylim(low, high)
+            axes.set(xlim=(-0.08, 1.52), ylim=(low, high))
             overheads = (0.0, 0.125, 0.5, 1.0, 2.0)
             axes.set_xticks(np.sqrt(overheads), [f"{bits + overhead:g}" for overhead in overheads])
             axes.grid()
             for name, kind in KINDS.items():
                 if kind.bits == bits:
-                    (self._curves[name],) = axes.plot([], [], linewidth=1.2, label=kind.name, **kind.style)
+                    self._curves[name] = moving(axes, linewidth=1.2, label=kind.name, **kind.style)
             axes.legend(loc="lower right", ncols=2, columnspacing=1, borderaxespad=0.1)
         lower.set_xlabel("bits per value (stretched axis)", labelpad=1)
-        self._here = {
-            bits: axes.plot([], [], "s", color="none", markeredgecolor=BLACK, markersize=12, markeredgewidth=1.6)[0]
-            for axes, bits in ((upper, 8), (lower, 4))
-        }
+        self._here = {bits: ring(axes, 12, markeredgewidth=1.6) for axes, bits in ((upper, 8), (lower, 4))}
         return [*self._curves.values(), *self._here.values()]
 
     # The numbers behind the picture
@@ -369,37 +334,34 @@ class Picked:
 
 
 def _quantized(x: Any, kind: Kind, block: int, scale: str) -> Quantized:
-    n = len(x)
+    n, fitted = len(x), kind.levels is None
     block = min(block or n, n)
     rows = np.pad(x, (0, -n % block)).reshape(-1, block)  # zeros never are a block's largest
     scales = _scales(np.abs(rows).max(axis=1), kind, scale)
-    scaled = rows / scales[:, None]
-    levels = kind.levels if kind.levels is not None else _fitted(scaled.reshape(-1)[:n], 2**kind.bits)
+    each = np.repeat(scales, block)[:n]  # the scale of each value
+    scaled = x / each
+    levels = _fitted(scaled, 2**kind.bits) if fitted else kind.levels
     near = _nearest(scaled, kind, levels)
-    x_hat = (near.astype(np.float64) * scales[:, None]).reshape(-1)[:n]  # may lie beyond what a float32 can hold
-    error = x.astype(np.float64) - x_hat
+    x64 = x.astype(np.float64)
+    error = x64 - near.astype(np.float64) * each  # x̂ may lie beyond what a float32 can hold
+    beyond = np.abs(scaled) > levels[-1] * (1 + 1e-6)  # a largest value may miss the last level by a rounding
     _, scale_bits, once = SCALES[scale]
-    once += 0 if kind.levels is not None else 32 * len(levels)
+    once += 32 * len(levels) if fitted else 0
     return Quantized(
         levels=levels,
         scale=scales,
         block=block,
         numbers={
             "levels": len(levels),
-            "levels_used": len(np.unique(near.reshape(-1)[:n])),
+            "levels_used": len(np.unique(near)),
             "bits_per_value": bits_per_value(kind.bits, n / len(scales), scale_bits, n, once),
             "scales": len(scales),
             "mse": float(np.mean(error**2)),
-            "sqnr_db": decibel(float(np.sum(x.astype(np.float64) ** 2)), float(np.sum(error**2))),
+            "sqnr_db": decibel(float(np.sum(x64**2)), float(np.sum(error**2))),
             "largest_error": float(np.abs(error).max()),
-            "clipped_percent": _beyond(scaled.reshape(-1)[:n], levels) if kind.levels is not None else None,
+            "clipped_percent": None if fitted else 100 * float(np.mean(beyond)),
         },
     )
-
-
-def _beyond(scaled: Any, levels: Any) -> float:
-    """The share of values beyond the largest level, in percent; a largest value may miss it by a rounding."""
-    return 100 * float(np.mean(np.abs(scaled) > levels[-1] * (1 + 1e-6)))
 
 
 def _scales(a: Any, kind: Kind, scale: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,12 +20,11 @@ from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.heat import HeatMap, Shades
 from qlearn.widgets.layer import BITS, MOST_SPREAD, Layer, cost, group_sizes, row_error, row_sizes
-from qlearn.widgets.panels import plain
+from qlearn.widgets.panels import moving, plain, ring
 from qlearn.widgets.values import CODES, ERRORS
 
 USUAL_GROUP = 32
 LEAST_ERROR, MOST_ERROR = 1e-3, 3.0  # ends of the axis for a row's error
-
 KINDS = {"per tensor": "tensor", "per column": "column", "per row": "row", "per group": "group"}
 STYLES: dict[str, dict[str, Any]] = {  # told apart by marker and line as well as by colour
     "tensor": {"color": BLUE, "marker": "o", "linestyle": "-"},
@@ -93,12 +91,11 @@ def explore_granularity(
     >>> explorer.numbers["scales"], explorer.numbers["bits_per_value"]
     (400, 5.28)
     """
-    start: dict[str, Any] = {
-        **{"granularity": granularity, "bits": bits, "method": method, "symmetric": symmetric},
-        **{"spread": spread, "scale_bits": scale_bits, "show": show},
-    }
     chosen = {"group_size": group_size, "row": row, "column": column}
-    start |= {name: value for name, value in chosen.items() if value is not None}
+    start = dict(
+        granularity=granularity, bits=bits, method=method, symmetric=symmetric, spread=spread, scale_bits=scale_bits,
+        show=show, **{name: value for name, value in chosen.items() if value is not None},
+    )  # fmt: skip
     return GranularityExplorer(x, start=start, pixel_ratio=pixel_ratio)
 
 
@@ -123,7 +120,7 @@ class GranularityExplorer(Explorer):
         **ERRORS,
     }
 
-    def __init__(self, x: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, x: Any = None, **options: Any) -> None:
         self.layer = Layer(trained("mlp")["linear2.weight"] if x is None else x)
         sizes = group_sizes(self.layer.columns)
         self.controls = {
@@ -168,7 +165,7 @@ class GranularityExplorer(Explorer):
             if many > 1:
                 help = f"Which {name} the weight is in that is marked, and followed step by step."
                 self.controls[name] = Slider(name, help, 0, many - 1, many // 2)
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def idle(self, **values: Any) -> set[str]:
         return {"spread"} if len(self.layer.weights) == 1 else set()
@@ -232,18 +229,17 @@ class GranularityExplorer(Explorer):
 
     def setup(self, figure: Figure) -> list[Artist]:
         width, height = self.size
-        # In pixels, so that each of the default layer's weights has three times three.
-        places = {
-            **{"above": (56, 406, 300, 46), "heat": (56, 76, 300, 300), "strip": (56, 24, 300, 12)},
-            **{"beside": (366, 76, 96, 300), "right": (532, 52, 260, 400)},
-        }
-        above, heat, strip, beside, right = (
-            figure.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in places.values()
-        )
+
+        def at(x: int, y: int, w: int, h: int) -> Axes:
+            """Axes in pixels, so that each of the default layer's weights has three times three."""
+            return figure.add_axes((x / width, y / height, w / width, h / height))
+
+        heat, strip, right = at(56, 76, 300, 300), at(56, 24, 300, 12), at(532, 52, 260, 400)
+        above, beside = at(56, 406, 300, 46), at(366, 76, 96, 300)
         heat.set_xlabel("column: input", labelpad=1)
         heat.set_ylabel("row: output", labelpad=1)
         self._heat = HeatMap(heat, strip, self.layer.weights.shape)
-        (self._mark,) = heat.plot([], [], "s", color="none", markeredgecolor=BLACK, markeredgewidth=1.4, markersize=9)
+        self._mark = ring(heat, 9)
         self._mark.set_path_effects([withStroke(linewidth=3.4, foreground="white")])  # seen on dark cells too
         self._scales: dict[str, list[Any]] = {}
         scales = [*self._setup_scales("column", above), *self._setup_scales("row", beside)]
@@ -322,33 +318,29 @@ class GranularityExplorer(Explorer):
             axes.set(xlim=(0, columns), xticks=[], ylim=(low, high))
             axes.set_yticks(powers, [plain(10.0**power) for power in powers])
         axes.grid(axis="x" if by_row else "y")
-        (line,) = axes.plot([], [], "-", color=PURPLE, linewidth=1.4)
-        (own,) = axes.plot([], [], "|" if by_row else "_", color=GREY, markersize=4, label="alone")
-        (ends,) = axes.plot([], [], ".", color=BLACK, markersize=3, label="chosen")
+        line = moving(axes, color=PURPLE, linewidth=1.4)
+        own = moving(axes, "|" if by_row else "_", color=GREY, markersize=4, label="alone")
+        ends = moving(axes, ".", color=BLACK, markersize=3, label="chosen")
         self._scales[kind] = [line, own, ends]
         if not by_row:
             axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), handletextpad=0, markerscale=1.6)
-        return [line, own, ends]
+        return self._scales[kind]
 
     def _setup_errors(self, axes: Axes) -> list[Artist]:
-        axes.set_title("Row error against bits per value")
-        axes.set_xlabel("bits per value, scales included")
+        axes.set(title="Row error against bits per value", xlabel="bits per value, scales included")
         axes.set_ylabel("row error", labelpad=2)
+        axes.set(xlim=np.log2([1.85, 20]), ylim=(math.log10(LEAST_ERROR) - 0.1, math.log10(MOST_ERROR)))
         ticks = (2, 3, 4, 6, 8, 12, 16)
-        axes.set_xlim(math.log2(1.85), math.log2(20))
         axes.set_xticks(np.log2(ticks), [str(tick) for tick in ticks])
-        axes.set_ylim(math.log10(LEAST_ERROR) - 0.1, math.log10(MOST_ERROR))
         shares = (0.001, 0.01, 0.1, 1.0)
         axes.set_yticks(np.log10(shares), [f"{plain(100 * share)} %" for share in shares])
         axes.grid()
         labels = {kind: label for label, kind in KINDS.items()}
         self._curves = {
-            kind: axes.plot([], [], **{"linewidth": 1.3, "markersize": 4.5, "label": labels[kind], **style})[0]
+            kind: moving(axes, **{"linewidth": 1.3, "markersize": 4.5, "label": labels[kind], **style})
             for kind, style in STYLES.items()
         }
-        (self._here,) = axes.plot(
-            [], [], "s", color="none", markeredgecolor=BLACK, markersize=11, markeredgewidth=1.6, label="chosen"
-        )
+        self._here = ring(axes, 11, markeredgewidth=1.6, label="chosen")
         axes.legend(loc="lower left", title="min-max ranges:", alignment="left")
         return [*self._curves.values(), self._here]
 
@@ -361,10 +353,10 @@ def _picked(weights: Any, after: Any, qparams: QParams, row: int, column: int) -
     )
     x = weights[row, column]
     code = int(quantize(x, QParams(scale, zero_point, qparams.quant_min, qparams.quant_max)))
-    return {
-        **{"row": row, "column": column, "weight": float(x), "scale": float(scale), "zero_point": int(zero_point)},
-        **{"code": code, "after": float(after[row, column])},
-    }
+    return dict(
+        row=row, column=column, weight=float(x), scale=float(scale), zero_point=int(zero_point), code=code,
+        after=float(after[row, column]),
+    )  # fmt: skip
 
 
 def _on_axis(error: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,8 +16,8 @@ from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 from qlearn.widgets.accumulator import raised
 from qlearn.widgets.controls import Number, Slider, rounded
-from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import decades, on_decades
+from qlearn.widgets.engine import Explorer, needs_torch
+from qlearn.widgets.panels import decades, moving, on_decades, ring, towards_100
 
 if TYPE_CHECKING:
     from qlearn.widgets.mixed_precision_runs import Point
@@ -25,27 +26,14 @@ GIVEN_UP = 1.0  # points of accuracy that the smallest network may lose
 PERCENTS = (10, 50, 80, 90, 95, 98, 99, 99.5, 99.9)  # ticks
 ABOVE = 0.4  # room on the axis for networks that are better than the float one
 BOTTOM = -2.13  # of the axis of accuracies: guessing is right in 10 % and lies at −1.95
+stretched = partial(towards_100, best=99.95)
 # Colour and marker of a layer's curve, in the network's order.
-LAYERS = (
-    (BLUE, "o"),
-    (VERMILLION, "s"),
-    (GREEN, "^"),
-    (PURPLE, "D"),
-    (ORANGE, "v"),
-    (SKY, "P"),
-    (BLACK, "X"),
-    (GREY, "*"),
-)
+COLOURS, MARKERS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY), "os^DvPX*"
 
 
 @quietly
 def explore_mixed_precision(
-    model: Any = None,
-    *,
-    network: str = "cnn",
-    method: str = "min_max",
-    pixel_ratio: float = 1,
-    **bits: int,
+    model: Any = None, *, network: str = "cnn", method: str = "min_max", pixel_ratio: float = 1, **bits: int
 ) -> MixedPrecisionExplorer:
     """Choose bits for each layer, and see accuracy and size; each setting that was tried stays on the picture.
 
@@ -92,21 +80,10 @@ class MixedPrecisionExplorer(Explorer):
         "tried": Number("settings tried"),
     }
 
-    def __init__(
-        self,
-        model: Any = None,
-        *,
-        network: str = "cnn",
-        method: str = "min_max",
-        start: Mapping[str, Any] | None = None,
-        pixel_ratio: float = 1,
-    ) -> None:
-        # Here and not above: explorers of other lessons work where PyTorch is not installed.
-        try:
+    def __init__(self, model: Any = None, *, network: str = "cnn", method: str = "min_max", **options: Any) -> None:
+        with needs_torch("explore_mixed_precision"):
             from qlearn.widgets.mixed_precision_runs import BitTrials
-        except ImportError as error:
-            need = f'explore_mixed_precision() needs PyTorch ({error}): pip install "qlearn[torch]".'
-            raise ImportError(need) from error
+
         if method not in ("min_max", "mse"):
             raise ValueError(f"method={method!r} must be 'min_max' or 'mse'.")
         self._trials = BitTrials(model, network, method)
@@ -117,10 +94,9 @@ class MixedPrecisionExplorer(Explorer):
             name: Slider(name, f"How many bits a weight of the layer {name} has.", 2, 8, 8)
             for name in self._trials.layers
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
-        self._bar = IntProgress(
-            description="curves", style={"description_width": "88px"}, layout=Layout(display="none")
-        )
+        super().__init__(**options)
+        hidden = Layout(display="none")
+        self._bar = IntProgress(description="curves", style={"description_width": "88px"}, layout=hidden)
         _, controls, _ = self._page.children
         controls.children = (*controls.children, self._bar)
 
@@ -157,9 +133,7 @@ class MixedPrecisionExplorer(Explorer):
         """At once without the curves; with them, and with a still picture, as soon as they are measured."""
         from IPython.display import display  # only a notebook asks for it
 
-        view = {"version_major": 2, "version_minor": 0, "model_id": self._page.model_id}
-        at_once = {"text/plain": str(self), "application/vnd.jupyter.widget-view+json": view}
-        shown = display(at_once, raw=True, display_id=True)
+        shown = display(self._live(), raw=True, display_id=True)
         data, metadata = self._repr_mimebundle_()
         shown.update(data, metadata=metadata, raw=True)
 
@@ -206,16 +180,11 @@ class MixedPrecisionExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        left, right = (figure.add_axes(box) for box in ((0.075, 0.12, 0.535, 0.81), (0.705, 0.51, 0.28, 0.42)))
+        left, right = map(figure.add_axes, ((0.075, 0.12, 0.535, 0.81), (0.705, 0.51, 0.28, 0.42)))
         artists = [*self._setup_sizes(left), *self._setup_layers(right)]
         # Learners' points go everywhere on the left, so its legend stands beside it.
-        figure.legend(
-            handles=left.get_legend_handles_labels()[0],
-            loc="lower right",
-            bbox_to_anchor=(0.97, 0.02),
-            markerscale=0.8,
-            labelspacing=0.7,
-        )
+        lines, _ = left.get_legend_handles_labels()
+        figure.legend(handles=lines, loc="lower right", bbox_to_anchor=(0.97, 0.02), markerscale=0.8, labelspacing=0.7)
         return artists
 
     def scene(self, result: dict[str, Any]) -> bool:
@@ -225,25 +194,18 @@ class MixedPrecisionExplorer(Explorer):
         """The curves, once they are measured."""
         if not self._loaded:
             return
-        greedy, uniform = self._greedy, self._uniform
-        self._same_bits.set_data(*_places(uniform))
-        for point in uniform:
-            self._axes.annotate(
-                str(point.setting[0]), (point.bytes / 1000, height(point.percent)), (0, -12), ha="center",
-                textcoords="offset points", color=INK,
-            )  # fmt: skip
-        self._by_greed.set_data(*_places(greedy))
+        self._by_greed.set_data(*_places(self._greedy))
+        self._same_bits.set_data(*_places(self._uniform))
+        below: dict[str, Any] = {"xytext": (0, -12), "textcoords": "offset points", "ha": "center", "color": INK}
+        for point in self._uniform:
+            self._axes.annotate(str(point.setting[0]), (point.bytes / 1000, stretched(point.percent)), **below)
 
     def update(self, result: dict[str, Any]) -> None:
         best, greedy = result["best"], result["greedy"]
-        for name, points in {
-            "tried": result["points"],
-            "front": result["front"],
-            "greedy": [greedy] if greedy else [],
-            "best": [best] if best else [],
-            "now": [result["now"]],
-        }.items():
-            self._marks[name].set_data(*_places(points))
+        points = {"tried": result["points"], "front": result["front"], "now": [result["now"]]}
+        points |= {"greedy": [greedy] if greedy else [], "best": [best] if best else []}
+        for name, shown in points.items():
+            self._marks[name].set_data(*_places(shown))
         at = list(result["bits"].values())
         self._cost.set_data(at, on_decades(list(result["sensitivity"].values()), self._low))
 
@@ -261,77 +223,56 @@ class MixedPrecisionExplorer(Explorer):
 
     def _setup_sizes(self, axes: Axes) -> list[Artist]:
         self._axes = axes
-        axes.set_title("Accuracy against size: up and to the left is better")
-        axes.set_xlabel("size of the file's tensors, kB")
+        axes.set(title="Accuracy against size: up and to the left is better", xlabel="size of the file's tensors, kB")
         axes.set_ylabel("accuracy on 1,000 digits (%), stretched towards 100")
         smallest, largest = (self._trials.bytes((bits,) * len(self._trials.layers)) / 1000 for bits in (2, 8))
         pad = 0.06 * (largest - smallest)
         axes.set_xlim(smallest - pad, largest + pad)
-        top = height(self._trials.float_percent) + ABOVE
+        top = stretched(self._trials.float_percent) + ABOVE
         axes.set_ylim(BOTTOM, top)
-        shown = [percent for percent in PERCENTS if height(percent) < top]
-        axes.set_yticks([height(percent) for percent in shown], [f"{percent:g}" for percent in shown])
+        shown = [percent for percent in PERCENTS if stretched(percent) < top]
+        axes.set_yticks([stretched(percent) for percent in shown], [f"{percent:g}" for percent in shown])
         axes.grid()
         self._levels(axes)
-        (self._same_bits,) = axes.plot([], [], "^", color=ORANGE, markersize=7, label="same bits everywhere")
-        (self._by_greed,) = axes.plot(
-            [], [], "-", color=BLUE, marker=".", markersize=5, linewidth=1.2, label="greedy by sensitivity"
-        )
-        ring: dict[str, Any] = {"color": "none", "markeredgecolor": BLACK, "markersize": 12, "markeredgewidth": 1.4}
-        styles: dict[str, dict[str, Any]] = {
-            "tried": {"marker": "o", "color": GREY, "linestyle": "", "markersize": 5, "label": "tried"},
-            "front": {"color": BLACK, "linewidth": 1.2, "drawstyle": "steps-post", "label": "the best of them"},
-            "greedy": {**ring, "marker": "o", "markeredgecolor": BLUE, "label": "greedy, no larger than now"},
-            "best": {"marker": "*", "color": GREEN, "linestyle": "", "markersize": 13, "label": "your best"},
-            "now": {**ring, "marker": "s", "label": "now"},
+        self._same_bits = moving(axes, "^", color=ORANGE, markersize=7, label="same bits everywhere")
+        self._by_greed = moving(axes, ".-", color=BLUE, markersize=5, linewidth=1.2, label="greedy by sensitivity")
+        self._marks = {
+            "tried": moving(axes, "o", color=GREY, markersize=5, label="tried"),
+            "front": moving(axes, color=BLACK, linewidth=1.2, drawstyle="steps-post", label="the best of them"),
+            "greedy": ring(axes, 12, "o", markeredgecolor=BLUE, label="greedy, no larger than now"),
+            "best": moving(axes, "*", color=GREEN, markersize=13, label="your best"),
+            "now": ring(axes, 12, label="now"),
         }
-        self._marks = {name: axes.plot([], [], **style)[0] for name, style in styles.items()}
         return list(self._marks.values())
 
     def _levels(self, axes: Axes) -> None:
         """The float network's accuracy, and the one that is still good enough."""
         right = axes.get_xlim()[1]
-        for percent, text, style, side in (
-            (self._trials.float_percent, "float", ":", "bottom"),
-            (self._trials.float_percent - GIVEN_UP, f"{GIVEN_UP:g} point less", "--", "top"),
+        for percent, text, style, side, up in (
+            (self._trials.float_percent, "float", ":", "bottom", 1),
+            (self._trials.float_percent - GIVEN_UP, f"{GIVEN_UP:g} point less", "--", "top", -3),
         ):
-            axes.axhline(height(percent), color=GREY, linewidth=1, linestyle=style)
-            axes.annotate(
-                text, (right, height(percent)), (0, 1 if side == "bottom" else -3), textcoords="offset points",
-                ha="right", va=side, color=GREY,
-            )  # fmt: skip
+            y = stretched(percent)
+            axes.axhline(y, color=GREY, linewidth=1, linestyle=style)
+            axes.annotate(text, (right, y), (0, up), textcoords="offset points", ha="right", va=side, color=GREY)
 
     def _setup_layers(self, axes: Axes) -> list[Artist]:
         table = self._trials.sensitivity
-        axes.set_title("Sensitivity of each layer alone")
-        axes.set_xlabel("bits")
-        axes.set_ylabel("divergence, nats")
         bits = list(next(iter(table.values())))
-        axes.set_xlim(bits[0] - 0.4, bits[-1] + 0.4)
-        axes.set_xticks(bits)
+        axes.set(title="Sensitivity of each layer alone", xlabel="bits", ylabel="divergence, nats")
+        axes.set(xlim=(bits[0] - 0.4, bits[-1] + 0.4), xticks=bits)
         values = np.array([list(errors.values()) for errors in table.values()])
         self._low, high = decades(np.where(values > 0, values, np.nan)) if (values > 0).any() else (-6, 0)
         axes.set_ylim(self._low - 0.3, high + 0.3)
         powers = range(self._low, high + 1, -(-(high - self._low) // 5))
         axes.set_yticks(list(powers), [f"10{raised(power)}" for power in powers])
         axes.grid()
-        for (name, errors), (colour, marker) in zip(table.items(), LAYERS, strict=False):
+        for (name, errors), colour, marker in zip(table.items(), COLOURS, MARKERS, strict=False):
             places = on_decades(list(errors.values()), self._low)
             axes.plot(bits, places, marker=marker, color=colour, markersize=5, linewidth=1.2, label=name)
-        (self._cost,) = axes.plot(
-            [], [], "s", color="none", markeredgecolor=BLACK, markersize=11, markeredgewidth=1.4, label="now"
-        )
+        self._cost = ring(axes, 11, label="now")
         axes.legend(loc="upper right", markerscale=0.8, ncols=1 + len(table) // 4, borderaxespad=0)
         return [self._cost]
-
-
-def height(percent: Any) -> Any:
-    """Where an accuracy lies on an axis on which every halving of the errors is as high as any other.
-
-    >>> float(height(90.0)), float(height(0.0))
-    (-1.0, -2.0)
-    """
-    return -np.log10(np.maximum(100 - np.asarray(percent, np.float64), 0.05))
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -351,4 +292,4 @@ def smallest_that_will_do(points: Sequence[Point], percent: float) -> Point | No
 
 def _places(points: Sequence[Point]) -> tuple[list[float], Any]:
     """Where points lie on the picture."""
-    return [point.bytes / 1000 for point in points], height([point.percent for point in points])
+    return [point.bytes / 1000 for point in points], stretched([point.percent for point in points])

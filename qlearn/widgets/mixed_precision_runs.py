@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlearn import datasets, nn
+from qlearn import nn
 from qlearn.affine import dequantize, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
@@ -24,7 +24,7 @@ from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.prepared import ObservedLayer, prepared_layers
 from qlearn.nn.prepared import replace as exchange
 from qlearn.nn.threads import one_thread
-from qlearn.widgets.digit_networks import IN_CACHE, PoolOfFour, largest_activation, pools_four
+from qlearn.widgets.digit_networks import IN_CACHE, answers, largest_activation, mnist, quick
 
 BITS = range(2, 9)
 DIGITS = 1000  # of the validation images, on which settings are judged
@@ -68,15 +68,14 @@ class BitTrials:
             model = nn.fold_batch_norm(nn.load_trained(network))
         self.model = copy.deepcopy(model).eval()
         self.weights = QuantConfig(symmetric=True, granularity=PerAxis(0), method=method)
-        data = datasets.mnist_arrays()
+        data = mnist()
         calibration = nn.to_inputs(data.calibration.images)
         self._images = nn.to_inputs(data.validation.images[:DIGITS])
         self._labels = torch.from_numpy(data.validation.labels[:DIGITS])
         self._at_once = max(1, IN_CACHE // largest_activation(self.model))
 
-        pools = {module: PoolOfFour() for module in self.model.modules() if pools_four(module)}
-        quick = exchange(self.model, pools)
-        prepared = nn.prepare(quick, self.weights)
+        float_network = quick(self.model)
+        prepared = nn.prepare(float_network, self.weights)
         self._prepared = {layer.name: layer for layer in prepared_layers(prepared)}
         self.layers = tuple(self._prepared)
         if len(self.layers) > MOST_LAYERS:
@@ -91,14 +90,13 @@ class BitTrials:
         self._kept: OrderedDict[tuple[int, Setting], Tensor] = OrderedDict()
         self._points: dict[Setting, Point] = {}
 
-        self.sensitivity = self._find_sensitivity(quick, calibration[:SENSED])
+        self.sensitivity = self._find_sensitivity(float_network, calibration[:SENSED])
         self.sizes = nn.layer_bytes(self.model, bits=BITS, weights=self.weights)
         summary = nn.summary(self._network)
         self.parameters = summary.parameters
         self.other_bytes = summary.bytes - sum(self.sizes[name][self.weights.bits] for name in self.layers)
         self.float_bytes = nn.summary(self.model).bytes
-        with torch.no_grad():
-            self.float_percent = self._percent(torch.cat([quick(x) for x in self._images.split(self._at_once)]))
+        self.float_percent = self._percent(answers(float_network, self._images, self._at_once))
 
     def point(self, setting: Setting) -> Point:
         """The size of a setting, and the share of digits that it gets right."""
@@ -121,13 +119,13 @@ class BitTrials:
     def _percent(self, logits: Tensor) -> float:
         return 100 * int((logits.argmax(1) == self._labels).sum()) / len(self._labels)
 
-    def _find_sensitivity(self, quick: Any, images: Tensor) -> dict[str, dict[int, float]]:
+    def _find_sensitivity(self, model: Any, images: Tensor) -> dict[str, dict[int, float]]:
         """What `nn.sensitivity` finds, but that each layer's input is found once."""
-        parts = _parts(quick, self.layers)
+        parts = _parts(model, self.layers)
         with torch.no_grad():
             inputs = [images]
             for steps, _ in parts:
-                inputs.append(_through(quick, steps, inputs[-1], self._at_once))
+                inputs.append(_through(model, steps, inputs[-1], self._at_once))
             target = inputs.pop().double().log_softmax(-1)
             table: dict[str, dict[int, float]] = {}
             for place, name in enumerate(self.layers):
@@ -135,7 +133,7 @@ class BitTrials:
                 others: dict[str, None] = {other: None for other in self.layers if other != name}
                 table[name] = {}
                 for b in BITS:
-                    changed = nn.convert(nn.prepare(quick, replace(self.weights, bits=b), None, overrides=others))
+                    changed = nn.convert(nn.prepare(model, replace(self.weights, bits=b), None, overrides=others))
                     x = inputs[first]
                     for steps, _ in parts[first:]:
                         x = _through(changed, steps, x, self._at_once)

@@ -17,10 +17,11 @@ from qlearn.arrays import quietly
 from qlearn.config import QuantConfig
 from qlearn.datasets import mnist_arrays, trained
 from qlearn.packing import packed_size
-from qlearn.style import BLACK, BLUE, GREEN, GREY, VERMILLION
-from qlearn.widgets.controls import Choice, Number, rounded
+from qlearn.style import BLUE, GREEN, GREY, VERMILLION
+from qlearn.widgets.controls import Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.ptq import GAP, SIDE, mosaic
+from qlearn.widgets.panels import moving, ring
+from qlearn.widgets.ptq import GAP, SIDE, mosaic, mosaic_corners
 
 LAYERS = ("linear1", "linear2", "linear3")
 FLOAT = "float"
@@ -71,35 +72,28 @@ class NetworkExplorer(Explorer):
         "bytes": Number("weights", "bytes"),
         "size_percent": Number("of float's", "%"),
     }
-
-    def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        self.controls = {
-            "bits": Choice("bits", "How many bits a weight has: b bits give 2ᵇ values.", BITS, FLOAT, slide=True),
-            "method": Choice(
-                "range",
-                "Which range the values are spread over: from the smallest weight to the largest, or the one with the "
-                "smallest mean squared error.",
-                METHODS,
-                "min_max",
-            ),
-        }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+    controls: Mapping[str, Slider | Choice] = {
+        "bits": Choice("bits", "How many bits a weight has: b bits give 2ᵇ values.", BITS, FLOAT, slide=True),
+        "method": Choice(
+            "range",
+            "Which range the values are spread over: from the smallest weight to the largest, or the one with the "
+            "smallest mean squared error.",
+            METHODS,
+            "min_max",
+        ),
+    }
 
     def compute(self, bits: int | str, method: str) -> dict[str, Any]:
         """All numbers and arrays of the picture."""
-        labels = _digits()[1]
-        curves = {name: [_outcome(b, name) for b in BITS.values()] for name in METHODS.values()}
-        now = _outcome(bits, method)
-        right = now.says == labels
-        floats = _outcome(FLOAT, method).bytes
+        labels, now = _digits()[1], _outcome(bits, method)
         return {
-            "accuracy_percent": _percent(now),
-            "misread": int((~right).sum()),
+            "accuracy_percent": now.percent,
+            "misread": int((now.says != labels).sum()),
             "bytes": now.bytes,
-            "size_percent": 100 * now.bytes / floats,
+            "size_percent": 100 * now.bytes / _outcome(FLOAT, method).bytes,
             "bits": bits,
             "method": method,
-            "curves": {name: np.array([_percent(outcome) for outcome in curve]) for name, curve in curves.items()},
+            "curves": {name: [_outcome(b, name).percent for b in BITS.values()] for name in METHODS.values()},
             "place": list(BITS.values()).index(bits),
             "says": now.says[:SHOWN],
             "labels": labels[:SHOWN],
@@ -110,7 +104,7 @@ class NetworkExplorer(Explorer):
         return ("method",) if values["bits"] == FLOAT else ()
 
     def setup(self, figure: Figure) -> list[Artist]:
-        left, right = (figure.add_axes(box) for box in ((0.065, 0.115, 0.395, 0.6), (0.505, 0.015, 0.485, 0.895)))
+        left, right = map(figure.add_axes, ((0.065, 0.115, 0.395, 0.6), (0.505, 0.015, 0.485, 0.895)))
         self._accuracy = figure.text(0.065, 0.825, "", fontsize=30, fontweight="bold")
         figure.text(0.27, 0.85, f"of {DIGITS:,} digits\nare read right", linespacing=1.3, va="center", fontsize=10)
         return [self._accuracy, *self._setup_curves(left), *self._setup_digits(figure, right)]
@@ -119,7 +113,7 @@ class NetworkExplorer(Explorer):
         self._accuracy.set_text(f"{result['accuracy_percent']:.1f} %")
         self._now.set_data([result["place"]], [result["accuracy_percent"]])
         for method, line in self._curves.items():
-            line.set_ydata(result["curves"][method])
+            line.set_data(range(len(BITS)), result["curves"][method])
         wrong = result["says"] != result["labels"]
         self._misread.set_text(f"{int(wrong.sum())} of these {SHOWN} are misread")
         for text, frame, says, label in zip(
@@ -144,25 +138,18 @@ class NetworkExplorer(Explorer):
     # The panels
 
     def _setup_curves(self, axes: Axes) -> list[Artist]:
-        axes.set_title("Read right (%), at every number of bits")
-        places = range(len(BITS))
-        axes.set_xlim(-0.4, len(BITS) - 0.6)
-        axes.set_xticks(places, list(BITS))
-        axes.set_xlabel("bits of a weight")
-        axes.set_ylim(0, 104)
-        axes.set_yticks(range(0, 101, 20))
+        axes.set(title="Read right (%), at every number of bits", xlabel="bits of a weight")
+        axes.set(xlim=(-0.4, len(BITS) - 0.6), ylim=(0, 104), yticks=range(0, 101, 20))
+        axes.set_xticks(range(len(BITS)), list(BITS))
         axes.grid(axis="y")
         axes.axhline(GUESSING, color=GREY, linewidth=1, linestyle=":")
         axes.annotate("guessing", (1, GUESSING), (0, 3), textcoords="offset points", ha="center", color=GREY)
-        nothing = np.zeros(len(BITS))
-        styles = {"mse": ("s--", GREEN, "MSE range"), "min_max": ("o-", BLUE, "min-max range")}
+        look: dict[str, Any] = {"markersize": 5, "linewidth": 1.4}
         self._curves = {
-            method: axes.plot(places, nothing, style, color=colour, markersize=5, linewidth=1.4, label=label)[0]
-            for method, (style, colour, label) in styles.items()
+            "mse": moving(axes, "s--", color=GREEN, label="MSE range", **look),
+            "min_max": moving(axes, "o-", color=BLUE, label="min-max range", **look),
         }
-        (self._now,) = axes.plot(
-            [], [], "s", color="none", markeredgecolor=BLACK, markersize=13, markeredgewidth=1.6, label="now"
-        )
+        self._now = ring(axes, 13, markeredgewidth=1.6, label="now")
         axes.legend(loc="center", bbox_to_anchor=(0.4, 0.5), labelspacing=0.8)
         return [*self._curves.values(), self._now]
 
@@ -173,7 +160,7 @@ class NetworkExplorer(Explorer):
         picture = mosaic(_digits()[0][:SHOWN], ROWS, COLUMNS)
         axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="bilinear", aspect="auto")
         axes.set_axis_off()
-        corners = [(k % COLUMNS * (SIDE + GAP), k // COLUMNS * (SIDE + 2 * GAP)) for k in range(SHOWN)]
+        corners = mosaic_corners(ROWS, COLUMNS)
         self._captions = [axes.text(x + SIDE / 2, y + SIDE + 0.5, "", ha="center", va="top") for x, y in corners]
         self._frames = [
             Rectangle((x - 1.5, y - 1), SIDE + 3, SIDE + 2 * GAP - 2, fill=False, edgecolor=VERMILLION, linewidth=1.8)
@@ -195,9 +182,10 @@ class Outcome(NamedTuple):
     bytes: int
     values: Any
 
-
-def _percent(outcome: Outcome) -> float:
-    return 100 * int((outcome.says == _digits()[1]).sum()) / DIGITS
+    @property
+    def percent(self) -> float:
+        """How many digits it reads right."""
+        return 100 * int((self.says == _digits()[1]).sum()) / DIGITS
 
 
 @cache

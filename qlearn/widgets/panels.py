@@ -1,4 +1,4 @@
-"""What several explorers draw: histograms of x and x̂, and errors on a logarithmic axis."""
+"""What several explorers draw: histograms of x and x̂, errors on a logarithmic axis, and the marks of what is chosen."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import StepPatch
 
-from qlearn.style import BLUE, GREY, VERMILLION
+from qlearn.style import BLACK, BLUE, GREY, VERMILLION
 
 BINS = 110
 FEWEST = 0.5  # the count at which a logarithmic axis begins, so that a single value has a height
 LIGHT_BLUE = "#BFDDF0"
 BAR = 5.0  # pixels: the width of a code's bar where there is room
+
+# How stairs look: what was before quantization filled and with an outline, what is after it hatched.
+BEFORE: dict[str, Any] = {"fill": True, "color": LIGHT_BLUE}
+OUTLINE: dict[str, Any] = {"baseline": None, "color": BLUE, "linewidth": 1.3}
+AFTER: dict[str, Any] = dict(fill=True, facecolor=VERMILLION, edgecolor="#FFD2B0", hatch="/////", linewidth=0)
 
 
 class Bins:
@@ -91,16 +98,10 @@ class Histograms:
         axes.set_ylabel("how many values (log scale)")
         axes.grid(axis="y")
         axes.axhline(height(0), color=GREY, linewidth=0.8)
-        floor: dict[str, Any] = {"values": [height(0)], "edges": [0.0, 1.0]}
-        self._x = axes.stairs(**floor, baseline=height(0), fill=True, color=LIGHT_BLUE, label="$x$, in bins")
-        self._x_hat = axes.stairs(
-            **floor, baseline=height(0), fill=True, facecolor=VERMILLION, edgecolor="#FFD2B0", hatch="/////",
-            linewidth=0, label="$\\hat{x}$, one bar a code",
-        )  # fmt: skip
-        self._x_line = axes.stairs(**floor, baseline=None, color=BLUE, linewidth=1.3)
-        (self._rug,) = axes.plot(
-            [], [], "|", color=VERMILLION, markersize=7, markeredgewidth=0.8, label="tick of a code"
-        )
+        self._x = counted(axes, **BEFORE, label="$x$, in bins")
+        self._x_hat = counted(axes, **AFTER, label="$\\hat{x}$, one bar a code")
+        self._x_line = counted(axes, **OUTLINE)
+        self._rug = moving(axes, "|", color=VERMILLION, markersize=7, markeredgewidth=0.8, label="tick of a code")
         self.artists: list[Artist] = [self._x, self._x_hat, self._x_line, self._rug]
 
     def fit(self, bins: Bins | EvenBins, most: int) -> None:
@@ -122,6 +123,27 @@ class Histograms:
         heights = height(per_bin(places, counts, self.bins.places))
         self._x_hat.set_data(*bars(places[used], heights[used], self._bar, height(0)))
         self._rug.set_data(places, np.full(len(ticks), height(0) - 0.2))
+
+
+def counted(axes: Axes, **look: Any) -> StepPatch:
+    """Stairs on a logarithmic axis of counts, without any so far."""
+    return axes.stairs([height(0)], [0.0, 1.0], **{"baseline": height(0), **look})
+
+
+def moving(axes: Axes, *marks: str, **look: Any) -> Line2D:
+    """A line or markers, without points so far."""
+    return axes.plot([], [], *marks, **look)[0]
+
+
+def ring(axes: Axes, size: float, marker: str = "s", **look: Any) -> Line2D:
+    """An open mark around where the controls stand."""
+    look = {"color": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.4, **look}
+    return moving(axes, marker, markersize=size, **look)
+
+
+def diamond(axes: Axes, colour: str, size: float = 7, **look: Any) -> Line2D:
+    """Where the one value is that can be followed."""
+    return moving(axes, "D", color=colour, markersize=size, markeredgecolor="white", **look)
 
 
 def per_bin(places: Any, counts: Any, edges: Any) -> Any:
@@ -181,6 +203,15 @@ def error_axis(axes: Axes, low: int, high: int) -> None:
 def height(count: Any) -> Any:
     """Where a count lies on the logarithmic axis."""
     return np.log10(np.maximum(count, FEWEST))
+
+
+def towards_100(percent: Any, best: float) -> Any:
+    """Where an accuracy lies on an axis on which every halving of the errors is as high as any other, up to `best`.
+
+    >>> float(towards_100(90.0, 99.9)), float(towards_100(0.0, 99.9))
+    (-1.0, -2.0)
+    """
+    return -np.log10(100 - np.minimum(percent, best))
 
 
 def plain(number: float) -> str:

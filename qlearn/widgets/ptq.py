@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -15,10 +14,10 @@ from matplotlib.figure import Figure
 from qlearn.affine import QParams
 from qlearn.arrays import quietly
 from qlearn.errors import sqnr_db
-from qlearn.style import BLACK, BLUE, SKY, VERMILLION
+from qlearn.style import BLACK, BLUE, SKY
 from qlearn.widgets.controls import Choice, Number, Slider, rounded
-from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import LIGHT_BLUE, count, height, plain
+from qlearn.widgets.engine import Explorer, needs_torch
+from qlearn.widgets.panels import AFTER, BEFORE, OUTLINE, count, counted, height, plain
 
 NETWORKS = {"MLP": "mlp", "CNN": "cnn"}
 BITS: dict[str, Any] = {**{str(bits): bits for bits in range(2, 9)}, "float": "float"}
@@ -68,10 +67,6 @@ def explore_ptq(
     >>> explorer.numbers["accuracy_percent"] > 90
     True
     """
-    try:
-        from qlearn.widgets import ptq_runs
-    except ImportError as error:
-        raise ImportError(f'explore_ptq() needs PyTorch ({error}): pip install "qlearn[torch]".') from error
     start = {
         **({} if model is not None else {"network": network}),
         "weight_bits": weight_bits,
@@ -80,7 +75,7 @@ def explore_ptq(
         "method": method,
         "layer": layer,
     }
-    return PTQExplorer(ptq_runs, model, start=start, pixel_ratio=pixel_ratio)
+    return PTQExplorer(model, start=start, pixel_ratio=pixel_ratio)
 
 
 class PTQExplorer(Explorer):
@@ -99,9 +94,10 @@ class PTQExplorer(Explorer):
         "scales": Number("their scales"),
     }
 
-    def __init__(
-        self, runs: Any, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1
-    ) -> None:
+    def __init__(self, model: Any = None, **options: Any) -> None:
+        with needs_torch("explore_ptq"):
+            from qlearn.widgets import ptq_runs as runs
+
         self._runs = runs
         self._own = None if model is None else runs.Network(model)
         self._network = lru_cache(None)(lambda name: self._own or runs.Network(name))
@@ -127,7 +123,7 @@ class PTQExplorer(Explorer):
             ),
             "layer": Slider("layer", "Whose weights are shown: 1 is the first layer.", 1, layers, 1),
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
         if self._own and self._own.seconds > SLOW:
             for widget in self._inputs.values():
                 if widget.has_trait("continuous_update"):
@@ -143,15 +139,15 @@ class PTQExplorer(Explorer):
         network: str = "own",
     ) -> dict[str, Any]:
         """All numbers and arrays of the picture."""
-        setting = self._runs.Setting(weight_bits, activation_bits, granularity, method)
         with self._runs.Network.at_work():
+            setting = self._runs.Setting(weight_bits, activation_bits, granularity, method)
             return self._compute(setting, layer, network)
 
     def _compute(self, setting: Any, layer: int, network: str) -> dict[str, Any]:
         one = self._network(network)
         outcome, floats, labels = one.outcome(setting), one.floats, self._labels
         right, was_right = outcome.says == labels, floats.says == labels
-        became_wrong, became_right = (np.flatnonzero(flipped) for flipped in (was_right & ~right, right & ~was_right))
+        became_wrong, became_right = np.flatnonzero(was_right & ~right), np.flatnonzero(right & ~was_right)
         name = one.layers[layer - 1]
         edges, before = self._before(network, layer)
         after, sqnr = self._after(network, layer, setting._replace(activation_bits="float"))
@@ -181,14 +177,11 @@ class PTQExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        boxes = {
-            **{"weights": (0.08, 0.615, 0.37, 0.315), "accuracy": (0.08, 0.075, 0.37, 0.37)},
-            **{"wrong": (0.495, 0.3, 0.5, 0.63), "right": (0.495, 0.015, 0.5, 0.21)},
-        }
-        axes = {name: figure.add_axes(box) for name, box in boxes.items()}
-        self._flipped = {"wrong": Digits(axes["wrong"], rows=3), "right": Digits(axes["right"], rows=1)}
+        weights, accuracy = map(figure.add_axes, ((0.08, 0.615, 0.37, 0.315), (0.08, 0.075, 0.37, 0.37)))
+        wrong, right = map(figure.add_axes, ((0.495, 0.3, 0.5, 0.63), (0.495, 0.015, 0.5, 0.21)))
+        self._flipped = {"wrong": Digits(wrong, rows=3), "right": Digits(right, rows=1)}
         digits = [artist for panel in self._flipped.values() for artist in panel.artists]
-        return [*self._setup_weights(axes["weights"]), *self._setup_accuracy(axes["accuracy"]), *digits]
+        return [*self._setup_weights(weights), *self._setup_accuracy(accuracy), *digits]
 
     def scene(self, result: dict[str, Any]) -> tuple[str, int]:
         return result["layer"]
@@ -196,11 +189,11 @@ class PTQExplorer(Explorer):
     def arrange(self, result: dict[str, Any]) -> None:
         """An axis for the weights of another layer."""
         edges = result["edges"]
-        self._above.set_title(f"Weights of {result['name']}, {int(result['before'].sum()):,} of them")
-        self._above.set_xlim(edges[0], edges[-1])
+        total = int(result["before"].sum())
+        self._above.set(title=f"Weights of {result['name']}, {total:,} of them", xlim=edges[[0, -1]])
         ticks = even_ticks(edges[-1])
         self._above.set_xticks(ticks, [plain(float(tick)) for tick in ticks])
-        top = height(int(result["before"].sum())) + 0.2
+        top = height(total) + 0.2
         self._above.set_ylim(height(0) - 0.1, top)
         powers = range(int(top) + 1)
         self._above.set_yticks(list(powers), [count(10**power) for power in powers])
@@ -251,39 +244,26 @@ class PTQExplorer(Explorer):
 
     def _setup_weights(self, axes: Axes) -> list[Artist]:
         self._above = axes
-        axes.set_xlabel("value of a weight")
-        axes.set_ylabel("how many (log)")
+        axes.set(xlabel="value of a weight", ylabel="how many (log)")
         axes.grid(axis="y")
-        floor: dict[str, Any] = {"values": [height(0)], "edges": [0.0, 1.0]}
-        self._x = axes.stairs(**floor, baseline=height(0), fill=True, color=LIGHT_BLUE, label="before")
-        self._x_hat = axes.stairs(
-            **floor, baseline=height(0), fill=True, facecolor=VERMILLION, edgecolor="#FFD2B0", hatch="/////",
-            linewidth=0, label="after",
-        )  # fmt: skip
-        self._x_line = axes.stairs(**floor, baseline=None, color=BLUE, linewidth=1.3)
+        self._x = counted(axes, **BEFORE, label="before")
+        self._x_hat = counted(axes, **AFTER, label="after")
+        self._x_line = counted(axes, **OUTLINE)
         axes.legend(loc="upper right", borderaxespad=0.1)
         return [self._x, self._x_hat, self._x_line]
 
     def _setup_accuracy(self, axes: Axes) -> list[Artist]:
-        axes.set_title("Right answers (%)")
-        axes.set_xlim(0, 101.5)
-        axes.set_ylim(9.7, -0.7)
-        axes.set_yticks(range(10))
+        axes.set(title="Right answers (%)", ylabel="digit", xlim=(0, 101.5), ylim=(9.7, -0.7), yticks=range(10))
         axes.tick_params(axis="y", length=0)
-        axes.set_ylabel("digit")
         axes.grid(axis="x")
         self._bars = list(axes.barh(range(10), np.zeros(10), height=0.72, color=SKY, edgecolor=BLUE, linewidth=0.8))
         (self._floats,) = axes.plot(np.zeros(10), range(10), "|", color=BLACK, markersize=9, markeredgewidth=1.8)
         self._bars[0].set_label("now")
         self._floats.set_label("in float")
         axes.legend(
-            loc="lower right",
-            bbox_to_anchor=(1.02, 0.995),
-            ncols=2,
-            columnspacing=1.2,
-            borderaxespad=0,
+            loc="lower right", bbox_to_anchor=(1.02, 0.995), ncols=2, columnspacing=1.2, borderaxespad=0,
             handlelength=1.3,
-        )
+        )  # fmt: skip
         return [*self._bars, self._floats]
 
 
@@ -305,9 +285,7 @@ class Digits:
         )
         axes.set_axis_off()
         self._captions = [
-            axes.text(column * (SIDE + GAP) + SIDE / 2, row * (SIDE + 2 * GAP) + SIDE + 1, "", ha="center", va="top")
-            for row in range(rows)
-            for column in range(COLUMNS)
+            axes.text(x + SIDE / 2, y + SIDE + 1, "", ha="center", va="top") for x, y in mosaic_corners(rows, COLUMNS)
         ]
         self.artists: list[Artist] = [self._mosaic, self._title, *self._captions]
 
@@ -329,12 +307,15 @@ def mosaic(images: Any, rows: int, columns: int = COLUMNS) -> Any:
     >>> mosaic(np.full((2, 28, 28), 255, np.uint8), rows=1).shape
     (40, 170)
     """
-    across, down = SIDE + GAP, SIDE + 2 * GAP
-    picture = np.zeros((rows * down, columns * across), np.uint8)
-    for k, image in enumerate(images):
-        top, left = k // columns * down, k % columns * across
-        picture[top : top + SIDE, left : left + SIDE] = image
+    picture = np.zeros((rows * (SIDE + 2 * GAP), columns * (SIDE + GAP)), np.uint8)
+    for image, (x, y) in zip(images, mosaic_corners(rows, columns), strict=False):
+        picture[y : y + SIDE, x : x + SIDE] = image
     return picture
+
+
+def mosaic_corners(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Where each digit of a mosaic begins: from the left, and from above."""
+    return [(column * (SIDE + GAP), row * (SIDE + 2 * GAP)) for row in range(rows) for column in range(columns)]
 
 
 def even_ticks(reach: float) -> Any:

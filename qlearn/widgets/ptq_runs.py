@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qlearn import datasets, nn
+from qlearn import nn
 from qlearn.affine import QParams, fake_quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import Granularity, PerAxis, PerTensor
@@ -24,7 +24,7 @@ from qlearn.nn.integer_layers import quantized
 from qlearn.nn.linear_maps import as_blocks
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
-from qlearn.widgets.digit_networks import IN_CACHE, PoolOfFour, largest_activation, pools_four
+from qlearn.widgets.digit_networks import IN_CACHE, answers, largest_activation, mnist, quick
 
 DIGITS = 1000  # test digits that are shown to the networks
 FLOAT = "float"
@@ -107,15 +107,13 @@ class Network:
         return copy.deepcopy(prepared, made)  # which takes what is made already instead of copying it
 
     def _find_outcome(self, setting: Setting) -> Outcome:
-        with torch.no_grad():
-            model = self.quantized(setting)
-            quick = copy.deepcopy(model, {id(m): PoolOfFour() for m in model.modules() if pools_four(m)})
-            says = torch.cat([quick(x).argmax(1) for x in _inputs().split(self._at_once)])
-            return Outcome(says.numpy().astype(np.int16), nn.summary(model).bytes)
+        model = self.quantized(setting)
+        says = answers(quick(model), _inputs(), self._at_once).argmax(1)
+        return Outcome(says.numpy().astype(np.int16), nn.summary(model).bytes)
 
     def _calibrate(self, method: str) -> Any:
         prepared = nn.prepare(self._float, _weights(8, "channel", "min_max"), QuantConfig(method=method))
-        return nn.calibrate(prepared, nn.to_inputs(_mnist().calibration.images), progress=False)
+        return nn.calibrate(prepared, nn.to_inputs(mnist().calibration.images), progress=False)
 
     def _prepared(self, method: str) -> dict[str, Any]:
         return {layer.name: layer for layer in prepared_layers(self._calibrated(method))}
@@ -152,17 +150,12 @@ class RoundedInput(torch.nn.Module):
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """The images and labels that are shown."""
-    images, labels = _mnist().test
+    images, labels = mnist().test
     return images[:DIGITS], labels[:DIGITS]
 
 
 def _weights(bits: int, granularity: str, method: str) -> QuantConfig:
     return QuantConfig(bits, symmetric=True, granularity=GRANULARITIES[granularity], method=method)
-
-
-@lru_cache(maxsize=1)
-def _mnist() -> Any:
-    return datasets.mnist_arrays()
 
 
 @lru_cache(maxsize=1)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,8 +18,8 @@ from matplotlib.figure import Figure
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, MUTED, ORANGE, VERMILLION
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
-from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import LIGHT_BLUE, count, height
+from qlearn.widgets.engine import Explorer, needs_torch
+from qlearn.widgets.panels import BEFORE, OUTLINE, count, counted, diamond, height, moving, towards_100
 
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 REACH = 2.0  # of the axis of x, in units of the last tick
@@ -28,6 +27,7 @@ PLACES = np.linspace(-REACH, REACH, 2001)
 EARLIER = 6  # so many other trainings are shown beside
 STEPS = 430  # of a training; `qat_runs` has the same number
 BEST_PERCENT = 99.7  # the upper end of the axis of accuracies
+_stretched = partial(towards_100, best=BEST_PERCENT)
 METHODS = {"min-max": "min_max", "MSE": "mse"}
 FARTHEST = 1.6  # end of the axis of weights, in units of the largest that the channel had before training
 BINS = np.linspace(-FARTHEST, FARTHEST, 97)
@@ -100,11 +100,9 @@ class QATExplorer(Explorer):
         "stop": Button("Stop", "End the training. What the network has learnt so far stays."),
     }
 
-    def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        try:  # here and not above: explorers of other lessons work where PyTorch is not installed
+    def __init__(self, model: Any = None, **options: Any) -> None:
+        with needs_torch("explore_qat"):
             from qlearn.widgets import qat_runs
-        except ImportError as error:
-            raise ImportError(f'explore_qat() needs PyTorch ({error}): pip install "qlearn[torch]".') from error
 
         self._torch = qat_runs
         self._network = qat_runs.Network(model)
@@ -127,7 +125,7 @@ class QATExplorer(Explorer):
             "layer": Slider("layer", "Whose weights are shown: 1 is the first layer.", 1, len(layers), 1),
             "channel": Slider("channel", "Which of the layer's rows: each has a scale.", 1, self._channels(1), 1),
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
         self._button.description = "Reset settings"
         self._button.layout.width = "184px"  # as wide as the two above it
         self._button.layout.margin = "2px 2px 2px 96px"
@@ -218,13 +216,8 @@ class QATExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        above, below, right, lower = (
-            figure.add_axes(box)
-            for box in (
-                *((0.045, 0.46, 0.4, 0.47), (0.045, 0.11, 0.4, 0.24)),
-                *((0.585, 0.605, 0.405, 0.325), (0.585, 0.11, 0.405, 0.34)),
-            )
-        )
+        above, below = map(figure.add_axes, ((0.045, 0.46, 0.4, 0.47), (0.045, 0.11, 0.4, 0.24)))
+        right, lower = map(figure.add_axes, ((0.585, 0.605, 0.405, 0.325), (0.585, 0.11, 0.405, 0.34)))
         return [*self._setup_staircase(above, below), *self._setup_curve(right), *self._setup_weights(lower)]
 
     def update(self, result: dict[str, Any]) -> None:
@@ -237,13 +230,13 @@ class QATExplorer(Explorer):
         self._one.set_data([x], [x_hat])
         self._one_slope.set_data([x], [of_x])
         steps, percents, _, _ = result["points"].T
-        self._accuracy.set_data(steps, _height(percents))
-        self._now.set_data(steps[-1:], _height(percents[-1:]))
+        self._accuracy.set_data(steps, _stretched(percents))
+        self._now.set_data(steps[-1:], _stretched(percents[-1:]))
         for line, percent in ((self._ptq, "ptq_percent"), (self._reference, "float_percent")):
-            line.set_ydata([_height(result[percent])] * 2)
+            line.set_ydata([_stretched(result[percent])] * 2)
         for i, line in enumerate(self._others):
             points = result["others"][i].T if i < len(result["others"]) else np.full((4, 1), np.nan)
-            line.set_data(points[0], _height(points[1]))
+            line.set_data(points[0], _stretched(points[1]))
         self._shown.set_text(result["shown"])
         for stairs in (self._weights, self._outline):
             stairs.set_data(height(result["histogram"]), BINS)
@@ -314,53 +307,43 @@ class QATExplorer(Explorer):
     # The panels
 
     def _setup_staircase(self, above: Axes, below: Axes) -> list[Artist]:
-        above.set_title("The staircase $\\hat{x}(x)$, ticks from −1 to 1")
-        above.set_xlim(-REACH, REACH)
-        above.set_ylim(-1.45, 1.45)
-        above.set_yticks([-1, 0, 1], ["−1", "0", "1"])
+        ends = [-REACH, REACH]
+        above.set(title="The staircase $\\hat{x}(x)$, ticks from −1 to 1", ylim=(-1.45, 1.45))
         above.tick_params(labelbottom=False)
-        above.grid()
-        (self._line,) = above.plot(
-            [-REACH, REACH], [-REACH, REACH], color=GREY, linewidth=1.1, linestyle=(0, (4, 2)), label="$x$"
-        )
-        (self._stairs,) = above.plot([], [], color=BLUE, linewidth=1.8, label="$\\hat{x}$")
+        below.set(title="What training takes for its slope", xlabel="x, in units of the last tick", ylim=(-2.1, 1.4))
+        for axes in (above, below):
+            axes.set_xlim(*ends)
+            axes.set_yticks([-1, 0, 1], ["−1", "0", "1"])
+            axes.grid()
+        above.plot(ends, ends, color=GREY, linewidth=1.1, linestyle=(0, (4, 2)), label="$x$")
+        self._stairs = moving(above, color=BLUE, linewidth=1.8, label="$\\hat{x}$")
         above.legend(loc="upper left")
-        below.set_title("What training takes for its slope")
-        below.set_xlim(-REACH, REACH)
-        below.set_ylim(-2.1, 1.4)
-        below.set_yticks([-1, 0, 1], ["−1", "0", "1"])
-        below.set_xlabel("x, in units of the last tick")
-        below.grid()
-        (self._of_x,) = below.plot([], [], color=VERMILLION, linewidth=1.8, label="$\\partial\\hat{x}/\\partial x$")
-        (self._of_scale,) = below.plot(
-            [], [], color=ORANGE, linewidth=1.3, linestyle=(0, (3, 1)),
-            label="$\\partial\\hat{x}/\\partial$scale / quant_max",
-        )  # fmt: skip
+        self._of_x = moving(below, color=VERMILLION, linewidth=1.8, label="$\\partial\\hat{x}/\\partial x$")
+        of_scale = "$\\partial\\hat{x}/\\partial$scale / quant_max"
+        self._of_scale = moving(below, color=ORANGE, linewidth=1.3, linestyle=(0, (3, 1)), label=of_scale)
         below.legend(loc="lower center", ncols=2, columnspacing=1.2, borderaxespad=0.1)
         self._at = [
             axes.plot([0, 0], [-1.4, 1.4], color=BLACK, linewidth=0.9, linestyle=":")[0] for axes in (above, below)
         ]
-        (self._one,) = above.plot([], [], "D", color=GREEN, markersize=7, markeredgecolor="white")
-        (self._one_slope,) = below.plot([], [], "D", color=GREEN, markersize=7, markeredgecolor="white")
+        self._one, self._one_slope = diamond(above, GREEN), diamond(below, GREEN)
         return [self._stairs, self._of_x, self._of_scale, *self._at, self._one, self._one_slope]
 
     def _setup_curve(self, axes: Axes) -> list[Artist]:
-        axes.set_title("Accuracy (%), on an axis stretched towards 100")
-        axes.set_xlim(-6, STEPS + 6)
-        ticks = [0, 50, 80, 90, 95, 98, 99]
-        axes.set_yticks(_height(ticks), [str(tick) for tick in ticks])
-        axes.set_ylim(_height(0) - 0.05, _height(BEST_PERCENT))
-        axes.set_xlabel("step of training, 128 digits each", labelpad=1)
-        axes.grid()
         ends = [-6, STEPS + 6]
+        axes.set(title="Accuracy (%), on an axis stretched towards 100", xlim=ends)
+        axes.set_xlabel("step of training, 128 digits each", labelpad=1)
+        ticks = [0, 50, 80, 90, 95, 98, 99]
+        axes.set_yticks(_stretched(ticks), [str(tick) for tick in ticks])
+        axes.set_ylim(_stretched(0) - 0.05, _stretched(BEST_PERCENT))
+        axes.grid()
         (self._reference,) = axes.plot(ends, [0, 0], color=GREY, linewidth=1.1, linestyle=":", label="float")
         (self._ptq,) = axes.plot(
             ends, [0, 0], color=BLACK, linewidth=1.3, linestyle=(0, (5, 2)), label="PTQ, MSE range"
         )
-        self._others = [axes.plot([], [], color=MUTED, linewidth=1.0)[0] for _ in range(EARLIER)]
+        self._others = [moving(axes, color=MUTED, linewidth=1.0) for _ in range(EARLIER)]
         self._others[0].set_label("QAT, other settings")
-        (self._accuracy,) = axes.plot([], [], color=VERMILLION, linewidth=1.7, label="QAT")
-        (self._now,) = axes.plot([], [], "D", color=VERMILLION, markersize=6, markeredgecolor="white")
+        self._accuracy = moving(axes, color=VERMILLION, linewidth=1.7, label="QAT")
+        self._now = diamond(axes, VERMILLION, 6)
         axes.legend(loc="lower right", ncols=2, borderaxespad=0.1, columnspacing=1.2)
         return [*self._others, self._reference, self._ptq, self._accuracy, self._now]
 
@@ -368,26 +351,17 @@ class QATExplorer(Explorer):
         corner = axes.get_position()
         # Not the axes' own title, whose place is found only when all axes are drawn.
         self._shown = axes.figure.text(corner.x0, corner.y1 + 0.015, "", fontsize=9)
-        axes.set_xlim(-FARTHEST, FARTHEST)
-        axes.set_xlabel("weight / the channel's largest before training")
+        axes.set(xlabel="weight / the channel's largest before training", xlim=(-FARTHEST, FARTHEST))
         top = max(rows.shape[1] for rows in self._network.start(2, True, "min_max")[1].rows)
         powers = range(int(math.log10(top)) + 1)
         axes.set_ylim(ROW_START - 0.4, height(top) + 0.1)
         rows = {ROW_START: "ticks at first", ROW_NOW: "ticks now"}
         axes.set_yticks([*rows, *powers], [*rows.values(), *(count(10**power) for power in powers)])
         axes.axhline(height(0), color=GREY, linewidth=0.8)
-        floor: dict[str, Any] = {"values": [height(0)], "edges": [0.0, 1.0]}
-        self._weights = axes.stairs(**floor, baseline=height(0), fill=True, color=LIGHT_BLUE)
-        self._outline = axes.stairs(**floor, baseline=None, color=BLUE, linewidth=1.3)
-        style: dict[str, Any] = {"linestyle": "", "marker": "|", "markersize": 12}
-        (self._ticks,) = axes.plot([], [], color=VERMILLION, markeredgewidth=1.6, **style)
-        (self._start_ticks,) = axes.plot([], [], color=GREY, markeredgewidth=1.2, **style)
+        self._weights, self._outline = counted(axes, **BEFORE), counted(axes, **OUTLINE)
+        self._ticks = moving(axes, "|", color=VERMILLION, markersize=12, markeredgewidth=1.6)
+        self._start_ticks = moving(axes, "|", color=GREY, markersize=12, markeredgewidth=1.2)
         return [self._shown, self._weights, self._outline, self._ticks, self._start_ticks]
-
-
-def _height(percent: Any) -> Any:
-    """Where an accuracy lies on the axis: logarithmic in what is missing to 100 %."""
-    return -np.log10(100 - np.minimum(percent, BEST_PERCENT))
 
 
 # --- a cell that is run again ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from qlearn import datasets, nn
+from qlearn import nn
 from qlearn.affine import QParams, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
@@ -21,6 +21,7 @@ from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
 from qlearn.nn.training import training_steps
+from qlearn.widgets.digit_networks import mnist
 
 BATCH_SIZE = 128
 STEPS = 430  # every training image once
@@ -177,7 +178,7 @@ class Run:
     def train(self, after: Callable[[], None]) -> None:
         """Train to the end, or until `stop`; `after` is called whenever there is a new point."""
         self.begun = True
-        images, labels = _mnist().train
+        images, labels = mnist().train
         options: dict[str, Any] = {"epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": self.rate, "seed": 0}
         losses: list[float] = []
         number = 0
@@ -231,7 +232,7 @@ def weights(bits: int, method: str) -> QuantConfig:
 @one_thread()
 def accuracy(model: Any) -> float:
     """In percent, on the first thousand validation digits."""
-    images, labels = _mnist().validation
+    images, labels = mnist().validation
     return 100 * nn.accuracy(model, images[:DIGITS], labels[:DIGITS])
 
 
@@ -262,10 +263,5 @@ def _stop_all() -> None:
 
 
 @lru_cache(maxsize=1)
-def _mnist() -> Any:
-    return datasets.mnist_arrays()
-
-
-@lru_cache(maxsize=1)
 def _calibration() -> torch.Tensor:
-    return nn.to_inputs(_mnist().calibration.images)
+    return nn.to_inputs(mnist().calibration.images)

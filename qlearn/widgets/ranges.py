@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -16,9 +15,9 @@ from qlearn.affine import QParams, fake_quantize
 from qlearn.arrays import quietly
 from qlearn.config import QuantConfig
 from qlearn.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
-from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, rounded
+from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, by_label, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import Histograms, error_axis, on_decades, plain
+from qlearn.widgets.panels import Histograms, error_axis, moving, on_decades, plain, ring
 from qlearn.widgets.search import cut, errors, half_width, quantile, search
 from qlearn.widgets.sources import SOURCES, Source
 from qlearn.widgets.values import CODES, ERRORS, OUTLIER_SIZE, OUTLIERS, SCALE, Parts, ends, measure
@@ -79,10 +78,9 @@ def explore_ranges(
     """
     if outliers is None:
         outliers = 10 if x is None else 0
-    start: dict[str, Any] = {
-        **{"method": method, "bits": bits, "symmetric": symmetric, "percentile": percentile, "clip": clip},
-        **{"outliers": outliers, "size": size},
-    }
+    start = dict(
+        method=method, bits=bits, symmetric=symmetric, percentile=percentile, clip=clip, outliers=outliers, size=size
+    )
     if x is None:
         return RangesExplorer(start={"data": data, **start}, pixel_ratio=pixel_ratio)
     return RangesExplorer(Source.of(x, logits=logits, labels=labels), start=start, pixel_ratio=pixel_ratio)
@@ -108,18 +106,16 @@ class RangesExplorer(Explorer):
         "right_class_percent": Number("right class", "%"),
     }
 
-    def __init__(
-        self, own: Source | None = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1
-    ) -> None:
+    def __init__(self, own: Source | None = None, **options: Any) -> None:
         self._sources = {OWN: own} if own else {}
         self._cross_entropy = lru_cache(64)(self._find_cross_entropy)
         self._curve = lru_cache(64)(self._find_curve)
         self.controls = {
-            **({} if own else {"data": Choice("data", "Which values are quantized.", _labels(SOURCES), "normal")}),
+            **({} if own else {"data": Choice("data", "Which values are quantized.", by_label(SOURCES), "normal")}),
             "method": Choice(
                 "method",
                 "How the range is chosen. Cross-entropy: for logits. By hand: with the slider 'clip at (std)'.",
-                _labels(METHODS),
+                by_label(METHODS),
                 "min_max",
             ),
             "bits": Slider("bits", "How many bits a code has: b bits give 2ᵇ codes.", 2, 8, 4),
@@ -138,7 +134,7 @@ class RangesExplorer(Explorer):
             "outliers": OUTLIERS,
             "size": OUTLIER_SIZE,
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def idle(self, **values: Any) -> set[str]:
         """Values of one's own have no outliers unless they are asked for in code."""
@@ -198,10 +194,8 @@ class RangesExplorer(Explorer):
         }
 
     def setup(self, figure: Figure) -> list[Artist]:
-        above, left, right = (
-            figure.add_axes(box)
-            for box in ((0.118, 0.73, 0.47, 0.2), (0.118, 0.11, 0.47, 0.6), (0.68, 0.11, 0.298, 0.82))
-        )
+        boxes = (0.118, 0.73, 0.47, 0.2), (0.118, 0.11, 0.47, 0.6), (0.68, 0.11, 0.298, 0.82)
+        above, left, right = map(figure.add_axes, boxes)
         self._histograms = Histograms(left, self.size[0])
         left.legend(loc="upper left")
         return [*self._histograms.artists, *self._setup_ranges(above, left), *self._setup_errors(right)]
@@ -294,7 +288,7 @@ class RangesExplorer(Explorer):
         above.spines[["left", "bottom"]].set_visible(False)
         above.tick_params(axis="y", length=0)
         self._ranges = {
-            name: above.plot([], [], "-", color=colour, marker=marker, markersize=size, markeredgecolor="white")[0]
+            name: moving(above, "-", color=colour, marker=marker, markersize=size, markeredgecolor="white")
             for name, (_, colour, marker, size) in METHODS.items()
         }
         self._ends = []
@@ -306,28 +300,19 @@ class RangesExplorer(Explorer):
 
     def _setup_errors(self, axes: Axes) -> list[Artist]:
         self._right = axes
-        axes.set_title("MSE (log scale) against the width")
-        axes.set_xlabel("half the width of the ticks (log scale)")
+        axes.set(title="MSE (log scale) against the width", xlabel="half the width of the ticks (log scale)")
         axes.grid()
-        styles: dict[str, tuple[str, dict[str, Any]]] = {
-            "rounding": ("rounding", {"color": ORANGE, "linestyle": "--"}),
-            "clipping": ("clipping", {"color": GREY, "linestyle": ":"}),
-            "mse": ("both: MSE", {"color": BLACK, "linewidth": 1.3}),
+        self._parts = {
+            "rounding": moving(axes, "--", color=ORANGE, label="rounding"),
+            "clipping": moving(axes, ":", color=GREY, label="clipping"),
+            "mse": moving(axes, color=BLACK, linewidth=1.3, label="both: MSE"),
         }
-        self._parts = {name: axes.plot([], [], label=label, **style)[0] for name, (label, style) in styles.items()}
         self._marks = {
-            name: axes.plot(
-                [],
-                [],
-                marker,
-                color=colour,
-                markersize=size + 1,
-                markeredgecolor="white",
-            )[0]
+            name: moving(axes, marker, color=colour, markersize=size + 1, markeredgecolor="white")
             for name, (_, colour, marker, size) in METHODS.items()
         }
         self._marks["clip"].set_zorder(1.9)  # by hand lies under what it may hit upon
-        (self._here,) = axes.plot([], [], "s", color="none", markeredgecolor=BLACK, markersize=13, markeredgewidth=1.4)
+        self._here = ring(axes, 13)
         axes.legend(loc="lower left")
         return [*self._parts.values(), *self._marks.values(), self._here]
 
@@ -341,7 +326,3 @@ def _classes(source: Source, qparams: QParams) -> dict[str, float | None]:
         "same_class_percent": 100 * float((after == before).mean()),
         "right_class_percent": None if source.labels is None else 100 * float((after == source.labels).mean()),
     }
-
-
-def _labels(options: Mapping[str, tuple]) -> dict[str, str]:
-    return {label: name for name, (label, *_) in options.items()}

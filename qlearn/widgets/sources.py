@@ -1,4 +1,4 @@
-"""The data of explore_ranges: what real tensors look like, each in its own way, without a deep-learning library."""
+"""The data of several explorers: what real tensors look like, each in its own way, without a deep-learning library."""
 
 from __future__ import annotations
 
@@ -56,29 +56,29 @@ class Source:
         )
 
 
-def normal() -> Source:
-    """100,000 values of the standard normal distribution."""
-    return Source.of(np.random.default_rng(0).standard_normal(COUNT, dtype=np.float32))
+def normal(count: int = COUNT) -> Any:
+    """Values of the standard normal distribution."""
+    return np.random.default_rng(0).standard_normal(count, dtype=np.float32)
 
 
-def laplace() -> Source:
-    """100,000 values of the Laplace distribution with standard deviation 1: more of them far out."""
-    return Source.of(np.random.default_rng(0).laplace(scale=math.sqrt(0.5), size=COUNT).astype(np.float32))
+def laplace(count: int = COUNT) -> Any:
+    """Values of the Laplace distribution with standard deviation 1: more of them far out."""
+    return np.random.default_rng(0).laplace(scale=math.sqrt(0.5), size=count).astype(np.float32)
 
 
-def relu() -> Source:
+def relu() -> Any:
     """The normal values after a ReLU: half of them are 0, and none is below."""
-    return Source.of(np.maximum(np.random.default_rng(0).standard_normal(COUNT, dtype=np.float32), 0))
+    return np.maximum(normal(), 0)
 
 
-def weights() -> Source:
+def weights() -> Any:
     """The 78,400 weights of the trained MLP's first layer."""
-    return Source.of(trained("mlp")["linear1.weight"])
+    return trained("mlp")["linear1.weight"]
 
 
-def activations() -> Source:
+def activations() -> Any:
     """What the first layer gives for the 1,000 calibration images, after its ReLU: 100,000 values."""
-    return Source.of(mlp_outputs(mnist_arrays().calibration.images)[0])
+    return mlp_outputs(mnist_arrays().calibration.images)[0]
 
 
 def logits() -> Source:
@@ -87,12 +87,13 @@ def logits() -> Source:
     return Source.of(mlp_outputs(images)[-1], labels=labels)
 
 
+# What the learner reads, and what makes the values.
 SOURCES: dict[str, tuple[str, Callable[[], Source]]] = {
-    "normal": ("normal", normal),
-    "laplace": ("Laplace", laplace),
-    "relu": ("after a ReLU", relu),
-    "weights": ("MLP: weights", weights),
-    "activations": ("MLP: activations", activations),
+    "normal": ("normal", lambda: Source.of(normal())),
+    "laplace": ("Laplace", lambda: Source.of(laplace())),
+    "relu": ("after a ReLU", lambda: Source.of(relu())),
+    "weights": ("MLP: weights", lambda: Source.of(weights())),
+    "activations": ("MLP: activations", lambda: Source.of(activations())),
     "logits": ("MLP: logits", logits),
 }
 
