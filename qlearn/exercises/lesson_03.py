@@ -161,9 +161,14 @@ def _half_a_code_more(w, bits):
     return np.clip(np.rint(w / scale), -quant_max - 1, quant_max).astype(np.int8), scale
 
 
-def _lying_down(w, bits):
-    scale = np.abs(w).max(axis=1).reshape(1, -1) / (2 ** (bits - 1) - 1)
-    return np.rint(w / scale).astype(np.int64).astype(np.int8), scale
+def _lying_down(limit):
+    def wrong(w, bits):
+        quant_max = 2 ** (bits - 1) - 1
+        scale = np.abs(w).max(axis=1).reshape(1, -1) / quant_max
+        codes = np.clip(np.rint(w / scale), -limit(quant_max), limit(quant_max))
+        return codes.astype(np.int64).astype(np.int8), scale
+
+    return wrong
 
 
 EQUALLY_FAR = "Symmetric codes reach equally far on both sides: divide by 2 ** (bits - 1) − 1."
@@ -187,8 +192,12 @@ QUANTIZE_ROWS = Exercise(
         Mistake(_flat_scale, "The numbers are right. Return them as a column, shape (O, 1), so that they broadcast."),
         *(Mistake(function, ONE_FOR_ALL) for function in (_one_scale, _one_number)),
         *(Mistake(function, ROWS_RANGE) for function in (_whole_range, _whole_range_unsigned)),
-        Mistake(
-            _lying_down, "Your scales lie in a row, which NumPy lines up with the columns. They must stand: (O, 1)."
+        *(
+            Mistake(
+                _lying_down(limit),
+                "Your scales lie in a row, which NumPy lines up with the columns. They must stand: (O, 1).",
+            )
+            for limit in (lambda quant_max: quant_max, lambda quant_max: np.inf)
         ),
         Mistake(_row_maximum, "Your scale looks at each row's largest value; in 4, −8, 2 the −8 is furthest from 0."),
         Mistake(
