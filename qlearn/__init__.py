@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from qlearn import block_scales, codebooks, errors, formats, gptq, integer, observers, packing
+from qlearn import block_scales, codebooks, errors, formats, gptq, integer, observers, packing, rotations
 from qlearn.affine import QParams, choose_qparams, dequantize, fake_quantize, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
@@ -40,6 +40,7 @@ __all__ = [
     "observers",
     "packing",
     "quantize",
+    "rotations",
 ]
 
 _LATE = ("datasets", "exercises", "nn", "plots", "widgets")

@@ -63,6 +63,7 @@ SHOWN = {
     "correct_bias": lambda batches: qnn.correct_bias(converted(), network(), batches, progress=False),
     "smooth": lambda batches: qnn.smooth(network(), batches),
     "awq": lambda batches: qnn.awq(network(), batches, FOUR, progress=False),
+    "rotate": lambda batches: qnn.rotate(network(), batches),
 }
 NO_BATCHES = {
     "nothing": (None, TypeError, r"batches is a NoneType: wanted is a list of batches, \[batch\] for one"),
@@ -121,6 +122,7 @@ TAKE_MODELS = {
     "smooth": lambda model: qnn.smooth(model, X),
     "awq": lambda model: qnn.awq(model, X, FOUR, progress=False),
     "plant_outliers": qnn.plant_outliers,
+    "rotate": lambda model: qnn.rotate(model, X),
 }
 
 
@@ -135,6 +137,7 @@ def test_networks(function, model, error, message):
     [
         *("prepare", "prepare_qat", "sensitivity", "layer_bytes", "accuracy", "train", "save", "load", "export_onnx"),
         *("hessians", "gptq", "correct_bias, float", "fold_batch_norm", "equalize", "unequalize", "smooth", "awq"),
+        "rotate",
     ],
 )
 def test_networks_without_numbers(function):

@@ -9,7 +9,7 @@ Which file goes with which lesson; nothing imports what comes later:
                      folding, storage, summary, models, training: what the other lessons need as well
     lesson 06        fake_quantize, qat
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
-    language models  language_model, smoothquant, awq
+    language models  language_model, smoothquant, awq; stream, rotate: outliers shared by all channels
     ONNX             export
 """
 
@@ -36,6 +36,7 @@ from qlearn.nn.models import cnn, load_trained, mlp
 from qlearn.nn.ptq import calibrate, convert, prepare
 from qlearn.nn.qat import prepare_qat
 from qlearn.nn.rescaling import plant_outliers
+from qlearn.nn.rotate import rotate
 from qlearn.nn.smoothquant import smooth
 from qlearn.nn.storage import load, save
 from qlearn.nn.summary import summary
@@ -76,6 +77,7 @@ __all__ = [
     "plant_outliers",
     "prepare",
     "prepare_qat",
+    "rotate",
     "save",
     "sensitivity",
     "smooth",

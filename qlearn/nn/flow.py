@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,11 +103,15 @@ class Flow:
         if module is not None:
             self._forbidden.setdefault(module, why)
 
-    def why_not(self, module: nn.Module) -> str:
-        """Why the numbers of a module cannot be changed for the sake of one call of it, or ""."""
-        if others := self._shared.get(module):
+    def why_not(self, module: nn.Module, beside: Collection[str] = ()) -> str:
+        """Why the numbers of a module cannot be changed for the sake of one call of it, or "".
+
+        With others `beside`, named ones, it may share its numbers.
+        """
+        shared = self._shared.get(module, [])
+        if others := [name for name in shared if name not in beside]:
             return f"it shares its numbers with {', '.join(map(repr, others))}"
-        if module not in self._alone or self.calls[module] > 1:
+        if (module not in self._alone and not shared) or self.calls[module] > 1:
             return "it is used more than once"
         if module in self._forbidden:
             return self._forbidden[module]

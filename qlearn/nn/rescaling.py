@@ -132,7 +132,7 @@ def find_sites(
     unsure: list[Site] = []
     why: dict[str, str] = {}
     for step in flow.steps:
-        if step.module is None or not (step.does == MAPS or _is_norm(step.module)):
+        if step.module is None or not (step.does == MAPS or is_norm(step.module)):
             continue
         try:
             site, sure = _site(flow, step)
@@ -143,9 +143,9 @@ def find_sites(
     if batch is None:
         wrong = [site for site in unsure if not _holds_on_noise(model, flow, site)]
     else:
-        if any(part.isnan().any() for part in _outputs(model, batch, forward)):
+        if any(part.isnan().any() for part in outputs_in_float(model, batch, forward)):
             raise ValueError("the network's outputs are not finite: look for NaN in the first batch or its weights.")
-        wrong = _wrong(model, unsure, lambda network: _outputs(network, batch, forward))
+        wrong = _wrong(model, unsure, lambda network: outputs_in_float(network, batch, forward))
     why.update({site.name: "the network computes something else when it is rescaled" for site in wrong})
     return [site for site in found if site not in wrong], why
 
@@ -270,17 +270,18 @@ def _holds_on_noise(model: nn.Module, flow: Flow, site: Site) -> bool:
     weight = site.producer.weight
     x = torch.randn(2, 5, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight)
     try:
-        return not _wrong(around, [site], lambda module: _outputs(module, x, None))
+        return not _wrong(around, [site], lambda module: outputs_in_float(module, x, None))
     except Exception:  # whatever a module may raise that takes something else
         return False
 
 
-def _outputs(model: nn.Module, batch: Any, forward: Forward | None) -> list[Tensor]:
+def outputs_in_float(model: nn.Module, batch: Any, forward: Forward | None) -> list[Tensor]:
+    """All tensors in what a network puts out for a batch, in eval mode and without gradients."""
     with torch.no_grad(), evaluating(model):
         return [part.float() for part in tree_leaves(call(model, batch, forward)) if isinstance(part, Tensor)]
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
     """Whether a module has a weight for each channel (and a bias) and its output scales with them: tried on numbers."""
     own = dict(module.named_parameters())
     weight = own.get("weight")
@@ -339,7 +340,7 @@ def _checked(model: nn.Module, given: Sequence[Site]) -> list[Site]:
             if layer in read:
                 raise ValueError(f"site {site.name!r}: another site has {names[layer]!r} as a consumer already.")
             read.add(layer)
-        if not is_linear_map(site.producer) and not _is_norm(site.producer):
+        if not is_linear_map(site.producer) and not is_norm(site.producer):
             raise ValueError(
                 f"site {site.name!r}: the output of {names[site.producer]!r} does not scale with its weight."
             )

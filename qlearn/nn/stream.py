@@ -1,0 +1,288 @@
+"""The residual stream of a transformer, found in its flow: who writes into it, who reads it, and through which norm.
+
+    embeddings  →  x  →  norm  →  linear maps  →  attention, MLP  →  linear maps  →  x + …  →  norm  →  head
+
+A stream is the set of values that adds connect. Its width is all that they need to have in common; the names of
+modules count for nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qlearn.nn.flow import KEEPS, MAPS, MIXES, MOVES, TIMES, Flow, Step
+from qlearn.nn.linear_maps import LinearMap, is_linear_map
+from qlearn.nn.network import refuse_computed_weights, sharing
+from qlearn.nn.rescaling import is_norm
+
+PASS = {"dropout", "identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas", "half", "bfloat16"}
+ADDS = {"add", "iadd", "radd"}
+SAME = 1e-2  # of the largest output of a norm, to which it adds a small number
+
+
+@dataclass
+class Stream:
+    """A residual stream: the values that adds connect.
+
+    Attributes:
+        width: how many channels.
+        known: the norms of the network.
+        values: the steps that make them.
+        writers: linear maps and embeddings.
+        readers: linear map → the norm that it reads the stream through, None if through none.
+        norms: those that read it.
+        others: who else reads it, or one of its norms.
+    """
+
+    width: int
+    known: set[Step]
+    values: dict[Step, None] = field(default_factory=dict)
+    writers: list[Step] = field(default_factory=list)
+    readers: dict[Step, Step | None] = field(default_factory=dict)
+    norms: list[Step] = field(default_factory=list)
+    others: list[Step] = field(default_factory=list)
+
+    @property
+    def centred(self) -> bool:
+        """Whether its norms take the mean of the channels out."""
+        return any(type(norm.module) is nn.LayerNorm for norm in self.norms)
+
+
+class _NoStream(Exception):
+    """Why there is none."""
+
+
+def streams_of(flow: Flow, model: nn.Module) -> list[Stream]:
+    """The residual streams of a network, all of whose layers can be changed; one at least.
+
+    Raises:
+        ValueError: there is none, or one that cannot be rotated.
+    """
+    kind, found = type(model).__name__, list[Stream]()
+    norms = {step: None for step in flow.steps if _is_norm_step(step)}
+    for step in norms:
+        if any(step in stream.norms for stream in found):
+            continue
+        stream = Stream(step.shape[-1], set(norms))
+        try:
+            _follow(stream, step.reads[0])
+        except _NoStream as reason:
+            if any(map(_adds, stream.values)):
+                raise ValueError(f"{kind} has a residual stream that cannot be rotated: {reason}.") from None
+            continue
+        if any(map(_adds, stream.values)):
+            found.append(stream)
+    if not found:
+        raise ValueError(f"{kind} has no residual stream: sums that a norm reads, and linear maps behind it.")
+    for stream in found:
+        if why := _why_not(flow, stream, sharing(model)):
+            raise ValueError(f"{kind} has a residual stream that cannot be rotated: {why}.")
+    for module, name in flow.names.items():
+        if (is_linear_map(module) or isinstance(module, nn.Embedding)) and not flow.calls[module]:
+            raise ValueError(
+                f"{kind} cannot be rotated: with another batch, {name!r}, which the first one does not reach, may read "
+                "or write its residual stream."
+            )
+    return found
+
+
+def _follow(stream: Stream, source: Step) -> None:
+    """Fill a stream with all that is connected with one of its values."""
+    steps = [source]
+    for at in steps:  # grows
+        if at in stream.values:
+            continue
+        stream.values[at] = None
+        if at.does == MAPS or isinstance(at.module, nn.Embedding):
+            stream.writers.append(at)
+        elif _adds(at) or _passes(at, stream.width):
+            steps += at.reads
+        elif at in stream.known:
+            raise _NoStream(f"{at.name!r}, a norm, writes into it, as in a post-norm model")
+        elif at.name == "an input":
+            raise _NoStream("a part of it is made by no layer")
+        else:
+            raise _NoStream(f"{at.name!r} writes into it and is no linear map")
+        for reader in dict.fromkeys(at.readers):
+            if _adds(reader):
+                steps.append(reader)
+            elif reader in stream.known:
+                stream.norms.append(reader)
+                _follow_norm(stream, reader)
+            elif _passes(reader, stream.width):
+                steps.append(reader)
+            elif reader.does == MAPS:
+                stream.readers[reader] = None
+            else:
+                stream.others.append(reader)
+
+
+def _follow_norm(stream: Stream, norm: Step) -> None:
+    """Find who reads a norm."""
+    steps = [norm]
+    for at in steps:  # grows
+        for reader in dict.fromkeys(at.readers):
+            if reader.does == MAPS:
+                stream.readers[reader] = norm
+            elif _passes(reader, stream.width):
+                steps.append(reader)
+            else:
+                stream.others.append(reader)
+
+
+def _adds(step: Step) -> bool:
+    """Whether a step is a sum of two values or more."""
+    return step.module is None and step.name in ADDS and len(step.reads) > 1
+
+
+def _passes(step: Step, width: int) -> bool:
+    """Whether what goes in comes out, in the same order of channels: as it is, or times one number."""
+    if len(step.reads) != 1 or step.does == MAPS:
+        return False
+    if step.module is not None:
+        return isinstance(step.module, (nn.Identity, nn.Dropout))
+    same = step.shape[-1:] == (width,)
+    return step.name.replace("_", "") in PASS or (step.does in (MOVES, TIMES) and same)
+
+
+def _is_norm_step(step: Step) -> bool:
+    """Whether a step is a LayerNorm, or takes the size out and no direction once its weight is 1: tried on numbers."""
+    module = step.module
+    if module is None or not step.shape or len(step.reads) != 1 or step.does in (MAPS, KEEPS):
+        return False
+    width, own = step.shape[-1], dict(module.named_parameters())
+    if type(module) is nn.LayerNorm:
+        return tuple(module.normalized_shape) == (width,)
+    if any(True for _ in module.children()) or (own and not is_norm(module)):
+        return False
+    norm = copy.deepcopy(module).cpu().float().eval()
+    x = torch.sin(torch.arange(6.0 * width)).reshape(2, 3, width)
+    v = functional.normalize(torch.arange(1.0, width + 1), dim=0)
+
+    def mirrored(x: Tensor) -> Tensor:
+        return x - 2 * (x @ v)[..., None] * v
+
+    with torch.no_grad():
+        try:
+            for name, parameter in norm.named_parameters():
+                parameter.fill_(name == "weight")
+            wanted = mirrored(norm.forward(x))
+            found = (norm.forward(factor * mirrored(x)) for factor in (1, 2))
+            return all(bool((y - wanted).abs().max() <= SAME * wanted.abs().max()) for y in found)
+        except Exception:  # whatever a module may raise that takes something else
+            return False
+
+
+def _why_not(flow: Flow, stream: Stream, shared: dict[nn.Module, list[str]]) -> str:
+    """Why a stream's layers cannot be changed, or ""."""
+    embeddings = {step.name for step in stream.writers if isinstance(step.module, nn.Embedding)}
+    maps = {step.name for step in stream.readers}
+    layers: list[Any] = [step.module for step in (*stream.writers, *stream.readers, *stream.norms)]
+    refuse_computed_weights({flow.names[layer]: layer for layer in layers})
+    for layer in layers:
+        name = flow.names[layer]
+        owners = {name, *shared.get(layer, ())}
+        tied = len(owners) == 2 and len(owners & embeddings) == len(owners & maps) == 1
+        if reason := flow.why_not(layer, beside=owners if tied else ()):
+            return f"{name!r} belongs to it, and {reason}"
+        if is_linear_map(layer) and not LinearMap.of(layer).is_matrix:
+            return f"{name!r} belongs to it, and is a {type(layer).__name__}"
+    if stream.centred:
+        through = [step.name for step, norm in stream.readers.items() if norm is None]
+        through += [norm.name for norm in stream.norms if type(norm.module) is not nn.LayerNorm]
+        if through:
+            return f"{through[0]!r} reads it as it is, and layer norms without its mean"
+    return ""
+
+
+# --- values, and the ends of MLPs -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Values:
+    """An attention's values.
+
+    Attributes:
+        value, output: the names of the layers that make and that read them.
+        rows: how many of the value layer's last rows they are.
+        width: of a head.
+    """
+
+    value: str
+    output: str
+    rows: int
+    width: int
+
+
+def values_of(flow: Flow, streams: Iterable[Stream]) -> tuple[list[Values], dict[str, str]]:
+    """The values of all attentions that write into a stream, and why some cannot be turned: output layer → reason."""
+    found, left = [], {}
+    for output in (step for stream in streams for step in stream.writers if _behind_attention(step)):
+        try:
+            found.append(_behind_output(flow, output))
+        except _NoStream as reason:
+            left[output.name] = str(reason)
+    return found, left
+
+
+def _behind_output(flow: Flow, output: Step) -> Values:
+    """The values that an attention's output reads, through steps that only move them."""
+    at = output.reads[0]
+    while at.does in (MOVES, KEEPS) and len(at.reads) == 1:
+        at = _only_reader(at).reads[0]
+    if at.does != MIXES:
+        raise _NoStream(f"{at.name!r} stands between it and its values")
+    # Attention's values are its third operand, those of a product of matrices the second.
+    at = _only_reader(at).reads[2 if at.name == "scaled_dot_product_attention" else 1]
+    width, rows = at.shape[-1], 0
+    while at.does != MAPS:
+        if len(at.reads) != 1 or not (at.does in (MOVES, KEEPS) or at.name in ("split", "chunk")):
+            raise _NoStream(f"{at.name!r} stands between it and its values")
+        rows = at.shape[-1]
+        at = at.reads[0]
+    layer = at.module
+    assert layer is not None
+    outputs = LinearMap.of(layer).outputs
+    if reason := flow.why_not(layer):
+        raise _NoStream(f"it reads {at.name!r}, and {reason}")
+    part = rows if len(at.readers) > 1 or any(step.name in ("split", "chunk") for step in at.readers) else outputs
+    if part % width or not LinearMap.of(layer).is_matrix:
+        raise _NoStream(f"the values' place in {at.name!r} is not known")
+    return Values(at.name, output.name, part, width)
+
+
+def _only_reader(step: Step) -> Step:
+    """The step itself, if one step only reads it."""
+    if len(step.readers) != 1:
+        raise _NoStream(f"several read {step.name!r}")
+    return step
+
+
+def _behind_attention(step: Step) -> bool:
+    """Whether tokens are mixed between a linear map and those in front of it."""
+    steps = dict.fromkeys(step.reads)
+    while steps:
+        at, _ = steps.popitem()
+        if at.does == MIXES:
+            return True
+        if at.does != MAPS:
+            steps.update(dict.fromkeys(at.reads))
+    return False
+
+
+def ends_of_mlps(streams: Iterable[Stream]) -> dict[str, int]:
+    """The linear maps that write into a stream and neither read one nor an attention: name → how many inputs."""
+    readers = {step for stream in streams for step in stream.readers}
+    return {
+        step.name: LinearMap.of(step.module).inputs
+        for stream in streams
+        for step in stream.writers
+        if step.does == MAPS and step not in readers and not _behind_attention(step)
+    }
