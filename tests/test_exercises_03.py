@@ -7,6 +7,7 @@ import pytest
 
 import qlearn
 from qlearn import exercises, integer
+from qlearn.exercises import lesson_03
 from qlearn.integer import matmul
 
 
@@ -128,3 +129,11 @@ def test_wrong_answers_in_a_learners_words(exercise_id, attempt, message):
         result = exercises.check(exercise_id, attempt)
     assert result.status == "wrong", result.message
     assert message in result.message, result.message
+
+
+@pytest.mark.parametrize(("percent", "shown", "status"), [(97.36, "97.4 %", "correct"), (97.34, "97.3 %", "wrong")])
+def test_what_the_challenges_table_shows_is_what_counts(percent, shown, status, monkeypatch):
+    monkeypatch.setattr(lesson_03, "mlp_accuracy", lambda changed=None: percent)
+    result = exercises.challenge("03.C", lesson_03.store_layer)
+    assert result.status == status
+    assert shown in result.message.splitlines()[-2]

@@ -260,6 +260,18 @@ def _x_hat_cast(x, bits):
     return x_hat.astype(np.int8), scale
 
 
+def _with_a_zero_point(x, bits):
+    scale = (x.max() - x.min()) / (2**bits - 1)
+    return np.clip(np.rint(x / scale) + np.rint(-x.min() / scale), 0, 2**bits - 1).astype(np.uint8), scale
+
+
+def _caret(x, bits):
+    quant_max = 2 ^ (bits - 1) - 1
+    with np.errstate(all="ignore"):
+        scale = np.max(np.abs(x)) / quant_max
+        return np.clip(np.rint(x / scale), -quant_max, quant_max).astype(np.int8), scale
+
+
 def _no_tie_among(case: Mapping[str, Any]) -> bool:
     """Whether each value lies clearly nearer to one tick than to the next."""
     x, quant_max = case["x"], 2 ** (case["bits"] - 1) - 1
@@ -343,6 +355,11 @@ QUANTIZE_SYMMETRIC = Exercise(
             "You clamp at 0, so that every negative value is lost. Symmetric codes begin at −quant_max.",
         ),
         Mistake(_times_the_scale, "You multiply by the scale. A code counts steps: x / scale."),
+        Mistake(
+            _with_a_zero_point,
+            "That is the asymmetric way. Symmetric codes have a sign and no zero point: code 0 stands on 0.0.",
+        ),
+        Mistake(_caret, "In Python ^ is no power. The largest code is 2 ** (bits − 1) − 1."),
         Mistake(_x_hat, "These are x̂, the values that come back. Return the codes, and the scale."),
         Mistake(_x_hat_cast, "You multiply back before the cast. Return the codes themselves, and the scale."),
         Mistake(
@@ -411,6 +428,10 @@ def _quantized_again(codes, scale, zero_point):
     return codes.astype(np.float64) / scale + zero_point
 
 
+def _divided_first(codes, scale, zero_point):
+    return codes.astype(np.float64) / scale - zero_point
+
+
 DEQUANTIZE = Exercise(
     id="01.3",
     solution=dequantize_uint8,
@@ -445,6 +466,10 @@ DEQUANTIZE = Exercise(
         Mistake(_cut_to_int, "x̂ is a real number: what is between two whole numbers must stay there. Do not cast it."),
         Mistake(_added_to_the_code, "Quantizing added the zero point; the way back subtracts it."),
         Mistake(_the_other_way_round, "Your signs are turned round: it is code − zero_point."),
+        Mistake(
+            _divided_first,
+            "Quantizing divided, then added. Go back in the opposite order: subtract from the codes, then multiply.",
+        ),
         Mistake(_quantized_again, "You divide and add, as quantizing does. The way back subtracts, then multiplies."),
         Mistake(_zero_point_forgotten, "The zero point is missing: code zero_point must come back as 0.0."),
     ),
@@ -695,7 +720,8 @@ def _judge_ruler(answer):
             )
         found[name] = float(_sqnr(x, float(scale), float(zero_point)))
     mean = float(np.mean(list(found.values())))
-    return Score({**{name: f"{value:.1f}" for name, value in found.items()}, "mean": f"{mean:.1f} dB"}, mean >= _ENOUGH)
+    columns = {**{name: f"{value:.1f}" for name, value in found.items()}, "mean": f"{mean:.1f} dB"}
+    return Score(columns, round(mean, 1) >= _ENOUGH)  # what the table shows is what counts
 
 
 def _min_max(x, bits):

@@ -156,6 +156,23 @@ def _sums(x, scale, quant_max):
     return len(x) * rounding, len(x) * clipping
 
 
+def _rounding_of_all(x, scale, quant_max):
+    codes = np.rint(x / scale)
+    rounding = np.mean((x - scale * codes) ** 2)
+    return rounding, np.mean((x - scale * np.clip(codes, -quant_max, quant_max)) ** 2) - rounding
+
+
+def _two_errors_of_the_clipped(x, scale, quant_max):
+    codes = np.rint(x / scale)
+    beyond = scale * (codes - np.clip(codes, -quant_max, quant_max))
+    return np.mean((x - scale * codes) ** 2), np.mean(beyond**2)
+
+
+def _clamped_too_early(x, scale, quant_max):
+    squares = (x - scale * np.clip(np.rint(x / scale), -quant_max, quant_max)) ** 2
+    return np.mean(squares), 0.0 * np.mean(squares)
+
+
 def _other_order(x, scale, quant_max):
     rounding, clipping = error_parts(x, scale, quant_max)
     return clipping, rounding
@@ -182,6 +199,9 @@ def _down_the_curve(error_parts):
     )
 
 
+ALL_CLIPPING = (
+    "All of a clipped value's error is clipping: leave it out of the first part, and count it whole in the other."
+)
 OVER_ITS_OWN = (
     "You average each part over its own values. Divide both by the number of all values: "
     "then the parts add up to the mean squared error."
@@ -191,7 +211,7 @@ ERROR_PARTS = Exercise(
     id="02.1",
     solution=error_parts,
     examples=(
-        {"x": np.array([0.25, 6.75, 7.25, 9.0]), "scale": 1.0, "quant_max": 7},
+        {"x": np.array([0.25, 6.75, 7.25, 9.25]), "scale": 1.0, "quant_max": 7},
         {"x": np.array([-3.0, -0.875, 0.5, 1.75]), "scale": 0.5, "quant_max": 3},
         {"x": np.array([-2.5, 1.0, 2.5]), "scale": 1.0, "quant_max": 2},
     ),
@@ -235,6 +255,11 @@ ERROR_PARTS = Exercise(
         Mistake(_against_the_codes, "You compare x with codes. Multiply them by the scale first: that is x̂."),
         Mistake(_in_steps, "You measure in steps, x / scale against the code. Compare x with x̂ = scale · code."),
         Mistake(_roots, "These are roots of the mean squares. Roots do not add up to the error; leave them out."),
+        *(Mistake(function, ALL_CLIPPING) for function in (_rounding_of_all, _two_errors_of_the_clipped)),
+        Mistake(
+            _clamped_too_early,
+            "You look for clipped values after the clamp, and find none. Look at the codes before it.",
+        ),
         Mistake(_whole_and_clipping, "Your first number is the whole error. Leave the clipped values out of it."),
     ),
     hints=(
@@ -445,6 +470,15 @@ def _without_the_clipped(x, bits, clips):
     return clips[np.argmin(np.mean(errors**2 * inside, axis=1))]
 
 
+def _mean_of_the_inside(of_none):
+    def search(x, bits, clips):
+        errors, inside = _errors_of_clips(x, bits, clips)
+        some = zip(errors, inside, strict=True)
+        return clips[np.argmin([np.mean(e[kept] ** 2) if kept.any() else of_none for e, kept in some])]
+
+    return search
+
+
 def _no_clamp(x, bits, clips):
     scales = clips[:, None] / (2 ** (bits - 1) - 1)
     return clips[np.argmin(np.mean((x - scales * np.rint(x / scales)) ** 2, axis=1))]
@@ -571,9 +605,12 @@ BEST_CLIP = Exercise(
         Mistake(_the_error_itself, "You return the smallest error. Wanted is the clip that has it."),
         Mistake(_the_index, "You return the position of the best clip. Wanted is the clip itself: clips[position]."),
         Mistake(_largest_error, "You return the clip with the largest error: np.argmin, not np.argmax."),
-        Mistake(
-            _without_the_clipped,
-            "You judge only the values inside the range. What was clipped counts too, or the tightest range wins.",
+        *(
+            Mistake(
+                function,
+                "You judge only the values inside the range. What was clipped counts too, or the tightest range wins.",
+            )
+            for function in (_without_the_clipped, *map(_mean_of_the_inside, (np.nan, np.inf)))
         ),
         Mistake(_no_clamp, "Without the clamp no value is ever clipped, and the finest ruler wins: clip the codes."),
         Mistake(_signed_mean, "Errors of opposite signs cancel in your mean. Square them first."),
@@ -993,7 +1030,7 @@ def _judge(answer):
     ranges = _checked(answer(tensors, BITS, logits_after), all_of_them=True)
     right = np.sum(_flow(_images(), ranges).argmax(axis=1) == held_out()[1])
     accuracy = 100 * right / len(_images())
-    return Score({"accuracy": f"{accuracy:.1f} %"}, passed=bool(accuracy >= TARGET))
+    return Score({"accuracy": f"{accuracy:.1f} %"}, round(float(accuracy), 1) >= TARGET)  # what is shown is what counts
 
 
 def _everywhere(method, **options):

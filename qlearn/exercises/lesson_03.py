@@ -140,6 +140,41 @@ def _times_scale(w, bits):
     return np.rint(w * scale).astype(np.int8), scale
 
 
+def _one_number(w, bits):
+    scale = np.abs(w).max() / (2 ** (bits - 1) - 1)
+    return np.rint(w / scale).astype(np.int8), scale
+
+
+def _whole_range(w, bits):
+    scale = np.ptp(w, axis=1, keepdims=True) / (2**bits - 2)
+    return np.rint(w / scale).astype(np.int64).astype(np.int8), scale
+
+
+def _whole_range_unsigned(w, bits):
+    scale = np.ptp(w, axis=1, keepdims=True) / (2**bits - 1)
+    return np.rint(w / scale).astype(np.int64).astype(np.int8), scale
+
+
+def _half_a_code_more(w, bits):
+    quant_max = 2 ** (bits - 1) - 1
+    scale = np.abs(w).max(axis=1, keepdims=True) / (quant_max + 0.5)
+    return np.clip(np.rint(w / scale), -quant_max - 1, quant_max).astype(np.int8), scale
+
+
+def _lying_down(limit):
+    def wrong(w, bits):
+        quant_max = 2 ** (bits - 1) - 1
+        scale = np.abs(w).max(axis=1).reshape(1, -1) / quant_max
+        codes = np.clip(np.rint(w / scale), -limit(quant_max), limit(quant_max))
+        return codes.astype(np.int64).astype(np.int8), scale
+
+    return wrong
+
+
+EQUALLY_FAR = "Symmetric codes reach equally far on both sides: divide by 2 ** (bits - 1) − 1."
+ONE_FOR_ALL = "That is one scale for the whole matrix. Each row must look at its own values only."
+ROWS_RANGE = "You divide the row's whole range, max − min. Symmetric codes reach max|w| on both sides."
+
 QUANTIZE_ROWS = Exercise(
     id="03.1",
     solution=quantize_rows,
@@ -155,13 +190,21 @@ QUANTIZE_ROWS = Exercise(
             "max(axis=1) gives shape (O,), which NumPy lines up with the columns. keepdims=True gives (O, 1).",
         ),
         Mistake(_flat_scale, "The numbers are right. Return them as a column, shape (O, 1), so that they broadcast."),
-        Mistake(_one_scale, "That is one scale for the whole matrix. Each row must look at its own values only."),
+        *(Mistake(function, ONE_FOR_ALL) for function in (_one_scale, _one_number)),
+        *(Mistake(function, ROWS_RANGE) for function in (_whole_range, _whole_range_unsigned)),
+        *(
+            Mistake(
+                _lying_down(limit),
+                "Your scales lie in a row, which NumPy lines up with the columns. They must stand: (O, 1).",
+            )
+            for limit in (lambda quant_max: quant_max, lambda quant_max: np.inf)
+        ),
         Mistake(_row_maximum, "Your scale looks at each row's largest value; in 4, −8, 2 the −8 is furthest from 0."),
         Mistake(
             _range_not_scale,
             "You return the row's largest |w|. The scale is the length of one step: divide it by quant_max.",
         ),
-        Mistake(_full_range, "Symmetric codes reach equally far on both sides: divide by 2 ** (bits - 1) − 1."),
+        *(Mistake(function, EQUALLY_FAR) for function in (_full_range, _half_a_code_more)),
         Mistake(_always_eight_bits, "You use 127 for every bit width. The largest code is 2 ** (bits - 1) − 1."),
         Mistake(
             _scale_for_nothing,
@@ -296,6 +339,14 @@ def _product_not_turned(x_codes, x_scale, w_codes, w_scale):
     return (x_codes.astype(np.int32) @ w_codes.astype(np.int32)) * x_scale * w_scale.T
 
 
+def _both_turned(x_codes, x_scale, w_codes, w_scale):
+    return (x_codes.astype(np.int32) @ w_codes.T.astype(np.int32)) * x_scale.T * w_scale
+
+
+def _outputs_first(x_codes, x_scale, w_codes, w_scale):
+    return matmul_codes(x_codes, x_scale, w_codes, w_scale).T
+
+
 _codes = st.integers(-127, 127)
 _scales = st.integers(1, 32).map(lambda n: n / 16)
 
@@ -357,6 +408,13 @@ MATMUL_CODES = Exercise(
         Mistake(
             _x_scale_turned,
             "x_scale is a column (M, 1), one for each row of the result: it stays as it is. Only w_scale turns.",
+        ),
+        Mistake(
+            _both_turned,
+            "It is the other way round: x_scale, (M, 1), fits the rows of the result as it is, and w_scale takes a .T.",
+        ),
+        Mistake(
+            _outputs_first, "Your result has shape (O, M). Each row of x gives one of its rows: x_codes @ w_codes.T."
         ),
         Mistake(_product_not_turned, "The rows of w are outputs: the product is x_codes @ w_codes.T."),
         Mistake(_scales_added, "A product of codes is worth the product of the two scales, not their sum."),
@@ -520,6 +578,28 @@ def _codes_and_scales(w, group_size, bits):
     return np.rint(groups / scale).astype(np.int8), scale
 
 
+def _largest_not_clipped(w, group_size, bits):
+    groups = w.reshape(w.shape[0], -1, group_size)
+    scale = groups.max(axis=2, keepdims=True) / (2 ** (bits - 1) - 1)
+    return (scale * np.rint(groups / scale)).reshape(w.shape)
+
+
+def _always_127(w, group_size, bits):
+    return fake_quantize_groups(w, group_size, 8)
+
+
+def _repeated_downwards(w, group_size, bits):
+    scale = np.abs(w.reshape(w.shape[0], -1, group_size)).max(axis=2) / (2 ** (bits - 1) - 1)
+    scale = np.repeat(scale, group_size, axis=0)
+    return scale * np.rint(w / scale)
+
+
+def _scaled_too_late(w, group_size, bits):
+    groups = w.reshape(w.shape[0], -1, group_size)
+    scale = np.abs(groups).max(axis=2, keepdims=True) / (2 ** (bits - 1) - 1)
+    return scale * np.rint(groups / scale).reshape(w.shape)
+
+
 _LEFT = "The values are right. Bring them back to the shape of w."
 _CODES = "These are the codes. Multiply each by its scale, while they lie in groups."
 
@@ -567,8 +647,14 @@ FAKE_QUANTIZE_GROUPS = Exercise(
             _scale_not_spread,
             "Your scales have shape (O, G), and w has shape (O, I). Give w three axes, so that each group meets its own scale.",
         ),
+        *(
+            Mistake(function, "Your scale looks at each group's largest value; a −60 is further from 0 than 11.")
+            for function in (_largest_not_absolute, _largest_not_clipped)
+        ),
+        Mistake(_always_127, "You use 127 for every bit width. The largest code is 2 ** (bits - 1) − 1."),
+        Mistake(_repeated_downwards, "Along axis 0 np.repeat repeats rows. The values of a group lie along axis 1."),
         Mistake(
-            _largest_not_absolute, "Your scale looks at each group's largest value; a −60 is further from 0 than 11."
+            _scaled_too_late, "Your scales have three axes: multiply while the codes have three, and reshape last."
         ),
         Mistake(_cut_off_in_groups, "A cast cuts the fraction off. Round to the nearest code first, with np.rint."),
         Mistake(_left_in_groups, _LEFT),
@@ -577,10 +663,7 @@ FAKE_QUANTIZE_GROUPS = Exercise(
         Mistake(_codes_as_int8, _CODES),
         Mistake(_codes_and_scales, "These are codes and scales. Here their product is wanted, in the shape of w."),
         Mistake(_one_scale_for_all, "That is one scale for the whole matrix: the groups are missing."),
-        Mistake(
-            _full_range_in_groups,
-            "Symmetric codes reach equally far on both sides: divide by 2 ** (bits - 1) − 1.",
-        ),
+        Mistake(_full_range_in_groups, EQUALLY_FAR),
         Mistake(_rounded_down_in_groups, "You round down. The nearest tick may lie above: np.rint."),
         Mistake(
             _across_the_groups,
@@ -663,6 +746,10 @@ def _rounded(bits, group_size, scale_bits, zero_point_bits):
     return round(bits + (scale_bits + zero_point_bits) / group_size)
 
 
+def _upside_down_share(bits, group_size, scale_bits, zero_point_bits):
+    return bits + group_size / (scale_bits + zero_point_bits)
+
+
 _AVERAGE = "It is an average over the values of a group: it need not be a whole number."
 
 BITS_PER_VALUE = Exercise(
@@ -690,6 +777,7 @@ BITS_PER_VALUE = Exercise(
         Mistake(_whole_bits_only, "// drops the fraction, and here a scale costs a fraction of a bit: divide with /."),
         Mistake(_divided_the_codes, "It is the other way round: the scale is shared by the group, the code is not."),
         Mistake(_multiplied, "The larger the group, the less a scale costs each of its values: divide."),
+        Mistake(_upside_down_share, "Upside down: the group's scale and zero point are divided among its values."),
         Mistake(_rounded_up, _AVERAGE),
         Mistake(_rounded, _AVERAGE),
         Mistake(
@@ -736,7 +824,7 @@ def _judge_store(answer):
         layers[name] = qlearn.dequantize(codes, qlearn.QParams(half, 0, -128, 127)).astype(np.float32)
     bits, percent = stored / count, mlp_accuracy(layers)
     columns = {"bits per weight": f"{bits:.2f}", "digits read": f"{percent:.1f} %"}
-    return Score(columns, bits <= _AT_MOST and percent >= _AT_LEAST)
+    return Score(columns, round(bits, 2) <= _AT_MOST and round(percent, 1) >= _AT_LEAST)  # what is shown is what counts
 
 
 def _stored(bits, granularity, method="min_max"):

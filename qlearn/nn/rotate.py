@@ -64,8 +64,8 @@ def rotate(
     the head gets numbers of its own, and a warning says so.
 
     Args:
-        model: a float network whose norms stand in front of its blocks, as in GPT-2, OPT, Llama, Mistral and Qwen. It
-            is not changed.
+        model: a float network whose norms stand in front of its blocks and multiply by their weight, as in GPT-2, OPT,
+            Llama, Mistral and Qwen. It is not changed.
         batches: as for `calibrate`; only the first batch is looked at.
         seed: of the signs.
         heads: whether to turn the values, too. Attentions in which that cannot be done are named in a warning.
@@ -139,8 +139,8 @@ class HadamardProduct(nn.Module):
 
     The matrix is made of n alone, so it stands in no `state_dict`.
 
-    >>> HadamardProduct(2)(torch.tensor([1.0, 1.0])) * 2**0.5
-    tensor([2., 0.])
+    >>> HadamardProduct(4)(torch.tensor([1.0, 1.0, 1.0, 1.0]))
+    tensor([2., 0., 0., 0.])
     """
 
     matrix: Tensor

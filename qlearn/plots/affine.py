@@ -91,7 +91,16 @@ the largest error is 0.4.
         )
     left = axes.get_xlim()[0]
     for y, text, colour in ((0.95, "x", VERMILLION), (-0.3, "code", BLUE), (-0.62, "x̂", GREY)):
-        axes.text(left, y, text, ha="right", va="center", color=colour, fontsize=8)
+        axes.annotate(  # a little to the left: the label of the first tick reaches beyond the axes
+            text,
+            (left, y),
+            (-12, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color=colour,
+            fontsize=8,
+        )
     for value, tick in zip(x, x_hat, strict=True):
         axes.annotate(
             "",
