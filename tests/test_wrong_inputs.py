@@ -121,6 +121,10 @@ TAKE_MODELS = {
     "smooth": lambda model: qnn.smooth(model, X),
     "awq": lambda model: qnn.awq(model, X, FOUR, progress=False),
     "plant_outliers": qnn.plant_outliers,
+    "add_adapters": qnn.add_adapters,
+    "adapter_state": qnn.adapter_state,
+    "train_adapters": lambda model: qnn.train_adapters(model, TEXT, progress=False),
+    "use_codebook": lambda model: qnn.use_codebook(model, [-1.0, 0.0, 1.0]),
 }
 
 
