@@ -123,6 +123,10 @@ TAKE_MODELS = {
     "awq": lambda model: qnn.awq(model, X, FOUR, progress=False),
     "plant_outliers": qnn.plant_outliers,
     "rotate": lambda model: qnn.rotate(model, X),
+    "add_adapters": qnn.add_adapters,
+    "adapter_state": qnn.adapter_state,
+    "train_adapters": lambda model: qnn.train_adapters(model, TEXT, progress=False),
+    "use_codebook": lambda model: qnn.use_codebook(model, [-1.0, 0.0, 1.0]),
 }
 
 

@@ -1,8 +1,9 @@
 """How quick qlearn is, against named peers in the same run: `make bench`, or `make bench ONLY="quantize mse"`.
 
-Parts: import, quantize, mse, observers, ptq, qat, gptq, layers, mixed_precision, kernel, memory, lessons, page (which
-takes most of the time). The table is printed, and written with more digits to bench.json, which git ignores. Times
-depend on the machine and on what else it does, so nothing here fails.
+Parts: import, quantize, mse, observers, ptq, qat, gptq, writing, real (minutes), adapters, layers, mixed_precision,
+kernel, memory, lessons, page (which takes most of the time). The table is printed, and written with more digits to
+bench.json, which git ignores. Times depend on the machine and on what else
+it does, so nothing here fails.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from bench_explorers import kernel, memory, page
+from bench_language_models import adapters, real, writing
 from bench_layers import layers
 from bench_maths import imports, lesson_times, mse, quantize
 from bench_networks import gptq, mixed_precision, observers, ptq, qat
@@ -32,6 +34,9 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "ptq": ptq,
     "qat": qat,
     "gptq": gptq,
+    "writing": writing,
+    "real": real,
+    "adapters": adapters,
     "layers": layers,
     "mixed_precision": mixed_precision,
     "kernel": kernel,

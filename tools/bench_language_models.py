@@ -1,0 +1,101 @@
+"""Benchmarks of language models: writing, a model of 135 million parameters quantized, two bits repaired."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import qlearn
+from bench_rows import Row, against, race
+
+# The shape of SmolLM2-135M. Its rows of 576 are 4.5 groups of 128, so its groups are of 64.
+SHAPE: dict[str, Any] = {
+    **{"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+    **{"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+}
+GROUP, WINDOWS, CONTEXT = 64, 32, 512
+
+
+def writing() -> Iterator[Row]:
+    """112 letters, from a beginning of 16 and from a full window: keys and values kept, and the window read anew."""
+    from qlearn import datasets, nn
+    from qlearn.nn.language_model import CONTEXT as WINDOW
+
+    class Anew(nn.LanguageModel):
+        """Of a class of its own, so that nothing is known about it and nothing kept."""
+
+    model, anew = nn.load_language_model(), Anew()
+    anew.load_state_dict(model.state_dict())
+    text = datasets.text_parts().validation
+    for name, prompt in (("16 letters", text[:16]), ("a full window", text[:WINDOW])):
+
+        def write(network: Any, prompt: str = prompt, **options: int) -> str:
+            return nn.generate(network, prompt, length=WINDOW - 16, **options)
+
+        every = {} if len(prompt) == 16 else {"slide": 1}
+        times = race(3, own=lambda run=write: run(model), peer=lambda run=write, options=every: run(anew, **options))
+        yield against(f"writing {WINDOW - 16} letters after {name}", times["own"], "the window anew", times["peer"], 5)
+
+
+def real() -> Iterator[Row]:
+    """135 million random parameters, 4 bits in groups, 32 windows of 512: seconds, and the process's largest memory."""
+    for method, seconds, gigabytes in (("nearest", math.inf, math.inf), ("awq", math.inf, math.inf), ("gptq", 300, 4)):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # the largest memory is one of a whole process
+            took, most, begun = pool.apply(_quantized, (method,))
+        name = f"{method}, 135 M parameters, {WINDOWS} windows of {CONTEXT}"
+        limit = seconds < math.inf
+        yield Row(name, took, "s", floor=f"≤ {seconds} s" if limit else "", met=took <= seconds if limit else None)
+        floor, met = (f"≤ {gigabytes} GB", most <= gigabytes) if limit else ("", None)
+        yield Row(f"… largest memory ({begun:.2g} GB before)", most, "GB", floor=floor, met=met)
+
+
+def _quantized(method: str) -> tuple[float, float, float]:
+    """Seconds; the largest memory afterwards and before, in GB."""
+    import torch
+    import transformers
+
+    from qlearn import nn
+
+    warnings.simplefilter("ignore")  # the head is the embedding, and stays in float
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).eval()
+    batches = list(torch.randint(SHAPE["vocab_size"], (WINDOWS, CONTEXT)).split(1))
+    weights = qlearn.QuantConfig(bits=4, symmetric=True, granularity=qlearn.PerGroup(GROUP))
+    begun, start = _memory(), time.perf_counter()
+
+    def forward(model: Any, tokens: Any) -> Any:
+        return model(tokens, use_cache=False).logits
+
+    if method == "awq":
+        model = nn.awq(model, batches, weights, forward=forward, progress=False)
+    model = nn.prepare(model, weights, None, {"lm_head": None})
+    if method == "gptq":
+        model = nn.gptq(model, batches, forward=forward, progress=False)
+    nn.convert(model)
+    return time.perf_counter() - start, _memory(), begun
+
+
+def _memory() -> float:
+    """The largest that this process has had, in GB; macOS counts bytes, Linux kilobytes."""
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def adapters() -> Iterator[Row]:
+    """The shipped model at 2 bits by its range, and 1.6 % of its numbers trained beside the codes."""
+    from qlearn import datasets, nn
+
+    parts = datasets.text_parts()
+    weights = qlearn.QuantConfig(bits=2, symmetric=True, granularity=qlearn.PerAxis(0))
+    adapted = nn.add_adapters(nn.convert(nn.prepare(nn.load_language_model(), weights, None)))
+    before, start = nn.perplexity(adapted, parts.validation), time.perf_counter()
+    nn.train_adapters(adapted, parts.train, progress=False)
+    seconds = time.perf_counter() - start
+    yield Row(f"adapters, perplexity at 2 bits (before: {before:.1f})", nn.perplexity(adapted, parts.validation), "")
+    yield Row("… training", seconds, "s", floor="≤ 60 s", met=seconds <= 60)
