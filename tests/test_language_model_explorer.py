@@ -20,7 +20,7 @@ import qlearn
 from pictures import picture
 from qlearn import PerAxis, PerGroup, PerToken, QuantConfig, datasets
 from qlearn.nn.language_model import ALPHABET, CONTEXT, LanguageModel, language_model, to_tokens, windows
-from qlearn.style import GREY, INK, contrast, on_dark
+from qlearn.style import DRAWING, GREY, INK, contrast, on_dark
 from qlearn.widgets import explore_language_model, language_model_runs
 from qlearn.widgets.language_model import COLUMNS, LEVELS, MOST_LETTERS, ROWS, TAIL, wrapped
 from qlearn.widgets.language_model_runs import LETTERS, MEASURED, Runs, Setting, Stopped, surprises
@@ -83,6 +83,8 @@ def wait_for(what, true):
 
 def at_rest(explorer):
     wait_for("nothing is computed", lambda: explorer._job is None)
+    with DRAWING:  # who has ended it holds the lock until the picture is drawn
+        pass
 
 
 class Gate:
