@@ -64,7 +64,7 @@ def main() -> int:
 
         tests, left_out = which_can_run(away)
         pytest("unit and property tests", "-n", "2", *tests, *chosen("not torchvision"))
-        networks = " and not ".join(("explore_ptq", "explore_qat", "explore_mixed_precision"))
+        networks = " and not ".join(("explore_ptq", "explore_qat", "explore_mixed_precision", "explore_language_model"))
         of_wheel = ("--pyargs", "qlearn", "--doctest-modules", "--doctest-ignore-import-errors")
         pytest(
             "doctests of the wheel",

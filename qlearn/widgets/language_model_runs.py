@@ -201,8 +201,9 @@ class Runs:
         network = copy.deepcopy(self._weights(setting, tell).model)
         if setting.activations != FLOAT:
             ranges = self._input_ranges(setting, tell)
+            each_token = _rounding(ACTIVATIONS[setting.activations])
             for name, layer in linear_maps(network).items():
-                layer.register_forward_pre_hook(_rounding(ranges.get(name) or ACTIVATIONS[setting.activations]))
+                layer.register_forward_pre_hook(_rounding(ranges[name]) if name in ranges else each_token)
         if not isinstance(setting.cache, str):
             for block in network.blocks:
                 block.attention.cache = QuantConfig(setting.cache, granularity=PerGroup(self.cache_shape[2]))
@@ -386,14 +387,22 @@ def _calls(tell: Tell, stage: str, layers: Any, times: int) -> Iterator[None]:
 
 
 def _rounding(quantizer: QParams | QuantConfig) -> Callable[[Any, Any], Any]:
-    """A hook that rounds a layer's input: with this quantizer, or with one found for each token."""
+    """A hook that rounds a layer's input: with this quantizer, or with one found for each token.
+
+    Queries, keys and values are made of one input: it is rounded once.
+    """
+    last: Any = None
+    rounded: Any = None
 
     def round_input(_: Any, args: Any) -> Any:
+        nonlocal last, rounded
         (x,) = args
-        qparams = quantizer
-        if isinstance(qparams, QuantConfig):
-            qparams = qparams.choose_qparams(*find_range(x, granularity=qparams.granularity))
-        return fake_quantize(x, qparams)
+        if x is not last:
+            qparams = quantizer
+            if isinstance(qparams, QuantConfig):
+                qparams = qparams.choose_qparams(*find_range(x, granularity=qparams.granularity))
+            last, rounded = x, fake_quantize(x, qparams)
+        return rounded
 
     return round_input
 

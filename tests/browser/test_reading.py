@@ -54,7 +54,7 @@ def show(name, lab, page):
 
 def test_tab_leads_through_every_control_and_keys_move_it(shown, page):
     explorer = page.locator(".qlearn-explorer")
-    knob = ".noUi-handle, select, input[type=checkbox]"
+    knob = ".noUi-handle, select, input[type=checkbox], input[type=text]"
     rows = explorer.locator(f".widget-inline-hbox:has({knob})")  # a progress bar has a label, too, and no knob
     names = [name for name in rows.locator(".widget-label").all_inner_texts() if name]
     knobs = explorer.locator(knob)
