@@ -2,8 +2,7 @@
 
 Parts: import, quantize, mse, observers, ptq, qat, gptq, writing, real (minutes), adapters, layers, mixed_precision,
 kernel, memory, lessons, page (which takes most of the time). The table is printed, and written with more digits to
-bench.json, which git ignores. Times depend on the machine and on what else
-it does, so nothing here fails.
+bench.json, which git ignores. Times depend on the machine and on what else it does, so nothing here fails.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import qlearn
@@ -33,12 +34,9 @@ def writing() -> Iterator[Row]:
     anew.load_state_dict(model.state_dict())
     text = datasets.text_parts().validation
     for name, prompt in (("16 letters", text[:16]), ("a full window", text[:WINDOW])):
-
-        def write(network: Any, prompt: str = prompt, **options: int) -> str:
-            return nn.generate(network, prompt, length=WINDOW - 16, **options)
-
+        write = partial(nn.generate, prompt=prompt, length=WINDOW - 16)
         every = {} if len(prompt) == 16 else {"slide": 1}
-        times = race(3, own=lambda run=write: run(model), peer=lambda run=write, options=every: run(anew, **options))
+        times = race(5, own=partial(write, model), peer=partial(write, anew, **every))
         yield against(f"writing {WINDOW - 16} letters after {name}", times["own"], "the window anew", times["peer"], 5)
 
 
