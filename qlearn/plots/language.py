@@ -19,7 +19,7 @@ COLUMNS = 76  # letters in a line
 LINE = 0.21  # inches
 MOST = 8.0  # bits at which the colour ends
 SURPRISE = ListedColormap(colormaps["Oranges"](np.linspace(0.0, 0.75, 256)), "surprise")  # black letters stay legible
-SHOWN = {"\n": "¶", " ": "␣"}  # letters that leave no ink
+SHOWN = {"\n": "¶", " ": "·"}  # letters that leave no ink
 
 
 @picture
