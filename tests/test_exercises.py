@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import time
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -288,6 +289,22 @@ def test_whatever_an_attempt_does_the_lesson_goes_on(attempt, message, capsys):
 def _loops(values):
     while True:
         pass
+
+
+def test_of_renamed_parameters_only_the_names_are_told():
+    message = exercises.check("04.2", lambda b, s, t: b / s / t).message
+    assert message.endswith("Keep the names of the parameters as they were.")
+
+
+def test_a_right_answer_that_divides_by_0_and_drops_it_comes_without_warnings():
+    def equalize(w1, b1, w2):
+        r1, r2 = np.abs(w1).max(axis=1), np.abs(w2).max(axis=0)
+        s = np.where((r1 > 0) & (r2 > 0), np.sqrt(r1 / r2), 1)
+        return w1 / s[:, None], b1 / s, w2 * s
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert exercises.check("07.2", equalize).status == "correct"
 
 
 def test_a_loop_without_an_end_is_stopped(monkeypatch):

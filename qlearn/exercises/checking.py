@@ -13,6 +13,7 @@ import copy
 import dis
 import html
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,9 +95,10 @@ class Result:
 class _Wrong(Exception):
     """An attempt failed on one case; the message says how."""
 
-    def __init__(self, case: Case, message: str) -> None:
+    def __init__(self, case: Case, message: str, explained: bool = False) -> None:
         super().__init__(message)
         self.case = case
+        self.explained = explained  # the message has the reason already
 
 
 class _Endless(BaseException):
@@ -111,12 +113,15 @@ def examine(exercise: Exercise, attempt: Any) -> Result:
     if early := no_function(exercise.id, exercise.solution.__name__, attempt):
         return early
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            # A right answer may divide 0 by 0 and drop it, in a `np.where`; of a wrong one its values tell.
+            warnings.simplefilter("ignore", RuntimeWarning)
             for case in exercise.examples:
                 _try(exercise, attempt, case)
             _search(exercise, attempt)
     except _Wrong as wrong:
-        return Result("wrong", f"✗ {exercise.id}: {wrong}{_diagnose(exercise, attempt, wrong.case)}")
+        diagnosis = "" if wrong.explained else _diagnose(exercise, attempt, wrong.case)
+        return Result("wrong", f"✗ {exercise.id}: {wrong}{diagnosis}")
     except _Endless as endless:
         return Result("wrong", f"✗ {exercise.id}: {endless}")
     except Flaky:
@@ -181,9 +186,8 @@ def _try(exercise: Exercise, attempt: Callable[..., Any], case: Case) -> None:
     except (Exception, SystemExit) as error:
         renamed = isinstance(error, TypeError) and "unexpected keyword argument" in str(error)
         advice = "\n  Keep the names of the parameters as they were." if renamed else ""
-        raise _Wrong(
-            case, f"your function raised {type(error).__name__}: {error}\n  in the call {call}{advice}"
-        ) from None
+        message = f"your function raised {type(error).__name__}: {error}\n  in the call {call}{advice}"
+        raise _Wrong(case, message, explained=renamed) from None
     changed = [name for name in case if not _same(case[name], arguments[name])]
     if changed:
         raise _Wrong(

@@ -234,8 +234,11 @@ def _multiplied(bias, x_scale, w_scale):
     return np.rint(bias * (x_scale * w_scale)).astype(np.int32)
 
 
-def _eight_bits(bias, x_scale, w_scale):
-    return np.clip(np.rint(bias / (x_scale * w_scale)), -128, 127).astype(np.int32)
+def _eight_bits(least):
+    def clamped(bias, x_scale, w_scale):
+        return np.clip(np.rint(bias / (x_scale * w_scale)), least, 127).astype(np.int32)
+
+    return clamped
 
 
 def _cut_off(bias, x_scale, w_scale):
@@ -340,7 +343,10 @@ QUANTIZE_BIAS = Exercise(
         Mistake(
             _no_brackets, "That divides by x_scale only, and multiplies by w_scale. Divide by the product of the two."
         ),
-        Mistake(_eight_bits, "You clamped to eight bits. The bias joins the accumulator, which has 32."),
+        *(
+            Mistake(_eight_bits(least), "You clamped to eight bits. The bias joins the accumulator, which has 32.")
+            for least in (-128, -127)
+        ),
         Mistake(_cut_off, "A cast cuts the fraction off. Round to the nearest integer first, with np.rint."),
         Mistake(_not_cast, "The values are right, but they are still floats: end with .astype(np.int32)."),
         Mistake(_rounded_down, "You round down. The nearest code may lie above: np.rint."),

@@ -49,6 +49,11 @@ def _factor_for_columns(weight, bias, gamma, beta, mean, var, eps):
     return weight * factor, (bias - mean) * factor + beta
 
 
+def _turned_round(weight, bias, gamma, beta, mean, var, eps):
+    factor = gamma / np.sqrt(var + eps)
+    return weight.T * factor, (bias - mean) * factor + beta
+
+
 def _own_bias_not_scaled(weight, bias, gamma, beta, mean, var, eps):
     factor = gamma / np.sqrt(var + eps)
     return weight * factor[:, None], bias - mean * factor + beta
@@ -181,6 +186,9 @@ FOLD = Exercise(
             _factor_for_columns,
             "The factor belongs to an output, that is to a row: factor[:, None]. Yours multiplies columns.",
         ),
+        Mistake(
+            _turned_round, "You return the transposed weights. Outputs are rows, before and after: factor[:, None]."
+        ),
         Mistake(_own_bias_not_scaled, "The layer's own bias goes through the batch norm too: scale it by the factor."),
         Mistake(
             _own_bias_lost, "The layer's own bias is lost. Many layers before a batch norm have none; this one does."
@@ -292,6 +300,11 @@ def _rows_and_columns_swapped(w1, b1, w2):
         raise ValueError("operands could not be broadcast together")
     s = _safe(np.abs(w1).max(axis=0), np.abs(w2).max(axis=1), lambda a, b: np.sqrt(a / b))
     return _rescaled(w1, b1, w2, s)
+
+
+def _columns_and_rows_throughout(w1, b1, w2):
+    s = _safe(np.abs(w1).max(axis=0), np.abs(w2).max(axis=1), lambda a, b: np.sqrt(a / b))
+    return w1 / s, b1 / s, w2 * s[:, None]
 
 
 def _columns_divided(w1, b1, w2):
@@ -456,6 +469,10 @@ EQUALIZE = Exercise(
         Mistake(
             _rows_and_columns_swapped, "A channel is a row of w1 and a column of w2: max over axis 1, then axis 0."
         ),
+        Mistake(
+            _columns_and_rows_throughout,
+            "You take columns of w1 and rows of w2. A channel is a row where it is made, and a column where it is read.",
+        ),
         Mistake(_columns_divided, "w1 / s divides the columns of w1. A channel is a row there: s[:, None]."),
         Mistake(_rows_multiplied, "w2 * s[:, None] multiplies the rows of w2. A channel is a column there: w2 * s."),
         Mistake(_one_for_both, "That is one factor for all channels. Each has its own: max along one axis."),
@@ -531,6 +548,10 @@ def _new_bias_only(bias_codes, step, y, y_hat):
     return np.rint((y - y_hat).mean(axis=0) / step).astype(np.int32)
 
 
+def _median_not_mean(bias_codes, step, y, y_hat):
+    return (bias_codes + np.rint(np.median(y - y_hat, axis=0) / step)).astype(np.int32)
+
+
 def _each_image_rounded(bias_codes, step, y, y_hat):
     return np.rint(bias_codes + np.rint((y - y_hat) / step).mean(axis=0)).astype(np.int32)
 
@@ -594,6 +615,12 @@ CORRECT = Exercise(
             "y": np.array([[10.0, 2.0], [30.0, 4.0]]),
             "y_hat": np.array([[0.0, 12.5], [1.125, 16.125]]),
         },
+        {
+            "bias_codes": np.array([3], dtype=np.int32),
+            "step": 0.5,
+            "y": np.array([[1.0], [2.0], [9.0]]),
+            "y_hat": np.array([[0.0], [0.0], [0.0]]),
+        },
     ),
     cases=_outputs(),
     mistakes=(
@@ -611,6 +638,7 @@ CORRECT = Exercise(
             "You take the size of each error. What counts is what is left of them with their signs: no np.abs.",
         ),
         Mistake(_sum_not_mean, "The bias is added to every image's output, so it is the mean error, not the sum."),
+        Mistake(_median_not_mean, "That is the median. The squared error is smallest when the mean error is gone."),
         Mistake(_mean_of_images, "That is one mean for each image. Each channel needs one: mean over axis 0."),
         Mistake(_each_image_rounded, "You round the error of each image. Take the mean first, then round once."),
         Mistake(

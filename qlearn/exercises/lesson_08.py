@@ -790,6 +790,13 @@ def _codes_lost_in_bytes(codes, bits):
     return packed
 
 
+def _too_few_bytes(codes, bits):
+    packed = np.zeros(-(-len(codes) * bits // 8), np.uint8)
+    for i, code in enumerate(codes):
+        packed[i // (8 // bits)] |= (int(code) << (bits * (i % (8 // bits)))) & 255
+    return packed
+
+
 def _a_byte_too_many(codes, bits):
     whole = len(codes) * bits % 8 == 0
     return np.append(pack(codes, bits), np.zeros(int(whole), np.uint8))
@@ -849,6 +856,10 @@ PACK = Exercise(
         Mistake(
             _codes_lost_in_bytes,
             "Your bytes hold 8 // bits codes each and are n · bits // 8: where bits does not divide 8, codes are lost.",
+        ),
+        Mistake(
+            _too_few_bytes,
+            "You put 8 // bits codes into a byte, and run out of bytes where bits does not divide 8. Leave no gap.",
         ),
         Mistake(_overwritten, "A byte's later codes overwrite the first ones. Add their bits: |= in the place of =."),
         Mistake(_a_byte_too_many, "You return a byte too many where the codes fill whole bytes: ⌈n · bits / 8⌉."),
