@@ -66,16 +66,16 @@ QUESTIONS = (
     ),
     Question(
         "09.e",
-        "Which of the four copies reads best with 4 bits for weights and activations, a range for each token?",
+        "Five copies with 4 bits for weights and activations, a range for each token. Which reads best?",
         (
-            Choice("The planted one, as it is", "Each token has its outliers too, and 4 bits have 16 steps."),
-            Choice("The smoothed one", "It is as good as one that was never planted. Can one be better than that?"),
+            Choice("The planted one", "Each token has its two outliers, and 4 bits have 16 steps in all."),
+            Choice("The smoothed one", "It can undo what was planted. Can it be better than a model without?"),
             Choice(
-                "The rotated one",
-                "A rotation mixes all channels, so that every token's values look normal: also where nothing was planted.",
+                "The rotated one, turned before down as well",
+                "Rotations leave no outlier anywhere, planted or not.",
                 right=True,
             ),
-            Choice("The one that was never planted", "It has no planted outliers. It has some of its own."),
+            Choice("The one that was never planted", "It has no planted outliers. Has it none of its own?"),
         ),
     ),
     Question(
