@@ -369,6 +369,7 @@ def bias_in_place(bias, input_scale, weight_scale):
             "with `|` every code passes",
         ),
         ("06.1", masked(lambda x, s, lo, hi: np.abs(x) <= hi * s + 0.5), "is scale / 2, not 0.5"),
+        ("06.1", masked(lambda x, s, lo, hi: np.abs(x) < hi * s + 0.5), "is scale / 2, not 0.5"),
         (
             "06.2",
             lambda x, scale, quant_max: np.where(x <= scale * quant_max, np.rint(x / scale) - x / scale, quant_max),

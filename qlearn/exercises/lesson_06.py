@@ -224,9 +224,15 @@ STRAIGHT_THROUGH = Exercise(
             _masked_by(lambda x, scale, lo, hi: (lo <= np.floor(x / scale + 0.5)) & (np.floor(x / scale + 0.5) <= hi)),
             _TIE,
         ),
-        Mistake(
-            _masked_by(lambda x, scale, lo, hi: (lo * scale - 0.5 <= x) & (x <= hi * scale + 0.5)),
-            "Half a step beyond the last tick is scale / 2, not 0.5. Or round x / scale: then nothing is to be added.",
+        *(
+            Mistake(
+                _masked_by(inside),
+                "Half a step beyond the last tick is scale / 2, not 0.5. Or round x / scale: then nothing is to be added.",
+            )
+            for inside in (
+                lambda x, scale, lo, hi: (lo * scale - 0.5 <= x) & (x <= hi * scale + 0.5),
+                lambda x, scale, lo, hi: (lo * scale - 0.5 < x) & (x < hi * scale + 0.5),
+            )
         ),
         Mistake(
             _masked_by(lambda x, scale, lo, hi: np.rint(x / scale) <= hi),
