@@ -542,7 +542,7 @@ def test_what_was_written_runs_where_it_matters(monkeypatch):
     monkeypatch.setattr("qlearn.exercises.shelf.IN_THE_NETWORK", 0.2)
     shelf["99.1"] = small(consequence=_loops)
     result = exercises.check("99.1", halves)
-    assert result.status == "correct" and "and was stopped" in result.message
+    assert result.status == "correct" and "and was stopped. Is there a loop" in result.message
 
 
 # --- challenges ------------------------------------------------------------------------------------------------------

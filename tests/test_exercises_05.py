@@ -71,6 +71,12 @@ def test_right_answers_in_other_words(exercise_id, attempt):
 # --- exercises: wrong as a learner may be -----------------------------------------------------------------------------
 
 
+def average_that_begins_with_the_first_batch(lo, hi, batch):
+    if np.isinf(lo):
+        return batch.min(), batch.max()
+    return 0.9 * lo + 0.1 * batch.min(), 0.9 * hi + 0.1 * batch.max()
+
+
 def changes_its_input(x):
     bits = x.view(np.int32)
     bits >>= 16
@@ -86,6 +92,7 @@ WRONG = [
         lambda lo, hi, batch: (0.9 * lo + 0.1 * batch.min(), 0.9 * hi + 0.1 * batch.max()),
         "An average of ranges",
     ),
+    ("05.1", average_that_begins_with_the_first_batch, "An average of ranges"),
     ("05.1", lambda lo, hi, batch: (min(lo, batch.min(0)), max(hi, batch.max(0))), "without an axis"),
     ("05.1", lambda lo, hi, batch: (min(lo, min(batch)), max(hi, max(batch))), "without an axis|Python's own min"),
     ("05.1", lambda lo, hi, batch: (min(lo, np.min(abs(batch))), max(hi, np.max(abs(batch)))), "signs count"),
@@ -157,6 +164,8 @@ WRONG = [
         "most sums of narrow integers",
     ),
     ("05.3", lambda outputs, inputs, bits: outputs * inputs * bits / 8 + 4 + 4 * outputs, "one scale for the whole"),
+    ("05.3", lambda outputs, inputs, bits: outputs * inputs * bits / 8 + 8, "one scale and one bias in all"),
+    ("05.3", lambda outputs, inputs, bits: outputs * inputs * (bits // 8) + 8 * outputs, "the codes cost nothing"),
     ("05.3", lambda outputs, inputs, bits: math.ceil((outputs * inputs * bits + 8 * outputs) / 8), "in bytes already"),
     ("05.3", lambda outputs, inputs, bits: math.ceil((outputs * inputs + 2 * outputs) * bits / 8), "takes 4 bytes"),
     ("05.3", lambda outputs, inputs, bits: math.ceil(outputs * inputs / bits) + 8 * outputs, "More bits must make"),
@@ -199,7 +208,8 @@ def test_observed_ranges_are_those_of_the_network():
     said = exercises.check("05.1", observe).message
     ranges = lesson_05._observed_ranges(observe)
     assert ranges[0] == (0.0, 1.0) and all(lo == 0 < 5 < hi for lo, hi in ranges[1:])
-    assert f"0 … {ranges[2][1]:.3g}" in said and "of 2,000 other digits" in said
+    assert f"end at\n  1, {ranges[1][1]:.3g} and {ranges[2][1]:.3g}." in said and "of 2,000 other digits" in said
+    assert "0 … " not in said  # where they begin is asked after this exercise
     found, guessed = (
         lesson_05._accuracy_on_integers(r, exercises.find("05.2").solution) for r in (ranges, [(0.0, 1.0)] * 3)
     )
@@ -284,6 +294,22 @@ def changed_by(answer):
         codes, scale, _ = answer(name, weight.reshape(len(weight), -1))
         changed[name] = (codes * scale).astype(np.float32).reshape(weight.shape)
     return changed
+
+
+def test_what_is_shown_is_what_is_judged():
+    """A ternary answer that reads 97.45 %: 97.5 % would look like the target, refused."""
+
+    def by_threshold(name, weight):
+        if name == "conv1":
+            scale = np.abs(weight).max(1, keepdims=True) / 127
+            return np.rint(weight / scale).astype(np.int8), scale, 8
+        size = np.abs(weight)
+        kept = size > 0.7 * size.mean(1, keepdims=True)
+        scale = (size * kept).sum(1, keepdims=True) / kept.sum(1, keepdims=True)
+        return (np.sign(weight) * kept).astype(np.int8), scale, 2
+
+    score = SMALL_CNN.judge(by_threshold)
+    assert score.columns["accuracy"] == "97.45 %" and not score.passed
 
 
 def test_bytes_are_those_that_are_packed():

@@ -363,6 +363,51 @@ def bias_in_place(bias, input_scale, weight_scale):
         ),
         ("06.3", lambda bias, input_scale, weight_scale: bias / (input_scale * weight_scale), "not yet whole ones"),
         ("06.3", bias_in_place, "changed its input bias"),
+        (
+            "06.1",
+            masked(lambda x, s, lo, hi: (np.rint(x / s) >= lo) | (np.rint(x / s) <= hi)),
+            "with `|` every code passes",
+        ),
+        ("06.1", masked(lambda x, s, lo, hi: np.abs(x) <= hi * s + 0.5), "is scale / 2, not 0.5"),
+        ("06.1", masked(lambda x, s, lo, hi: np.abs(x) < hi * s + 0.5), "is scale / 2, not 0.5"),
+        (
+            "06.2",
+            lambda x, scale, quant_max: np.where(x <= scale * quant_max, np.rint(x / scale) - x / scale, quant_max),
+            "at the upper end only",
+        ),
+        (
+            "06.2",
+            two_parts(residual, last, limit=lambda v, quant_max: np.abs(np.rint(v)) < quant_max),
+            "The last code is a code like all others",
+        ),
+        (
+            "06.2",
+            lambda x, scale, quant_max: np.where(
+                np.abs(x) <= quant_max, np.rint(x / scale) - x / scale, np.sign(x) * quant_max
+            ),
+            "You compare x with a code",
+        ),
+        (
+            "06.2",
+            lambda x, scale, quant_max: np.where(
+                np.abs(x / scale) <= quant_max, np.rint(x / scale) - x, np.sign(x) * quant_max
+            ),
+            "you take x off",
+        ),
+        (
+            "06.3",
+            lambda bias, input_scale, weight_scale: (
+                np.rint(bias / (input_scale * weight_scale)).astype(np.int16) * input_scale * weight_scale
+            ),
+            "int16 ends at 32,767",
+        ),
+        (
+            "06.3",
+            lambda bias, input_scale, weight_scale: (
+                np.rint(bias / input_scale * weight_scale) * input_scale * weight_scale
+            ),
+            "put it in parentheses",
+        ),
     ],
 )
 def test_wrong_answers_in_a_learners_words(exercise_id, attempt, message):
@@ -460,7 +505,7 @@ def test_the_model_is_a_copy():
         return prepared(nn.load_trained("mlp"))
 
     first, second = judge_two_bits(spoils), judge_two_bits(spoils)
-    assert first == second and first.columns["of 10,000 test digits"] != "10.0 %"
+    assert first == second and first.columns["of 10,000 test digits"] != "10.00 %"
 
 
 # --- the lesson's table of libraries ---------------------------------------------------------------------------------

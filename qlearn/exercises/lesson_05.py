@@ -73,6 +73,15 @@ def _moving_average(c):
     return moves, weighs
 
 
+def _begun_with_the_first(average):
+    """A moving average that takes the first batch's own range, before which there is none."""
+
+    def moves(lo, hi, batch):
+        return (batch.min(), batch.max()) if np.isinf(lo) else average(lo, hi, batch)
+
+    return moves
+
+
 def _upper_end_forgets(lo, hi, batch):
     return min(lo, batch.min()), batch.max()
 
@@ -212,11 +221,12 @@ def _observed(attempt):
     """The network with the learner's ranges, and with a guess."""
     ranges = _observed_ranges(attempt)
     found, guessed = (_accuracy_on_integers(r, accumulate) for r in (ranges, [(0.0, 1.0)] * 3))
-    seen = ", ".join(f"{lo:.3g} … {hi:.3g}" for lo, hi in ranges)
+    first, second, third = (f"{hi:.3g}" for _, hi in ranges)  # where they begin is the next question
     return (
-        f"Your `observe` watched 1,000 digits go by in front of three layers of another network: {seen}.\n"
+        "Your `observe` watched 1,000 digits go by in front of three layers of another network, and the ranges end at\n"
+        f"{first}, {second} and {third}. "
         f"With these ranges, on 8-bit integers, it reads {found:.1f} % of 2,000 other digits\n"
-        f"(in float {networks.mlp_accuracy():.1f} %); with the range of pixels, 0 … 1, everywhere: {guessed:.1f} %."
+        f"(in float {networks.mlp_accuracy():.1f} %); with the range of pixels everywhere: {guessed:.1f} %."
     )
 
 
@@ -248,7 +258,13 @@ OBSERVE = Exercise(
     mistakes=(
         Mistake(_last_batch_only, _FORGETS),
         Mistake(_average, _AVERAGES),
-        *(Mistake(average, _AVERAGES) for c in (0.1, 0.01, 0.9) for average in _moving_average(c)),
+        Mistake(_begun_with_the_first(_average), _AVERAGES),
+        *(
+            Mistake(wrong, _AVERAGES)
+            for c in (0.1, 0.01, 0.9)
+            for average in _moving_average(c)
+            for wrong in (average, _begun_with_the_first(average))
+        ),
         Mistake(_upper_end_forgets, "Your upper end forgets: only the last batch counts for it. Compare with hi."),
         Mistake(_lower_end_forgets, "Your lower end forgets: only the last batch counts for it. Compare with lo."),
         Mistake(_as_it_was, "That is the old pair: nothing of the batch has got into it."),
@@ -603,6 +619,14 @@ def _one_of_each(outputs, inputs, bits):
     return -(-outputs * inputs * bits // 8) + 8
 
 
+def _one_of_each_and_fractions(outputs, inputs, bits):
+    return outputs * inputs * bits / 8 + 8
+
+
+def _whole_bytes_of_a_code(outputs, inputs, bits):
+    return outputs * inputs * (bits // 8) + 8 * outputs
+
+
 def _one_scale_and_fractions(outputs, inputs, bits):
     return outputs * inputs * bits / 8 + 4 + 4 * outputs
 
@@ -716,7 +740,14 @@ LAYER_BYTES = Exercise(
         Mistake(_rest_in_few_bits, "Scales and biases are no codes of `bits` bits: each takes 4 bytes."),
         Mistake(_divided_by_bits, "More bits must make more bytes: multiply by `bits`, and divide by 8."),
         Mistake(_one_scale_and_no_bias, "That is one scale in all. Each output has its own, and a bias."),
-        Mistake(_one_of_each, "That is one scale and one bias in all. Each output has its own."),
+        *(
+            Mistake(one, "That is one scale and one bias in all. Each output has its own.")
+            for one in (_one_of_each, _one_of_each_and_fractions)
+        ),
+        Mistake(
+            _whole_bytes_of_a_code,
+            "bits // 8 is 0 below 8 bits, and the codes cost nothing. Multiply first, then make bytes of all bits.",
+        ),
         Mistake(_one_of_each_side, "Scales *and* biases belong to the outputs: nothing is stored for an input."),
         Mistake(_zero_points_too, "12 bytes for each output are too many: weights are symmetric, without zero points."),
         Mistake(_half_scales, "6 bytes for each output: a float32 and an int32 take 4 bytes each."),
@@ -1002,7 +1033,8 @@ def _judge(answer):
     if not np.isfinite(logits).all():
         raise CannotBeJudged("with these weights the network puts out numbers that are not finite.")
     passed = bool(total < MOST_BYTES and percent >= LEAST_PERCENT)
-    return Score({"accuracy": f"{percent:.1f} %", "bytes": f"{total:,}"}, passed)
+    # Two decimals are exact for 2,000 digits: what is shown and what is judged are the same number.
+    return Score({"accuracy": f"{percent:.2f} %", "bytes": f"{total:,}"}, passed)
 
 
 def _checked(name, shape, returned):

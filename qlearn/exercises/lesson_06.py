@@ -195,7 +195,7 @@ STRAIGHT_THROUGH = Exercise(
         Mistake(
             _no_mask,
             "You let everything through. The clamp moves values beyond the last tick: their slope is 0. "
-            "(After a clamp, every code is inside: compare before it.)",
+            "(After a clamp every code is inside: compare before it. And with `|` every code passes: take `&`.)",
         ),
         Mistake(_true_slope, "That is the staircase's own slope, 0 everywhere. Nothing would ever learn."),
         Mistake(
@@ -223,6 +223,16 @@ STRAIGHT_THROUGH = Exercise(
         Mistake(
             _masked_by(lambda x, scale, lo, hi: (lo <= np.floor(x / scale + 0.5)) & (np.floor(x / scale + 0.5) <= hi)),
             _TIE,
+        ),
+        *(
+            Mistake(
+                _masked_by(inside),
+                "Half a step beyond the last tick is scale / 2, not 0.5. Or round x / scale: then nothing is to be added.",
+            )
+            for inside in (
+                lambda x, scale, lo, hi: (lo * scale - 0.5 <= x) & (x <= hi * scale + 0.5),
+                lambda x, scale, lo, hi: (lo * scale - 0.5 < x) & (x < hi * scale + 0.5),
+            )
         ),
         Mistake(
             _masked_by(lambda x, scale, lo, hi: np.rint(x / scale) <= hi),
@@ -355,6 +365,24 @@ def _mask_after_rounding(x, scale, quant_max):
     return np.where(np.abs(code) <= quant_max, code - v, np.sign(v) * quant_max)
 
 
+def _last_code_outside(x, scale, quant_max):
+    v = x / scale
+    return np.where(np.abs(np.rint(v)) < quant_max, np.rint(v) - v, np.sign(v) * quant_max)
+
+
+def _upper_end_only(below):
+    def slope(x, scale, quant_max):
+        v = x / scale
+        return np.where(v <= quant_max, below(v, quant_max), quant_max)
+
+    return slope
+
+
+def _x_taken_off(x, scale, quant_max):
+    v = x / scale
+    return np.where(np.abs(v) <= quant_max, np.rint(v) - x, np.sign(v) * quant_max)
+
+
 def _mask_on_x(x, scale, quant_max):
     v = x / scale
     return np.where(np.abs(x) <= quant_max, np.rint(v) - v, np.sign(v) * quant_max)
@@ -460,7 +488,7 @@ SCALE_SLOPE = Exercise(
     id="06.2",
     solution=scale_slope,
     examples=(
-        {"x": np.array([-9.0, -0.65, 0.2, 0.4, 1.0, 9.0]), "scale": 0.5, "quant_max": 3},
+        {"x": np.array([-9.0, -0.65, 0.2, 0.4, 1.0, 1.4, 2.2, 9.0]), "scale": 0.5, "quant_max": 3},
         {"x": np.array([1.75, 1.25]), "scale": 1.0, "quant_max": 1},
     ),
     cases=st.fixed_dictionaries(
@@ -504,6 +532,18 @@ SCALE_SLOPE = Exercise(
             _mask_after_rounding,
             "That is the mask of 06.1. LSQ clamps first: a value is inside if |x / scale| ≤ quant_max, before rounding.",
         ),
+        Mistake(
+            _last_code_outside,
+            "The last code is a code like all others. A value is inside up to the last tick: |x / scale| ≤ quant_max.",
+        ),
+        *(
+            Mistake(
+                _upper_end_only(below),
+                "You compare at the upper end only. A value below −quant_max is clamped, too: np.abs.",
+            )
+            for below in (_residual, lambda v, quant_max: np.clip(np.rint(v), -quant_max, quant_max) - v)
+        ),
+        Mistake(_x_taken_off, "Inside, you take x off. What rounding adds is rint(v) − v, with v = x / scale."),
         Mistake(_mask_on_x, "You compare x with a code. Divide by scale first: |x / scale| ≤ quant_max."),
         *(
             Mistake(
@@ -596,6 +636,15 @@ def _eight_bits(bias, input_scale, weight_scale):
 def _wraps(bias, input_scale, weight_scale):
     step = input_scale * weight_scale
     return step * np.rint(bias / step).astype(np.int64).astype(np.int8)
+
+
+def _wraps_at_sixteen(bias, input_scale, weight_scale):
+    step = input_scale * weight_scale
+    return step * np.rint(bias / step).astype(np.int64).astype(np.int16)
+
+
+def _without_parentheses_around_the_step(bias, input_scale, weight_scale):
+    return input_scale * weight_scale * np.rint(bias / input_scale * weight_scale)
 
 
 def _steps_not_rounded(bias, input_scale, weight_scale):
@@ -696,7 +745,8 @@ BIAS_ON_GRID = Exercise(
     solution=bias_on_grid,
     examples=(
         {"bias": np.array([0.325, -0.7, -0.4]), "input_scale": 0.5, "weight_scale": np.array([0.25, 0.125, 1.5])},
-        {"bias": np.array([60.0]), "input_scale": 0.5, "weight_scale": np.array([0.25])},
+        # 49,152 steps: more than 16 bits hold.
+        {"bias": np.array([1.5]), "input_scale": 2.0**-8, "weight_scale": np.array([2.0**-7])},
     ),
     cases=_biases(),
     mistakes=(
@@ -734,6 +784,11 @@ BIAS_ON_GRID = Exercise(
         Mistake(_eight_bits, "A bias is an int32: it is not clamped to 8 bits."),
         Mistake(
             _wraps, "Your codes wrapped: an int8 holds −128 … 127, and a bias is an int32. (It needs no cast here.)"
+        ),
+        Mistake(_wraps_at_sixteen, "Your codes wrapped: an int16 ends at 32,767, and a bias is an int32."),
+        Mistake(
+            _without_parentheses_around_the_step,
+            "bias / a * b divides by a and multiplies by b. The step is a product: put it in parentheses.",
         ),
         Mistake(_steps_not_rounded, "Those are the steps, and not yet whole ones: round them, then make real numbers."),
         Mistake(_in_tenths, "You round to tenths of a step. The accumulator counts whole steps: np.rint."),
@@ -846,7 +901,8 @@ def judge_two_bits(answer):
         a = a @ weight.T + bias
         a = a if number == len(_LAYERS) - 1 else np.maximum(a, 0)
     percent = float(100 * np.mean(a.argmax(axis=1) == data.test.labels))
-    return Score({"of 10,000 test digits": f"{percent:.1f} %"}, percent >= _TARGET)
+    # Two decimals are exact for 10,000 digits: what is shown and what is judged are the same number.
+    return Score({"of 10,000 test digits": f"{percent:.2f} %"}, percent >= _TARGET)
 
 
 def _as_labels(labels):

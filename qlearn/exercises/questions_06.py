@@ -88,7 +88,8 @@ QUESTIONS = (
         (
             Choice(
                 "At all three: training cannot hurt",
-                "A short training moves the accuracy a little, up or down. Where nothing is lost, nothing can be won.",
+                "It can, a little: a few hasty steps move a network that was finished. Where nothing is lost, nothing can "
+                "be won.",
             ),
             Choice(
                 "At 3 and 2 bits",
