@@ -11,7 +11,23 @@ from matplotlib.text import Text
 from PIL import Image
 
 from qlearn import plots, widgets
-from qlearn.style import BLACK, BLUE, DPI, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION, contrast, on_dark
+from qlearn.plots.picture import ABOVE
+from qlearn.style import (
+    BLACK,
+    BLUE,
+    DARK_FILTER,
+    DPI,
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    contrast,
+    on_dark,
+)
 from qlearn.widgets.page import page_style
 
 MARKS = (BLACK, BLUE, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION)
@@ -93,3 +109,8 @@ def test_a_lessons_picture_is_said_in_words_that_every_reader_gets(monkeypatch):
     assert image["text/plain"] == metadata["image/png"]["alt"] == shown.alt
     assert set(words) == {"text/html"}
     assert "size: a &lt; b 1." in words["text/html"]
+    # What comes with them turns the picture above dark, on a page that is.
+    assert f'[data-jp-theme-light="false"] {ABOVE} {{filter: {DARK_FILTER}}}' in words["text/html"]
+    assert 'class="qlearn-words"' in words["text/html"] and ABOVE.endswith(
+        ":has(+ .jp-OutputArea-child .qlearn-words) img"
+    )

@@ -13,16 +13,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from qlearn.style import DPI, STILL_RATIO, own_style
+from qlearn.style import DARK_FILTER, DPI, STILL_RATIO, own_style
 
 CORNER = 0.06  # inches, 6 pixels of the page
+# An output cannot say how an image before it looks on a dark page, but a style that comes with the words can.
+ABOVE = ".jp-OutputArea-child:has(+ .jp-OutputArea-child .qlearn-words) img"
+TURNED = f'<style>[data-jp-theme-light="false"] {ABOVE} {{filter: {DARK_FILTER}}}</style>'
 
 
 @dataclass(frozen=True, repr=False)
 class Picture:
     """A figure and the sentence that says what it shows: shown as an image with alt text, printed as the sentence.
 
-    JupyterLab leaves the alt text of a stored image out, so the sentence is also folded under the picture, as text.
+    JupyterLab leaves the alt text of a stored image out, so the sentence is also folded under the picture, as text. On
+    a dark page of JupyterLab the picture turns dark, as explorers do.
 
     >>> Picture(Figure(), "An empty page of no use.")
     An empty page of no use.
@@ -46,8 +50,8 @@ class Picture:
 
         data, metadata = self._repr_mimebundle_()
         display(data, metadata=metadata, raw=True)
-        words = f"<details><summary>The picture in words</summary>{html.escape(self.alt)}</details>"
-        display({"text/html": words}, raw=True)
+        words = f"<summary>The picture in words</summary>{html.escape(self.alt)}"
+        display({"text/html": f'<details class="qlearn-words">{words}</details>{TURNED}'}, raw=True)
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         width, height = self.figure.get_size_inches() * DPI
