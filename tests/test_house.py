@@ -161,7 +161,7 @@ NN = [
         "codebook_layer",
         "adapters",
     },
-    {"export"},
+    {"export", "packed_files", "gguf_files"},
 ]
 NN_LAYER = {name: number for number, names in enumerate(NN) for name in names}
 
