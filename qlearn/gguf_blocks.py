@@ -14,7 +14,8 @@ d and dmin are float16, the low byte first. Half a block of 4-bit codes lies in 
 half in the high ones: value i of Q4_0 shares a byte with value i + 16, and in Q4_K two sub-blocks of 32 share 32 bytes.
 
 Source: llama.cpp, ggml/src/ggml-common.h and ggml-quants.c, and its Python package gguf 0.19, gguf/quants.py. The bytes
-of `quantize_q8_0` and `quantize_q4_0` are those of that package, wherever it states what they are.
+of `quantize_q8_0` and `quantize_q4_0` are those of that package, but for scales that float16 cannot hold: from 65520 on
+it writes infinity, and below 3e-39, whose inverse is infinite in float32, codes that stand for nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from array_api_compat import array_namespace
 from qlearn.arrays import Array, as_array, as_codes, as_floats, dtype_name, native_namespace, quietly, saturate
 from qlearn.formats import FLOAT16, decode, encode
 
-MOST = math.nextafter(65520.0, 0.0)  # below it a scale rounds to float16's largest number, from it on to infinity
+MOST = 65520.0  # below it a scale rounds to float16's largest number, from it on to infinity
 
 
 @quietly
@@ -125,7 +126,7 @@ def quantize_q4_k(x: Any) -> Array:
     d, scale = _six_bits(compat.max(parts, axis=-1) / 15 - low / 15)
     dmin, minimum = _six_bits(-low)
     step = (d * scale)[..., None]
-    codes = xp.round((step > 0) * (parts + (dmin * minimum)[..., None]) / xp.where(step > 0, step, xp.ones_like(step)))
+    codes = xp.round((parts + (dmin * minimum)[..., None]) / xp.where(step > 0, step, xp.ones_like(step)))
     codes = compat.astype(xp.clip(codes, 0, 15), xp.uint8).reshape(blocks.shape)
     return pack_q4_k(codes, d, scale, dmin, minimum)
 
@@ -249,8 +250,7 @@ def unpack_q8_0(data: Any) -> tuple[Array, Array]:
     """
     blocks = _blocks_in(data, Q8_0)
     xp = array_namespace(blocks)
-    codes = blocks[..., 2:]
-    return xp.astype(xp.where(codes > 127, codes - 256, codes), xp.int8), _number(blocks[..., :2])
+    return xp.astype((blocks[..., 2:] ^ 128) - 128, xp.int8), _number(blocks, 0)
 
 
 def unpack_q4_0(data: Any) -> tuple[Array, Array]:
@@ -263,7 +263,7 @@ def unpack_q4_0(data: Any) -> tuple[Array, Array]:
     """
     blocks = _blocks_in(data, Q4_0)
     xp = array_namespace(blocks)
-    return xp.astype(_values(blocks[..., 2:]) - 8, xp.int8), _number(blocks[..., :2])
+    return xp.astype(_values(blocks[..., 2:]) - 8, xp.int8), _number(blocks, 0)
 
 
 def unpack_q4_k(data: Any) -> tuple[Array, Array, Array, Array, Array]:
@@ -282,7 +282,7 @@ def unpack_q4_k(data: Any) -> tuple[Array, Array, Array, Array, Array]:
     minimum = xp.concat([m & 63, (shared >> 4) | (m >> 6 << 4)], axis=-1)
     codes = _values(blocks[..., 16:].reshape(*blocks.shape[:-1], 4, 32)).reshape(*blocks.shape[:-1], 256)
     codes, scale, minimum = (xp.astype(part, xp.uint8) for part in (codes, scale, minimum))
-    return codes, _number(blocks[..., :2]), scale, _number(blocks[..., 2:4]), minimum
+    return codes, _number(blocks, 0), scale, _number(blocks, 2), minimum
 
 
 @dataclass(frozen=True)
@@ -363,7 +363,7 @@ def _six_bits(parts: Array) -> tuple[Array, Array]:
     """Numbers ≥ 0, (…, 8), as a float16 for all (…, 1) and 6 bits for each: the two factors, as float32."""
     xp = native_namespace(parts)
     d = decode(encode(array_namespace(parts).max(parts, axis=-1, keepdims=True) / 63, FLOAT16), FLOAT16)
-    return d, xp.clip(xp.round((d > 0) * parts / xp.where(d > 0, d, xp.ones_like(d))), 0, 63)
+    return d, xp.clip(xp.round(parts / xp.where(d > 0, d, xp.ones_like(d))), None, 63)
 
 
 def _nibbles(values: Array) -> Array:
@@ -383,14 +383,14 @@ def _half(d: Any) -> Array:
     return array_namespace(bits).concat([bits & 255, bits >> 8], axis=-1)
 
 
-def _number(halves: Array) -> Array:
-    """The inverse of `_half`: float32 (…, 1).
+def _number(blocks: Array, at: int) -> Array:
+    """The float16 whose low byte is the one at that place of each block: float32 (…, 1).
 
     Raises:
         ValueError: infinity or NaN.
     """
-    xp = array_namespace(halves)
-    low, high = (xp.astype(halves[..., i : i + 1], xp.int32) for i in (0, 1))
+    xp = array_namespace(blocks)
+    low, high = (xp.astype(blocks[..., i : i + 1], xp.int32) for i in (at, at + 1))
     d = decode(low | (high << 8), FLOAT16)
     if not bool(xp.isfinite(d).all()):
         raise ValueError("data holds a block whose scale is infinite or NaN: these bytes are no weights.")

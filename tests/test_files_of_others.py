@@ -38,9 +38,13 @@ def small_model(seed=0):
     return LanguageModel(width=96, heads=2, hidden=256, blocks=1).eval()
 
 
-def quantized(model=None, config=symmetric(), **overrides):
+def prepared(model=None, config=symmetric(), activations=None, overrides=None):
     with warnings.catch_warnings(action="ignore"):  # of what stays in float
-        return qlearn.nn.convert(qlearn.nn.prepare(model or small_model(), config, None, overrides=overrides or None))
+        return qlearn.nn.prepare(model or small_model(), config, activations, overrides=overrides)
+
+
+def quantized(model=None, config=symmetric(), **overrides):
+    return qlearn.nn.convert(prepared(model, config, overrides=overrides or None))
 
 
 def files_in(folder):
@@ -328,7 +332,7 @@ COMPRESSED = {
 }
 BOTH = {
     "prepared": (
-        lambda: qlearn.nn.prepare(small_model(), symmetric(), None),
+        lambda: prepared(),
         "'blocks.0.attention.query', .* is only prepared: call nn.convert",
     ),
     "asymmetric": (
@@ -337,7 +341,7 @@ BOTH = {
     ),
     "inputs": (
         lambda: qlearn.nn.convert(
-            qlearn.nn.prepare(small_model(), symmetric(granularity=PerAxis(0)), QuantConfig(method="dynamic"))
+            prepared(config=symmetric(granularity=PerAxis(0)), activations=QuantConfig(method="dynamic"))
         ),
         "layer 'blocks.0.attention.query' quantizes its input, too: use activations=None",
     ),

@@ -163,6 +163,19 @@ def test_what_is_too_large_saturates(name, ends):
         assert np.sign(real[0]) == np.sign(x)
 
 
+@written
+@pytest.mark.parametrize("large", [-1e30, 1e30])
+def test_beside_what_is_too_large_others_keep_their_size(name, large):
+    x = np.r_[large, np.linspace(-4e5, 4e5, 31)]
+    assert np.abs(TYPES[name].dequantize(TYPES[name].quantize(x)) - x)[1:].max() < 0.51 * 65520
+
+
+def test_super_blocks_of_positive_numbers_need_no_minimum():
+    x = np.random.default_rng(7).uniform(0.1, 0.9, size=(20, 256))
+    codes, d, scale, dmin, minimum = unpack_q4_k(TYPES["Q4_K"].quantize(x))
+    assert not dmin.any() and not minimum.any() and (d > 0).all() and scale.max() == 63 and codes.max() == 15
+
+
 @pytest.mark.parametrize(("name", "step"), [("Q8_0", 1 / 127), ("Q4_0", 1 / 8), ("Q4_K", 2 / 15)])
 def test_errors_are_as_small_as_the_bits_allow(name, step):
     """Half a step, of which Q4_0 lacks one at the end; a scale of 11 or of 6 bits may be off by its own rounding."""
@@ -253,7 +266,8 @@ def test_what_are_no_blocks_is_refused(name):
         (good[:-1], ValueError, f"a row of {name} is a multiple of {kind.bytes} bytes, one block of {kind.values}"),
         (good[:0], ValueError, r"data has shape \(0,\)"),
         (good.astype(np.int32), TypeError, "data has dtype int32: blocks are bytes, uint8"),
-        (np.full(kind.bytes, 0xFF, np.uint8), ValueError, "a block whose scale is infinite or NaN"),
+        (np.r_[good, np.full(kind.bytes, 0xFF, np.uint8)], ValueError, "a block whose scale is infinite or NaN"),
+        (good[0], ValueError, r"data has shape \(\)"),
     ):
         with pytest.raises(error, match=message):
             kind.dequantize(data)
@@ -262,7 +276,11 @@ def test_what_are_no_blocks_is_refused(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pack_q4_0(np.full((1, 32), 8), np.ones((1, 1))), "codes run from 8 to 8 .* Q4_0 run from -8 to 7"),
+        (lambda: pack_q4_0(np.arange(32)[None] - 23, np.ones((1, 1))), "codes run from -23 to 8 .* from -8 to 7"),
+        (lambda: pack_q4_0(np.arange(32)[None] // 2 - 7, np.ones((1, 1))), "codes run from -7 to 8"),
+        (lambda: pack_q4_0(np.arange(32)[None] // 2 - 9, np.ones((1, 1))), "codes run from -9 to 6"),
+        (lambda: pack_q4_0(np.zeros(32, int), np.ones(1)), r"have shape \(32,\): those of Q4_0 .* \(…, blocks, 32\)"),
+        (lambda: pack_q4_k(np.full((1, 256), 16), *[np.ones((1, 1))] * 4), "codes run from 16 to 16 .* from 0 to 15"),
         (lambda: pack_q8_0(np.zeros((1, 16), int), np.ones((1, 1))), r"Q8_0 .* have shape \(…, blocks, 32\)"),
         (lambda: pack_q8_0(np.full((1, 32), -129), np.ones((1, 1))), "codes run from -129 to -129"),
     ],
