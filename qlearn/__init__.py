@@ -11,7 +11,18 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from qlearn import block_scales, codebooks, errors, formats, gptq, integer, observers, packing, rotations
+from qlearn import (
+    block_scales,
+    codebooks,
+    errors,
+    formats,
+    gguf_blocks,
+    gptq,
+    integer,
+    observers,
+    packing,
+    rotations,
+)
 from qlearn.affine import QParams, choose_qparams, dequantize, fake_quantize, quantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
@@ -35,6 +46,7 @@ __all__ = [
     "find_qparams",
     "find_range",
     "formats",
+    "gguf_blocks",
     "gptq",
     "integer",
     "observers",

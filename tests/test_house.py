@@ -90,7 +90,7 @@ LAYERS = [
     {"arrays", "datasets"},
     {"affine", "errors", "ranges", "granularity", "config"}
     | {"gains", "sorted_view", "sorted_rows", "fine_bins", "range_search", "row_search"}
-    | {"integer", "codebooks", "formats", "block_scales", "packing", "gptq", "rotations"},
+    | {"integer", "codebooks", "formats", "block_scales", "packing", "gguf_blocks", "gptq", "rotations"},
     {"histogram", "observers"},
     {"nn"},
     {"style", "plots", "widgets"},
@@ -161,7 +161,7 @@ NN = [
         "codebook_layer",
         "adapters",
     },
-    {"export"},
+    {"export", "packed_files", "gguf_files"},
 ]
 NN_LAYER = {name: number for number, names in enumerate(NN) for name in names}
 
@@ -191,7 +191,18 @@ def test_readers_find_each_file_of_nn():
 # Public: what `qlearn` itself exports, and what its public modules do (their __all__, or names without underscore).
 # affine, ranges and the like are reached through `qlearn`; what else they hold is the house's own.
 NAMESPACES = set(MODULES) & {
-    *("errors", "integer", "packing", "observers", "gptq", "codebooks", "formats", "block_scales", "rotations"),
+    *(
+        "errors",
+        "integer",
+        "packing",
+        "observers",
+        "gptq",
+        "codebooks",
+        "formats",
+        "block_scales",
+        "gguf_blocks",
+        "rotations",
+    ),
     *("datasets", "nn", "plots", "widgets", "exercises"),
 }
 NO_DOCTEST: set[str] = set()  # "module.name", each with its reason

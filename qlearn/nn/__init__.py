@@ -10,7 +10,7 @@ Which file goes with which lesson; nothing imports what comes later:
     lesson 06        fake_quantize, qat
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
     lesson 09        language_model, perplexity, generation; smoothquant, awq, stream, rotate; codebook_layer, adapters
-    ONNX             export
+    files            export (ONNX), packed_files (compressed-tensors), gguf_files (llama.cpp)
 """
 
 from qlearn.nn.adapters import AdaptedLayer, adapter_state, add_adapters, train_adapters
@@ -22,6 +22,7 @@ from qlearn.nn.export import export_onnx
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize, gradient_scale, learned_step, straight_through
 from qlearn.nn.folding import fold_batch_norm
 from qlearn.nn.generation import generate
+from qlearn.nn.gguf_files import list_gguf, read_gguf_tensor, write_gguf
 from qlearn.nn.gptq import gptq, hessians
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.language_model import (
@@ -34,6 +35,7 @@ from qlearn.nn.language_model import (
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer
 from qlearn.nn.mixed_precision import allocate_bits, descent, layer_bytes, overrides_for, sensitivity
 from qlearn.nn.models import cnn, load_trained, mlp
+from qlearn.nn.packed_files import write_compressed_tensors
 from qlearn.nn.perplexity import perplexity
 from qlearn.nn.ptq import calibrate, convert, prepare
 from qlearn.nn.qat import prepare_qat
@@ -74,6 +76,7 @@ __all__ = [
     "language_model",
     "layer_bytes",
     "learned_step",
+    "list_gguf",
     "load",
     "load_language_model",
     "load_trained",
@@ -83,6 +86,7 @@ __all__ = [
     "plant_outliers",
     "prepare",
     "prepare_qat",
+    "read_gguf_tensor",
     "rotate",
     "save",
     "sensitivity",
@@ -96,4 +100,6 @@ __all__ = [
     "train_adapters",
     "unequalize",
     "use_codebook",
+    "write_compressed_tensors",
+    "write_gguf",
 ]
