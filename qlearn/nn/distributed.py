@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -75,23 +76,7 @@ def join_workers(timeout: float = TIMEOUT) -> Iterator[tuple[int, int]]:
     if address in HOME:  # listen on no other interface than the one that the workers use
         for name in {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    until = time.monotonic() + timeout
-    try:
-        store = distributed.TCPStore(
-            address,
-            port,
-            is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-            timeout=timedelta(seconds=timeout),
-            wait_for_workers=False,
-        )
-    except RuntimeError as error:
-        why = "is in use" if "EADDRINUSE" in str(error) else f"has nobody who answers in {timeout:g} s"
-        raise RuntimeError(
-            f"the port {port} of {address} {why}: start the workers with another MASTER_PORT."
-        ) from error
-    store = distributed.PrefixStore(f"qlearn {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    store.set(str(rank), "here")
-    _wait_for_all(store, count, until, timeout)
+    store = _meet(rank, count, address, port, timeout)
     try:
         limit = timedelta(seconds=timeout)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
@@ -245,15 +230,45 @@ def _launched(count: int) -> tuple[int, str, int]:
     return int(found["RANK"]), found["MASTER_ADDR"], int(found["MASTER_PORT"])
 
 
-def _wait_for_all(store: Any, count: int, until: float, timeout: float) -> None:
+def _meet(rank: int, count: int, address: str, port: int, timeout: float) -> Any:
+    """The store through which all workers find each other, when all have come to it."""
+    until = time.monotonic() + timeout
+    store = distributed.PrefixStore("qlearn", _store(rank, address, port, timeout))
     missing = []
-    for other in range(count):
-        try:
-            store.wait([str(other)], timedelta(seconds=max(0.1, until - time.monotonic())))
-        except RuntimeError:
-            missing.append(str(other))
+    try:
+        store.set(str(rank), "here")
+        for other in range(count):
+            try:
+                store.wait([str(other)], timedelta(seconds=max(0.1, until - time.monotonic())))
+            except distributed.DistStoreError:
+                missing.append(str(other))
+    except RuntimeError as error:
+        raise RuntimeError(f"worker 0 of {count}, to whom the others come, has ended.") from error
     if missing:
         raise RuntimeError(f"worker {', '.join(missing)} of {count} did not start in {timeout:g} s.")
+    return store
+
+
+def _store(rank: int, address: str, port: int, timeout: float) -> Any:
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has one already
+    found: list[Any] = []
+
+    def connect() -> None:
+        limit = timedelta(seconds=timeout)
+        try:
+            found.append(distributed.TCPStore(address, port, None, serves, limit, wait_for_workers=False))
+        except RuntimeError as error:
+            found.append(error)
+
+    # Something else behind that port may never answer, and PyTorch waits for it without end.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout + 1)
+    error = found[0] if found else TimeoutError()
+    if isinstance(error, Exception):
+        why = "is in use" if "EADDRINUSE" in str(error) else f"has no worker 0 who answers in {timeout:g} s"
+        raise RuntimeError(f"port {port} of {address} {why}: start the workers with another MASTER_PORT.") from error
+    return found[0]
 
 
 def _talk(other: int, message: Tensor, until: float) -> Tensor | str:
