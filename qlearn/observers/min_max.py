@@ -230,6 +230,12 @@ class MovingAverageObserver(Observer):
             "or 'mse', which merge exactly."
         )
 
+    def with_state(self, state: Mapping[str, Any]) -> Self:
+        """As `Observer.with_state`, with this one's averaging constant."""
+        found = super().with_state(state)
+        found.averaging_constant = self.averaging_constant
+        return found
+
     def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
         lo, hi = (end.reshape(shape) for end in min_max(rows))
         if self.lo is not None and self.hi is not None:
