@@ -1,8 +1,8 @@
 """How quick qlearn is, against named peers in the same run: `make bench`, or `make bench ONLY="quantize mse"`.
 
 Parts: import, quantize, mse, observers, ptq, qat, gptq, writing, real (minutes), adapters, layers, mixed_precision,
-workers, kernel, memory, lessons, page (which takes most of the time). The table is printed, and written with more digits to
-bench.json, which git ignores. Times depend on the machine and on what else it does, so nothing here fails.
+workers, kernel, memory, lessons, page (which takes most of the time). The table is printed, and written with more
+digits to bench.json, which git ignores. Times depend on the machine and on what else it does, so nothing here fails.
 """
 
 from __future__ import annotations

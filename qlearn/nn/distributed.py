@@ -29,6 +29,7 @@ from torch import Tensor, distributed
 from qlearn.observers import Observer
 
 TIMEOUT = 60.0  # seconds that a worker waits for the others
+LATE = "has not come to {what} in {timeout:g} s, which all workers have to call"
 HOME = ("127.0.0.1", "localhost", "::1")
 
 
@@ -125,6 +126,8 @@ def exchange(what: str, part: Part, timeout: float = TIMEOUT) -> list[Part]:
         RuntimeError: workers that have ended, do not answer in time, have failed, or are in another function; each is
             named. All of them have been waited for, so nobody is named who has only seen another one go.
 
+    After a wait that ran out the group is closed, and of no more use.
+
     Cost: each of n workers sends its part n − 1 times.
 
     >>> [part.about for part in exchange("a test", Part({"right": 7}))]
@@ -147,25 +150,25 @@ def exchange(what: str, part: Part, timeout: float = TIMEOUT) -> list[Part]:
             arrays = load(answer.numpy().tobytes())
             told = json.loads(arrays.pop("").tobytes())
             if "error" in (told["about"] or ()):
-                wrong.append(f"worker {other} of {count} has failed in {told['what']}: {told['about']['error']}")
+                wrong.append(f"worker {other} of {count} has failed in {told['what']}, {told['about']['error']}")
             elif told["what"] != what:
                 wrong.append(f"worker {other} of {count} is in {told['what']}, and this one, {rank}, is in {what}")
             found.append(Part(told["about"], arrays))
         else:
             wrong.append(f"worker {other} of {count} {answer.format(what=what, timeout=timeout)}")
     if wrong:
-        raise RuntimeError(f"{'; '.join(wrong)}: all workers have to call {what} together.")
+        raise RuntimeError(f"{'; '.join(wrong)}.")
     return found
 
 
 @contextmanager
 def telling(what: str, timeout: float = TIMEOUT) -> Iterator[None]:
-    """An error in here is told to the other workers, who would wait for this one."""
+    """An error in here is told to the other workers, who would wait for this one, and goes on when they have heard."""
     try:
         yield
     except Exception as error:
         with suppress(RuntimeError):
-            exchange(what, Part({"error": f"{type(error).__name__}: {error}"}), timeout)
+            exchange(what, Part({"error": f"{type(error).__name__}: {str(error).rstrip('.')}"}), timeout)
         raise
 
 
@@ -292,7 +295,7 @@ def _talk(other: int, message: Tensor, until: float) -> Tensor | str:
             wait(work)
     except RuntimeError:
         gone = time.monotonic() < until
-        return "has ended before it came to {what}" if gone else "has not come to {what} in {timeout:g} s"
+        return "has ended before it came to {what}" if gone else LATE
     return received
 
 
