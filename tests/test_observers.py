@@ -50,6 +50,24 @@ def state(observer):
     return [(np.asarray(part).dtype.str, np.asarray(part).shape, np.asarray(part).tobytes()) for part in parts]
 
 
+@pytest.mark.parametrize(("kind", "method"), [*MERGEABLE, (MovingAverageObserver, "moving_average")])
+@pytest.mark.parametrize("granularity", [PerTensor(), PerAxis(0)])
+def test_a_state_that_is_handed_on_is_the_state(kind, method, granularity):
+    if kind is EntropyObserver and granularity != PerTensor():
+        return
+    x = np.random.default_rng(0).standard_normal((3, 400), dtype=np.float32)
+    observer = kind(QuantConfig(symmetric=True, method=method, granularity=granularity))
+    assert observer.state() == {} and not observer.with_state({}).seen
+    observer.observe(x)
+    other = kind(observer.config).with_state(observer.state())
+    assert state(other) == state(observer) and type(other.lo) is type(observer.lo)
+    assert state(other.observe(x + 1)) == state(observer.observe(x + 1)) and repr(other) == repr(observer)
+
+
+def test_a_moving_average_hands_its_constant_on():
+    assert MovingAverageObserver(averaging_constant=0.5).with_state({}).averaging_constant == 0.5
+
+
 def listed(histogram):
     """The list of values that a histogram stands for, written out."""
     bins = zip(histogram.first.astype(float), histogram.last.astype(float), histogram.counts, strict=True)

@@ -3,6 +3,7 @@
 Which file goes with which lesson; nothing imports what comes later:
 
     the floor        linear_maps, batches, collect, threads, network: layers, data, and what a network holds
+                     distributed: several processes that share the work
                      flow, tracing, recording, in_turn: which layer feeds which, and one after the other
                      site, rescaling: where channels can be rescaled
     lesson 05        layers, integer_layers, prepared, ptq: layers of integers, and the three steps that lead to them
@@ -17,6 +18,7 @@ from qlearn.nn.adapters import AdaptedLayer, adapter_state, add_adapters, train_
 from qlearn.nn.awq import awq
 from qlearn.nn.bias_correction import correct_bias
 from qlearn.nn.codebook_layer import CodebookLayer, use_codebook
+from qlearn.nn.distributed import join_workers
 from qlearn.nn.equalization import equalize, unequalize
 from qlearn.nn.export import export_onnx
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize, gradient_scale, learned_step, straight_through
@@ -73,6 +75,7 @@ __all__ = [
     "gptq",
     "gradient_scale",
     "hessians",
+    "join_workers",
     "language_model",
     "layer_bytes",
     "learned_step",

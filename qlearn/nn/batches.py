@@ -29,7 +29,13 @@ HOW = "say how the network takes it: forward=lambda model, batch: model(…)"
 
 
 def outputs(
-    model: nn.Module, batches: Batches, *, forward: Forward | None = None, desc: str = "", progress: bool = False
+    model: nn.Module,
+    batches: Batches,
+    *,
+    forward: Forward | None = None,
+    desc: str = "",
+    progress: bool = False,
+    some: bool = True,
 ) -> Iterator[Any]:
     """Call the model on each batch, in eval mode and without gradients, and hand over what comes out.
 
@@ -39,6 +45,7 @@ def outputs(
             `call` takes.
         forward: how the network is called on a batch, for all that `call` does not understand.
         desc, progress: what the bar says, and whether there is one.
+        some: whether there has to be a batch.
 
     Raises:
         ValueError, TypeError: no batches, or batches that say nothing clear; see `call`.
@@ -50,22 +57,23 @@ def outputs(
     """
     check_model(model)
     with evaluating(model):
-        for batch in tqdm(listed(batches), desc=desc, unit="batch", leave=False, disable=not progress):
+        for batch in tqdm(listed(batches, some=some), desc=desc, unit="batch", leave=False, disable=not progress):
             with torch.no_grad():  # only while the network runs, not in the loop of whoever looks at what comes out
                 output = call(model, batch, forward)
             yield output
 
 
-def listed(batches: Batches) -> Iterable[Any]:
+def listed(batches: Batches, *, some: bool = True) -> Iterable[Any]:
     """The batches one after the other; a tensor of examples is cut up. A loader keeps its length, for the bar.
 
     Raises:
-        ValueError: there is no batch at all.  TypeError: one batch was given where a list of them belongs.
+        ValueError: there is no batch at all, and has to be some.
+        TypeError: one batch was given where a list of them belongs.
     """
     if isinstance(batches, Tensor) and batches.ndim == 0:
         raise ValueError("batches is a single number, a tensor of shape (): wanted are examples, (N, …).")
     if isinstance(batches, Tensor):
-        return batches.split(BATCH_SIZE) if len(batches) else _some(())
+        return batches.split(BATCH_SIZE) if len(batches) else _some(()) if some else ()
     if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
         raise TypeError(f"batches is a {type(batches).__name__}: wanted is a list of batches, [batch] for one.")
     if isinstance(batches, tuple) and len(batches) > 1 and all(isinstance(part, Tensor) for part in batches):
@@ -73,7 +81,7 @@ def listed(batches: Batches) -> Iterable[Any]:
             "batches is a tuple of tensors, which may be one batch or several: hand over the inputs alone, "
             "[(inputs, labels)] for one batch, or a list of tensors for one batch each."
         )
-    return batches if isinstance(batches, Sequence) and len(batches) else _some(batches)
+    return batches if not some or (isinstance(batches, Sequence) and len(batches)) else _some(batches)
 
 
 def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:

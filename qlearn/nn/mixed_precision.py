@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from qlearn.config import QuantConfig
 from qlearn.nn.batches import Batches, Forward, listed, one_tensor, outputs
+from qlearn.nn.distributed import TIMEOUT, Part, exchange, telling, workers
 from qlearn.nn.integer_layers import quantized
 from qlearn.nn.network import linear_maps
 from qlearn.nn.prepared import prepared_layers
@@ -39,13 +40,15 @@ def sensitivity(
     weights: QuantConfig = WEIGHTS,
     forward: Forward | None = None,
     progress: bool = False,
+    timeout: float = TIMEOUT,
 ) -> dict[str, dict[int, float]]:
     """How much a classifier's answers change when the weights of one layer alone are quantized.
 
         sensitivity = mean over inputs of Σ_c p_c · log(p_c / p̂_c)        p, p̂ = softmax before and after
 
     This Kullback-Leibler divergence is 0 where nothing changes. It needs no labels, and sees changes that are too
-    small to flip an answer.
+    small to flip an answer. On several workers (`join_workers`) each one takes its share of the layers, so all hand
+    over the same network and all batches; all get the whole table, with the same bits.
 
     Args:
         model: a trained network that gives logits (…, C). It is not changed.
@@ -54,6 +57,7 @@ def sensitivity(
         weights: scheme, granularity and range method; its own bits do not matter.
         forward: as for `calibrate`; it may also pick the logits out of what the network gives.
         progress: show a bar.
+        timeout: seconds that a worker who is done waits for the others.
 
     Returns:
         Layer name → bits → divergence, in nats.
@@ -61,8 +65,11 @@ def sensitivity(
     Raises:
         ValueError: a model without a layer to quantize, no batches, bits that a layer cannot have, outputs that are
             not finite.
+        RuntimeError: on several workers: one that has ended, does not come in time or has failed, or that measures
+            another network, other batches or bits, by its rank.
 
-    Cost: one pass through the network for each layer and number of bits, and one more.
+    Cost: one pass through the network for each layer and number of bits, and one more; the layers of n workers are
+        measured n at a time.
 
     >>> layer = nn.Linear(2, 2, bias=False)
     >>> layer.weight.data = torch.tensor([[0.0, 1.0], [0.6, 1.0]])
@@ -70,19 +77,41 @@ def sensitivity(
     >>> {bits: round(error, 5) for bits, error in found["0"].items()}
     {8: 0.0, 2: 0.01751}
     """
-    _check_tries(bits, weights)
-    seen = list(listed(batches))
-    layers = list(linear_maps(model))
-    target = _log_softmax(model, seen, forward)
-    table: dict[str, dict[int, float]] = {name: {} for name in layers}
-    bar = tqdm(layers or [""], desc="Sensitivity", unit="layer", leave=False, disable=not progress)
-    for name in bar:  # without any, prepare says what is wrong
-        others: dict[str, None] = {other: None for other in layers if other != name}
-        for b in bits:
-            changed = convert(prepare(model, replace(weights, bits=b), None, overrides=others))
-            logs = _log_softmax(changed, seen, forward)
-            table[name][b] = float((target.exp() * (target - logs)).sum(-1).mean())
-    return table
+    rank, count = workers()
+    table: dict[str, dict[int, float]] = {}
+    with telling("nn.sensitivity", timeout):
+        _check_tries(bits, weights)
+        seen = list(listed(batches))
+        layers = list(linear_maps(model))
+        target = _log_softmax(model, seen, forward)
+        own = (layers or [""])[rank::count]  # without any, prepare says what is wrong
+        for name in tqdm(own, desc="Sensitivity", unit="layer", leave=False, disable=not progress):
+            others: dict[str, None] = {other: None for other in layers if other != name}
+            for b in bits:
+                changed = convert(prepare(model, replace(weights, bits=b), None, overrides=others))
+                logs = _log_softmax(changed, seen, forward)
+                divergence = float((target.exp() * (target - logs)).sum(-1).mean())
+                table.setdefault(name, {})[b] = divergence
+    if count == 1:
+        return table
+    measured = [layers, [int(b) for b in bits], repr(weights), list(target.shape), float(target.sum())]
+    return _whole_table(measured, table, timeout)
+
+
+def _whole_table(measured: list[Any], table: Table, timeout: float) -> dict[str, dict[int, float]]:
+    """All workers' parts of a table, in the order of the layers, if all have measured the same."""
+    rows = [[name, list(errors.items())] for name, errors in table.items()]
+    parts = [part.about for part in exchange("nn.sensitivity", Part([measured, rows]), timeout)]
+    *same, total = measured
+    for rank, ((*other, their_total), _) in enumerate(parts):
+        # The last bits of the sum are the processor's.
+        if other != same or not math.isclose(their_total, total, rel_tol=1e-4):
+            raise RuntimeError(
+                f"worker {rank} of {len(parts)} measures another network, other batches or other bits: the workers of "
+                "nn.sensitivity share the layers, and all take all batches."
+            )
+    found = {name: {b: error for b, error in errors} for _, their_rows in parts for name, errors in their_rows}
+    return {name: found[name] for name in measured[0]}
 
 
 def layer_bytes(

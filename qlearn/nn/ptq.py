@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
-from qlearn.nn.batches import Batches, Forward, outputs
+from qlearn.nn.batches import Batches, Forward, device_of, outputs
 from qlearn.nn.collect import collect, unreached
+from qlearn.nn.distributed import TIMEOUT, merged, telling, workers
 from qlearn.nn.network import carry_hooks, copy_of, naming
 from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers, prepared_layers
 
@@ -70,7 +71,12 @@ def prepare(
 
 
 def calibrate(
-    model: nn.Module, batches: Batches, *, forward: Forward | None = None, progress: bool = True
+    model: nn.Module,
+    batches: Batches,
+    *,
+    forward: Forward | None = None,
+    progress: bool = True,
+    timeout: float = TIMEOUT,
 ) -> nn.Module:
     """Run typical inputs through a prepared network, so that its observers see the ranges of all layer inputs.
 
@@ -78,12 +84,19 @@ def calibrate(
     It is all or nothing: if it is interrupted or fails, the observers know what they knew before. Call it again and
     they add what they see. A network without observers (weights only, dynamic) is returned as it is.
 
+    On several workers (`join_workers`) each one hands over its own share of the batches: unequal or empty shares are
+    fine, and no batch may be in two of them. All workers call this together, and all get the observers that one
+    worker would have after all batches, bit for bit, if a batch gives the same values on each (the same processor and
+    number of threads). There is no way to leave the merging out, for nobody would notice. What the observers
+    knew before has to be the same on all workers, and counts once.
+
     Args:
         model: from `prepare`. Its observers are changed, its weights are not.
         batches: tensors of inputs (N, …), (inputs, labels) pairs as a DataLoader yields them, or dictionaries of
             arguments; or one tensor of examples.
         forward: how the network is called on a batch that is something else: lambda model, batch: model(*batch).
         progress: show a bar.
+        timeout: seconds that a worker who is done waits for the others.
 
     Returns:
         The model.
@@ -92,6 +105,8 @@ def calibrate(
         ValueError: no batches, a model that is not prepared, NaN or infinity in an activation (names the layer), a
             batch that may mean several things.
         TypeError: NumPy arrays, which networks do not take.
+        RuntimeError: on several workers: one that has ended, does not come in time or has failed, by its rank; a
+            moving average, which cannot be merged.
 
     >>> import torch
     >>> batches = [torch.tensor([[0.0, 2.0]]), torch.tensor([[-1.0, 1.0]])]
@@ -104,13 +119,24 @@ def calibrate(
     observed = {layer.name: layer for layer in layers if layer.observer is not None}
     if not observed:
         return model
-    before = {name: copy.deepcopy(layer.observer) for name, layer in observed.items()}
+    before: dict[str, Any] = {name: copy.deepcopy(layer.observer) for name, layer in observed.items()}
+    together = workers()[1] > 1
     try:
-        for layer in layers:
-            layer.calibrating = True
-        with collect(observed, _Observing):
-            for _ in outputs(model, batches, forward=forward, desc="Calibrating", progress=progress):
-                pass
+        with telling("nn.calibrate", timeout):
+            for layer in layers:
+                layer.calibrating = True
+            for name in before if together else ():
+                nothing = type(before[name])(before[name].config)
+                before[name].merge(nothing)  # or refuse, before any work is done
+                observed[name].observer = nothing
+            with collect(observed, _Observing):
+                options: Any = {"forward": forward, "desc": "Calibrating", "progress": progress}
+                for _ in outputs(model, batches, **options, some=not together):
+                    pass
+        if together:
+            shares: dict[str, Any] = {name: layer.observer for name, layer in observed.items()}
+            for name, observer in merged("nn.calibrate", before, shares, device_of(model), timeout).items():
+                observed[name].observer = observer
     except BaseException:
         for name, layer in observed.items():
             layer.observer = before[name]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qlearn.nn.batches import Forward, call, device_of, evaluating, one_tensor
+from qlearn.nn.distributed import TIMEOUT, Part, exchange, telling, workers
 from qlearn.nn.network import check_model
 from qlearn.nn.threads import one_thread
 
@@ -160,36 +161,57 @@ def own_random(model: nn.Module, chance: torch.Generator) -> Iterator[None]:
 
 
 def accuracy(
-    model: nn.Module, images: Any, labels: Any, *, batch_size: int = 500, forward: Forward | None = None
+    model: nn.Module,
+    images: Any,
+    labels: Any,
+    *,
+    batch_size: int = 500,
+    forward: Forward | None = None,
+    timeout: float = TIMEOUT,
 ) -> float:
     """The share of images whose largest logit is that of their label, from 0.0 to 1.0.
 
-    The model is measured in eval mode and without gradients; every module gets its own mode back.
+    The model is measured in eval mode and without gradients; every module gets its own mode back. On several workers
+    (`join_workers`) each one hands over its own share of the images, which may be empty; all get the share of all
+    images.
 
     Args:
         model: maps inputs (N, 1, H, W) to logits (N, C).
         images, labels: as for `train`.
         batch_size: images at once.
         forward: how the network is called on a batch of images, and which of its outputs are the logits.
+        timeout: seconds that a worker who is done waits for the others.
 
     Raises:
         ValueError: images and labels of different number, or none; labels of another shape than (N,), or outside the
             classes; logits that are not (N, C) or hold NaN.
+        RuntimeError: on several workers: one that has ended, does not come in time or has failed, by its rank.
 
     >>> images, labels = torch.eye(3).reshape(3, 1, 3), [0, 1, 0]
     >>> accuracy(nn.Flatten(), images, labels)
     0.6666666666666666
     """
-    images, labels = _paired(images, labels)
-    _check_count("batch_size", batch_size)
-    check_model(model)
-    device = device_of(model)
-    right = 0
+    alone = workers()[1] == 1
+    with telling("nn.accuracy", timeout):
+        images, labels = _paired(images, labels, some=alone)
+        _check_count("batch_size", batch_size)
+        check_model(model)
+        right = _count_right(model, images, labels, batch_size, forward) if len(images) else 0
+    counts = [part.about for part in exchange("nn.accuracy", Part([right, len(images)]), timeout)]
+    right, total = (sum(numbers) for numbers in zip(*counts, strict=True))
+    if not total:
+        raise ValueError(f"the shares of all {len(counts)} workers are empty: there must be images.")
+    return right / total
+
+
+def _count_right(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, forward: Forward | None) -> int:
+    """For how many images the largest logit is that of their label."""
+    device, right = device_of(model), 0
     with torch.no_grad(), evaluating(model):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             logits = _logits(call(model, to_inputs(x).to(device), forward), y)
             right += int((logits.argmax(1) == y.to(device)).sum())
-    return right / len(images)
+    return right
 
 
 def to_inputs(images: Any) -> Tensor:
@@ -231,17 +253,17 @@ def _check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value} must be 1 or more.")
 
 
-def _paired(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+def _paired(images: Any, labels: Any, *, some: bool = True) -> tuple[Tensor, Tensor]:
     images, labels = _tensor("images", images), _tensor("labels", labels)
     if images.ndim == 0 or labels.ndim == 0:
         name = "images" if images.ndim == 0 else "labels"
         raise ValueError(f"{name} is a single number: wanted is an array with one entry for each image.")
-    if len(images) != len(labels) or len(images) == 0:
+    if len(images) != len(labels) or (some and len(images) == 0):
         raise ValueError(f"{len(images)} images and {len(labels)} labels: there must be one label for each image.")
     if labels.ndim != 1:
         remedy = "labels[:, 0]" if labels.shape[1:] == (1,) else "labels.argmax(1), if they are one-hot,"
         raise ValueError(f"labels have shape {tuple(labels.shape)}: wanted is one number for each image, {remedy} is.")
-    if labels.is_floating_point() or labels.is_complex():
+    if len(labels) and (labels.is_floating_point() or labels.is_complex()):
         raise TypeError(f"labels have dtype {labels.dtype}: wanted are whole numbers, one class for each image.")
     return images, labels.long()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -63,6 +63,23 @@ class HistogramObserver(MinMaxObserver):
     def nbytes(self) -> int:
         """How many bytes its state takes now."""
         return super().nbytes + sum(histogram.nbytes for histogram in self.histograms)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As `Observer.state`; the histograms' bins one after the other, and how many each block has."""
+        if not self.histograms:
+            return super().state()
+        bins = np.array([len(histogram.counts) for histogram in self.histograms])
+        parts = {
+            name: np.concatenate([getattr(histogram, name) for histogram in self.histograms])
+            for name in ("first", "last", "counts")
+        }
+        return {**super().state(), "bins": bins, **parts}
+
+    def _remember(self, state: Mapping[str, Any]) -> None:
+        super()._remember(state)
+        cuts = np.cumsum(state["bins"])[:-1]
+        parts = (np.split(np.asarray(state[name]), cuts) for name in ("first", "last", "counts"))
+        self.histograms = tuple(LogHistogram(*block) for block in zip(*parts, strict=True))
 
     def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
         self._count(tuple(LogHistogram.of_finite(row) for row in rows))
@@ -167,6 +184,16 @@ class PercentileObserver(HistogramObserver):
     def exact(self) -> bool:
         """Whether the values beside both percentiles are still in memory; True before the first value."""
         return not self.seen or all(self._from_tails(0, share) is not None for share in _shares(self.config.percentile))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As `HistogramObserver.state`, and the values at both ends."""
+        if self.smallest is None or self.largest is None:
+            return super().state()
+        return {**super().state(), "smallest": self.smallest, "largest": self.largest}
+
+    def _remember(self, state: Mapping[str, Any]) -> None:
+        super()._remember(state)
+        self._keep(state["smallest"], state["largest"])
 
     def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
         rows = ordered(rows)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from qlearn.affine import QParams
-from qlearn.arrays import Array, as_floats, block_rows, like, quietly
+from qlearn.arrays import Array, as_floats, block_rows, like, quietly, to_numpy
 from qlearn.config import QuantConfig
 from qlearn.ranges import between, min_max
 
@@ -88,6 +90,28 @@ class Observer:
                 merged._join(part)
         return merged
 
+    def state(self) -> dict[str, np.ndarray]:
+        """All that it remembers, as arrays by name, for a file or for another process; {} if it has seen nothing.
+
+        >>> MinMaxObserver().observe(np.array([1.0, 2.0])).state()
+        {'lo': array(1.), 'hi': array(2.)}
+        """
+        return {} if self.lo is None else {"lo": np.asarray(to_numpy(self.lo)), "hi": np.asarray(to_numpy(self.hi))}
+
+    def with_state(self, state: Mapping[str, Any]) -> Self:
+        """A new observer of this kind and configuration that remembers what `state` has given out.
+
+        Args:
+            state: its lo and hi may be tensors: then the quantizer is one for tensors.
+
+        >>> MinMaxObserver().with_state({"lo": np.array(1.0), "hi": np.array(2.0)})
+        MinMaxObserver(lo=1.0, hi=2.0)
+        """
+        found = type(self)(self.config)
+        if state:
+            found._remember(state)
+        return found
+
     @quietly
     def qparams(self) -> QParams:
         """The quantizer for what was seen.
@@ -115,6 +139,9 @@ class Observer:
     def _join(self, part: Self) -> None:
         """Add another one's state to this one's."""
         raise NotImplementedError
+
+    def _remember(self, state: Mapping[str, Any]) -> None:
+        self._widen(state["lo"], state["hi"])
 
     def _solve(self, lo: Array, hi: Array) -> tuple[Array, Array]:
         return lo, hi
@@ -202,6 +229,12 @@ class MovingAverageObserver(Observer):
             "batches came first is not known. Observe all batches with one observer, or use 'min_max', 'percentile' "
             "or 'mse', which merge exactly."
         )
+
+    def with_state(self, state: Mapping[str, Any]) -> Self:
+        """As `Observer.with_state`, with this one's averaging constant."""
+        found = super().with_state(state)
+        found.averaging_constant = self.averaging_constant
+        return found
 
     def _take(self, rows: Array, shape: tuple[int, ...]) -> None:
         lo, hi = (end.reshape(shape) for end in min_max(rows))
