@@ -394,7 +394,13 @@ def writer():
     return qlearn.nn.load_language_model(), tokens
 
 
+def shipped(name):
+    return qlearn.nn.load_trained(name), to_inputs(mnist_arrays().test.images[:100])
+
+
 NETWORKS = {
+    "mlp": functools.partial(shipped, "mlp"),
+    "cnn": functools.partial(shipped, "cnn"),
     "residual CNN": residual,
     "language model": writer,
     **{name: functools.partial(of_table, name) for name in ("resnet18", "ConvNeXt", "vit of torchvision", "Swin")},
@@ -412,7 +418,7 @@ READ = ("vit of torchvision", "Swin")  # PyTorch's attention, or their own, read
 CASES = [
     *((name, "W8A8") for name in NETWORKS if name not in READ),
     *((name, "W8") for name in ("language model", *READ)),
-    *((name, "W4") for name in ("residual CNN", "U-Net", "1-d convolutions")),
+    *((name, "W4") for name in ("mlp", "residual CNN", "U-Net", "1-d convolutions")),
     *((name, "W4 in groups") for name in ("language model", *READ)),
 ]
 
@@ -483,6 +489,30 @@ def test_networks_of_any_shape_in_onnx_runtime(name, how, tmp_path, capsys):
         relative = float((ours - torch.from_numpy(logits)).abs().max() / ours.abs().max())
         print(f"\n  {name} {how}: outputs differ by {relative:.1g}, {different} of {total:,} codes in ONNX Runtime "
               f"and {by_reference} in the reference; {size:,} bytes, {size - kept:+,} than its numbers, {operations} operations", end="")  # fmt: skip
+
+
+def test_a_parameter_that_is_tied_is_written_once(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(100, 32), nn.Linear(32, 100, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, tokens):
+            return self.head(self.embedding(tokens))
+
+    size = qlearn.nn.export_onnx(Tied(), tmp_path / "model.onnx", (7,), input_dtype=torch.int64)
+    assert 4 * 3200 < size < 4 * 3200 + 1000
+
+
+def test_a_hook_of_a_quantized_layer_is_part_of_the_network(tmp_path):
+    torch.manual_seed(0)
+    model = convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(50, 4))
+    model[0].register_forward_hook(lambda layer, inputs, output: 3 * output)
+    qlearn.nn.export_onnx(model, tmp_path / "model.onnx", (4,))
+    x = torch.randn(6, 4)
+    theirs = session_of(tmp_path / "model.onnx").run(None, {"input": x.numpy()})[0]
+    assert is_relative(model(x), torch.from_numpy(theirs))
 
 
 def test_without_onnx_it_says_what_is_missing(monkeypatch, tmp_path):

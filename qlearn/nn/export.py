@@ -37,6 +37,7 @@ from qlearn.nn.storage import writable
 OPSET = 21  # the first with 4-bit codes and with groups
 INPUT, OUTPUT, BATCH = "input", "output", "N"
 LARGEST = 2**31 - 1  # bytes of one file
+SMALL = 1000  # values of a constant that is computed with beforehand; of larger ones, a second copy would be stored
 
 
 def export_onnx(
@@ -333,10 +334,13 @@ def _tidy(written: Any, twin: nn.Module) -> None:
     from onnx_ir.passes import common
     from onnxscript import optimizer, version_converter
 
-    logging.getLogger(optimizer.__name__).setLevel(logging.ERROR)  # it says what it leaves as it is
     version_converter.convert_version(written, OPSET)  # older PyTorch leaves that to its user
     common.InlinePass()(written)
-    optimizer.fold_constants(written)
+    logger = logging.getLogger(optimizer.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it says what it leaves as it is
+    optimizer.fold_constants(written, input_size_limit=SMALL)
+    logger.setLevel(level)
     for node in written.graph.all_nodes():  # a convolution without a bias got one of zeros
         if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and _is_zero(node.inputs[2]):
             node.resize_inputs(2)
