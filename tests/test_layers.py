@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import qlearn
-from qlearn import PerAxis, PerGroup, PerTensor, PerToken, QuantConfig, fake_quantize, integer, quantize
+from qlearn import PerAxis, PerGroup, PerTensor, PerToken, QParams, QuantConfig, fake_quantize, integer, quantize
 from qlearn.nn import integer_layers, layers
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer, quantized
 from qlearn.nn.layers import WeightOnlyLayer
@@ -366,6 +366,7 @@ def grouped(model):
 CONVERTED = {
     "static": lambda model, x: convert(model, x, "static"),
     "static, asymmetric weights": lambda model, x: convert(model, x, "static", QuantConfig(5)),
+    "dynamic": lambda model, x: convert(model, x, "dynamic"),
     "weights only": lambda model, x: convert(model, x, "weights only"),
     "weights only, one zero point": lambda model, x: convert(model, x, "weights only", QuantConfig(4)),
     "weights only, groups": lambda model, x: grouped(model),
@@ -405,6 +406,35 @@ def test_codes_in_a_graph_are_those_of_quantize(config, dtype):
     x = torch.cat([ticks, inputs_like(20_000).double(), torch.tensor([1e4, -1e4, 0.0]).double()]).to(dtype)
     limits = (qparams.quant_min, qparams.quant_max)
     assert torch.equal(integer_layers._codes_unchecked(x, scale, zero_point, limits), quantize(x, qparams))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("granularity", [PerTensor(), PerToken(), PerAxis(0)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_ranges_in_a_graph_are_those_of_each_batch(symmetric, granularity, dtype):
+    """With rows of zeros, of one sign, and with numbers as large as the type has them."""
+    x = inputs_like((6, 3, 4)).to(dtype)
+    x[0], x[1], x[2, 0, 0] = 0, x[1].abs() + 1, torch.finfo(dtype).max
+    inputs = QuantConfig(5, symmetric=symmetric, granularity=granularity, method="dynamic")
+    layer = integer_layers.DynamicLayer(nn.Linear(4, 2), QParams(0.1, 0, -7, 7), inputs)
+    qparams = layer.qparams_of(x)
+    scale, zero_point = layer._range_unchecked(x)
+    assert torch.equal(scale, qparams.scale) and scale.dtype == qparams.scale.dtype
+    assert torch.equal(zero_point, torch.as_tensor(qparams.zero_point).expand_as(zero_point))
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerToken(), PerAxis(0)])
+def test_an_exported_dynamic_network_takes_batches_of_any_size(granularity):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3))
+    converted = qlearn.nn.convert(
+        qlearn.nn.prepare(model, PER_CHANNEL, QuantConfig(granularity=granularity, method="dynamic"))
+    )
+    sizes = ({0: torch.export.Dim("N")},)
+    program = torch.export.export(converted, (inputs_like((4, 12)),), dynamic_shapes=sizes, strict=False).module()
+    for count in (1, 7):
+        x = inputs_like((count, 12), count)
+        assert torch.equal(program(x), converted(x))
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo")  # of what it does not trace and runs as it is

@@ -240,3 +240,117 @@ def test_the_head_says_how_each_layer_is_quantized(tmp_path):
     }
     options = {key: head["0"][key] for key in ("stride", "padding", "dilation", "groups")}
     assert options == {"stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+
+
+# --- without calibration ----------------------------------------------------------------------------------------------
+
+CONFIGURED = {
+    "static": (PER_CHANNEL, QuantConfig()),
+    "static, few bits": (QuantConfig(3), QuantConfig(5, symmetric=True)),
+    "all codes": (QuantConfig(symmetric=True, narrow_range=False), QuantConfig(symmetric=True, narrow_range=False)),
+    "dynamic": (PER_CHANNEL, QuantConfig(method="dynamic")),
+    "dynamic, all codes": (PER_CHANNEL, QuantConfig(4, symmetric=True, narrow_range=False, method="dynamic")),
+    "dynamic per row": (PER_CHANNEL, QuantConfig(6, symmetric=True, granularity=PerAxis(0), method="dynamic")),
+    "weights only": (QuantConfig(bits=3, granularity=PerAxis(0)), None),
+    "groups": (QuantConfig(bits=4, granularity=PerGroup(3)), None),
+    "symmetric groups": (QuantConfig(bits=4, symmetric=True, granularity=PerGroup(3)), None),
+}
+
+
+@pytest.mark.parametrize("configs", CONFIGURED.values(), ids=CONFIGURED)
+def test_a_float_network_takes_a_file_of_codes(configs, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = quantized(small_network(), *configs, overrides={"3": {"weights": QuantConfig(bits=2)}})
+    qlearn.nn.save(model, path)
+    fresh = small_network(1)
+    before = state_of(fresh)
+    again = qlearn.nn.load(fresh, path)
+    assert torch.equal(again(INPUTS), model(INPUTS))
+    assert_untouched(fresh, before)
+    assert again is not fresh and type(fresh[0]) is nn.Conv2d
+    assert [layer.configuration for layer in again.modules() if hasattr(layer, "configuration")] == [
+        layer.configuration for layer in model.modules() if hasattr(layer, "configuration")
+    ]
+    assert qlearn.nn.summary(again).bytes == qlearn.nn.summary(model).bytes
+    qlearn.nn.save(again, tmp_path / "again.safetensors")
+    assert path.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+
+
+def test_layers_left_in_float_and_shared_ones_come_back(tmp_path):
+    path = tmp_path / "model.safetensors"
+
+    def network(seed):
+        torch.manual_seed(seed)
+        shared = nn.Linear(5, 5)
+        return nn.Sequential(shared, nn.BatchNorm1d(5), shared, nn.Linear(5, 2)).eval()
+
+    x = torch.randn(40, 5)
+    prepared = qlearn.nn.prepare(network(0), overrides={"3": None})
+    model = qlearn.nn.convert(qlearn.nn.calibrate(prepared, x, progress=False))
+    qlearn.nn.save(model, path)
+    again = qlearn.nn.load(network(1), path)
+    assert torch.equal(again(x), model(x)) and again[0] is again[2] and type(again[3]) is nn.Linear
+
+
+def test_a_parameter_that_is_tied_is_stored_once_and_stays_tied(tmp_path):
+    path = tmp_path / "model.safetensors"
+
+    def network(seed):
+        torch.manual_seed(seed)
+        model = nn.ModuleDict({"embedding": nn.Embedding(20, 8), "body": nn.Linear(8, 8), "head": nn.Linear(8, 20)})
+        model["head"].weight = model["embedding"].weight
+        return model
+
+    prepared = qlearn.nn.prepare(network(0), activations=None, overrides={"head": None})
+    model = qlearn.nn.convert(prepared)
+    qlearn.nn.save(model, path)
+    with safe_open(path, "pt") as file:
+        assert "head.weight" not in list(file.keys())
+    again = qlearn.nn.load(network(1), path)
+    assert again["head"].weight is again["embedding"].weight
+    assert torch.equal(again["head"].weight, model["head"].weight)
+
+
+@pytest.mark.parametrize("activations", [QuantConfig(), None])
+def test_corrected_biases_come_back(activations, tmp_path):
+    """Of layers that had none in float, too."""
+    path = tmp_path / "model.safetensors"
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(9, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False))
+    x = torch.rand(100, 9)
+    prepared = qlearn.nn.prepare(network, QuantConfig(3), activations)
+    model = qlearn.nn.convert(qlearn.nn.calibrate(prepared, x, progress=False))
+    corrected = qlearn.nn.correct_bias(model, network, x)
+    assert not torch.equal(corrected(x), model(x))
+    qlearn.nn.save(corrected, path)
+    assert torch.equal(qlearn.nn.load(network, path)(x), corrected(x))
+
+
+def test_a_file_of_another_network_is_refused_by_a_float_one(tmp_path):
+    path = tmp_path / "model.safetensors"
+    qlearn.nn.save(quantized(small_network()), path)
+    wider = nn.Sequential(
+        nn.Conv2d(1, 5, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 196, 10, bias=False)
+    )
+    before = state_of(wider)
+    with pytest.raises(
+        ValueError, match="does not belong to this network: layer '0': 4 output channels in the file, 5 in"
+    ):
+        qlearn.nn.load(wider, path)
+    other = small_network()
+    other[0].stride = (1, 1)
+    with pytest.raises(ValueError, match="layer '0' has stride 2 … 2 in the file, 1 … 1 in the network"):
+        qlearn.nn.load(other, path)
+    with pytest.raises(ValueError, match="layer '3' is quantized in the file and not in the network"):
+        qlearn.nn.load(small_network()[:1], path)
+    assert_untouched(wider, before)
+
+
+def test_a_file_of_a_later_version_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    layer = nn.Linear(3, 2)
+    save_file(layer.state_dict(), path, {"qlearn 2": "{}"})
+    with pytest.raises(
+        ValueError, match="model.safetensors is of format 'qlearn 2': this version of qlearn reads 'qlearn'"
+    ):
+        qlearn.nn.load(layer, path)

@@ -3,62 +3,81 @@
 The form is called QDQ. In front of each product stand the codes, and what turns them into numbers:
 
     x → QuantizeLinear → DequantizeLinear ─┐
-    codes of weights → DequantizeLinear ───┼→ Gemm or Conv → Relu
+    codes of weights → DequantizeLinear ───┼→ Gemm, MatMul, Conv or ConvTranspose
     codes of bias → DequantizeLinear ──────┘
 
 A runtime that has integer products sees the pattern and multiplies the codes; every other computes in float on the
-same numbers.
+same numbers. `torch.export` records the network, with a twin in the place of each quantized layer that does these
+steps as two operations of their own; `onnxscript` knows what all others are in ONNX, and here stands what the two are.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from qlearn.affine import QParams, dequantize, quantize
 from qlearn.datasets import write_whole
-from qlearn.nn.batches import evaluating
-from qlearn.nn.folding import FoldedNorm
+from qlearn.nn.codebook_layer import CodebookLayer
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer
-from qlearn.nn.linear_maps import is_linear_map
-from qlearn.nn.network import check_model
+from qlearn.nn.network import carry_hooks, check_model, copy_of
 from qlearn.nn.prepared import ObservedLayer
 from qlearn.nn.storage import writable
-from qlearn.packing import pack
 
 OPSET = 21  # the first with 4-bit codes and with groups
-IR_VERSION = 10  # the form of file that belongs to it
-INPUT, OUTPUT = "input", "output"
+INPUT, OUTPUT, BATCH = "input", "output", "N"
+LARGEST = 2**31 - 1  # bytes of one file
+SMALL = 1000  # values of a constant that is computed with beforehand; of larger ones, a second copy would be stored
 
 
-def export_onnx(model: nn.Module, path: str | os.PathLike[str], input_shape: Sequence[int]) -> int:
+def export_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    input_shape: Sequence[int],
+    *,
+    input_dtype: torch.dtype = torch.float32,
+) -> int:
     """Write a quantized network to an ONNX file with QuantizeLinear and DequantizeLinear; returns its size in bytes.
 
     Codes, scales and zero points are those of the network. Codes of weights are stored in the smallest type that
     ONNX has for them: 4 bits (INT4, UINT4) for 2 to 4 bits, 8 bits (INT8, UINT8) for 5 to 8. Inputs are quantized to
-    8-bit types; where their codes are fewer, a Clip in front makes them so.
+    8-bit types; where their codes are fewer, a Clip in front makes them so. All other numbers are float32.
+
+    The file has the bytes that `summary` counts, for codes of 4 and 8 bits; for each scale of weights a zero point of
+    at most 1 byte; for each channel with an integer bias 8 bytes, its scale and zero point; and up to 300 bytes for
+    each operation.
 
     A runtime that computes the products in float, as this file says it, gives what the network gives, but for
     float32 rounding: next to a tie the code of an activation can be off by one. ONNX Runtime makes integer products
     of the pattern. On x86 processors without VNNI these saturate in 16 bits: set its session option
-    "session.x64quantprecision" to "1", or "session.disable_quant_qdq" to "1" for products in float.
+    "session.x64quantprecision" to "1", or "session.disable_quant_qdq" to "1" for products in float. Where only the
+    weights are codes of 8 bits, it rounds the inputs of a Linear to 8 bits, too, unless
+    "session.qdq_matmulnbits_accuracy_level" is "1".
 
     Args:
-        model: from `convert`: an `nn.Sequential` of quantized layers, static or weight-only, and of Linear, Conv2d,
-            BatchNorm2d, ReLU, MaxPool2d, Flatten, Dropout and Identity; or one of these. A float network works too.
+        model: any network that `torch.export` can record, from `convert`, static or weight-only; or a float network.
+            It takes one tensor and gives one.
         path: of the file, which appears under its name only when it is complete.
         input_shape: of one example, without the batch: (1, 28, 28). The file takes batches of any size.
+        input_dtype: of the input: torch.float32, or torch.int64 for tokens.
 
     Raises:
-        ImportError: onnx is not installed.
-        ValueError: a module that cannot be written (names it), or an input_shape that the network does not take.
+        ImportError: onnx or onnxscript is not installed.
+        TypeError: an input_shape or input_dtype that is none.
+        ValueError: a module that cannot be written (names it); an input_shape that the network does not take; a file
+            of more than 2 GiB. No file is made then.
 
+    Cost: a second or more, for recording and translating.
     Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, opset 21.
 
     >>> import tempfile
@@ -70,204 +89,334 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], input_shape: Seq
     """
     try:
         import onnx
+        import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"export_onnx() needs onnx ({error}): pip install onnx.") from error
+        raise ImportError(f"export_onnx() needs onnx and onnxscript ({error}): pip install onnx onnxscript.") from error
     check_model(model)
     path = writable(path)
     if not isinstance(input_shape, (tuple, list, torch.Size)) or not all(isinstance(n, Integral) for n in input_shape):
         raise TypeError(f"input_shape={input_shape!r} must be the shape of one example: (1, 28, 28).")
-    steps = _steps(model)
-    output_shape = _output_shape(model, tuple(input_shape))
-    graph = _Graph(onnx)
-    for name, module in steps:
-        graph.add(name, module)
-    content = graph.finished(tuple(input_shape), output_shape).SerializeToString()
+    if input_dtype not in (torch.float32, torch.int64, torch.int32):
+        raise TypeError(f"input_dtype={input_dtype!r} must be torch.float32, or torch.int64 for tokens.")
+    twin = _twin(model)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the libraries will change themselves
+        example = _example(twin, tuple(input_shape), input_dtype)
+        written = _in_onnx(twin, _recorded(twin, example))
+    _tidy(written, twin)
+    content = _content(written)
+    try:
+        onnx.checker.check_model(content, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ValueError(f"this network cannot be written to ONNX: {error}") from error
     write_whole(path, content)
     return len(content)
 
 
-def _steps(model: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
-    """What a Sequential does, one after the other; Sequentials inside it are opened up."""
-    if type(model) is not nn.Sequential:
-        return [(name or "model", model)]
-    prefix = f"{name}." if name else ""
-    return [step for child, module in model._modules.items() if module for step in _steps(module, prefix + child)]
+# --- the two operations, as PyTorch does them -------------------------------------------------------------------------
 
 
-def _output_shape(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what comes out for one example."""
-    like = next((p for p in model.parameters()), torch.zeros(()))
-    try:
-        with torch.no_grad(), evaluating(model):
-            return tuple(model(torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)).shape)[1:]
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the network does not take an input_shape of {input_shape}: {error}") from error
+@torch.library.custom_op(
+    "qlearn::quantize_linear", mutates_args=(), schema="(Tensor x, Tensor scale, Tensor zero_point) -> Tensor"
+)
+def _quantize_linear(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """ONNX's QuantizeLinear with one scale; the zero point's type is that of the codes."""
+    ends = torch.iinfo(zero_point.dtype)
+    return quantize(x, QParams(scale, int(zero_point), ends.min, ends.max))
 
 
-class _Graph:
-    """An ONNX graph that grows by one module after the other; `last` is the name of what came out so far."""
+@torch.library.custom_op(
+    "qlearn::dequantize_linear",
+    mutates_args=(),
+    schema="(Tensor codes, Tensor scale, Tensor zero_point, int axis, int block_size) -> Tensor",
+)
+def _dequantize_linear(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int, block_size: int) -> Tensor:
+    """ONNX's DequantizeLinear: one scale for all (axis −1), one for each place of the axis, or one for each block."""
+    ends, shape = torch.iinfo(codes.dtype), list(scale.shape)
+    if axis >= 0 and not block_size:
+        shape = [-1 if at == axis else 1 for at in range(codes.ndim)]
+    zero_point = zero_point.int().reshape(shape)
+    return dequantize(codes, QParams(scale.reshape(shape), zero_point, ends.min, ends.max))
 
-    def __init__(self, onnx: Any) -> None:
-        self.onnx = onnx
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-        self.last = INPUT
 
-    def add(self, name: str, module: nn.Module) -> None:
-        """Append what this module does.
+@_quantize_linear.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=zero_point.dtype)
 
-        Raises:
-            ValueError: a module that has no place here.
-        """
-        kind = type(module)
-        of_kind = module.map.kind if isinstance(module, QuantizedLayer) else kind.__name__
-        if (isinstance(module, QuantizedLayer) or is_linear_map(module)) and of_kind in ("Linear", "Conv2d"):
-            self._add_layer(name, module)
-        elif kind is nn.BatchNorm2d and module.running_mean is not None:
-            ones = torch.ones_like(module.running_mean)
-            numbers = self._constants(
-                f"{name}.",
-                weight=ones if module.weight is None else module.weight,
-                bias=torch.zeros_like(ones) if module.bias is None else module.bias,
-                mean=module.running_mean,
-                var=module.running_var,
-            )
-            self._step("BatchNormalization", name, *numbers, epsilon=module.eps)
-        elif kind is nn.ReLU:
-            self._step("Relu", name)
-        elif kind is nn.MaxPool2d and not module.return_indices:
-            shape = {"kernel_shape": module.kernel_size, "strides": module.stride, "dilations": module.dilation}
-            pairs = {key: _pair(value) for key, value in shape.items()}
-            self._step("MaxPool", name, **pairs, pads=_pair(module.padding) * 2, ceil_mode=int(module.ceil_mode))
-        elif kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
-            self._step("Flatten", name, axis=1)
-        elif kind not in (nn.Identity, nn.Dropout, FoldedNorm):
-            raise ValueError(_reason(name, module))
 
-    def finished(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Any:
-        """The whole model, checked by ONNX itself."""
-        helper, float32 = self.onnx.helper, self.onnx.TensorProto.FLOAT
-        self.nodes.append(helper.make_node("Identity", [self.last], [OUTPUT]))
-        ends = [
-            [helper.make_tensor_value_info(name, float32, ["N", *shape])]
-            for name, shape in ((INPUT, input_shape), (OUTPUT, output_shape))
-        ]
-        graph = helper.make_graph(self.nodes, "qlearn", *ends, self.constants)
-        opset = helper.make_opsetid("", OPSET)
-        model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="qlearn")
-        try:
-            self.onnx.checker.check_model(model, full_check=True)
-        except (self.onnx.checker.ValidationError, self.onnx.shape_inference.InferenceError) as error:
-            raise ValueError(
-                f"this network cannot be written to ONNX; Linear layers take (N, I) there: {error}"
-            ) from error
-        return model
+@_dequantize_linear.register_fake
+def _(codes: Tensor, scale: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(codes, dtype=scale.dtype)
 
-    def _add_layer(self, name: str, layer: Any) -> None:
-        """A product: of numbers, or of codes that are turned into numbers in front of it."""
-        if isinstance(layer, DynamicLayer):
-            raise ValueError(_reason(name, layer))
-        if isinstance(layer, StaticLayer):
-            self._round_trip(name, layer)
-        quantized = isinstance(layer, QuantizedLayer)
-        inputs = [self._weight(name, layer) if quantized else self._constant(f"{name}.weight", layer.weight)]
-        if isinstance(layer, StaticLayer) and layer.bias_codes is not None:
-            codes = self._constant(f"{name}.bias", layer.bias_codes)
-            scale = layer.output_scale.float().reshape(-1).expand(len(layer.bias_codes))
-            quantizer = self._constants(f"{name}.bias_", scale=scale, zero_point=torch.zeros_like(layer.bias_codes))
-            inputs.append(self._node("DequantizeLinear", f"{name}.bias_numbers", codes, *quantizer, axis=0))
-        elif layer.bias is not None:
-            inputs.append(self._constant(f"{name}.bias", layer.bias))
-        if hasattr(layer, "kernel_size"):
-            self._step("Conv", name, *inputs, **_geometry(layer))
-        else:
-            self._step("Gemm", name, *inputs, transB=1)
 
-    def _round_trip(self, name: str, layer: StaticLayer) -> None:
-        """The input becomes codes, and numbers again."""
-        scale, zero_point, (low, high) = layer.input_scale, layer.input_zero_point, layer.input_limits
-        dtype = torch.uint8 if low == 0 else torch.int8
-        if (low, high) != (torch.iinfo(dtype).min, torch.iinfo(dtype).max):
-            ends = self._constants(f"{name}.", lo=scale * (low - zero_point), hi=scale * (high - zero_point))
-            self._step("Clip", f"{name}.clip", *ends)
-        quantizer = self._constants(f"{name}.input_", scale=scale, zero_point=zero_point.to(dtype))
-        self._step("QuantizeLinear", f"{name}.codes", *quantizer)
-        self._step("DequantizeLinear", f"{name}.input", *quantizer)
+def _translations() -> dict[Any, Any]:
+    """The two, in ONNX."""
+    from onnxscript import opset21 as op
 
-    def _weight(self, name: str, layer: QuantizedLayer) -> str:
-        """The name of the weights as numbers, behind their codes."""
-        types = self.onnx.TensorProto
-        signed = layer.weight_limits[0] < 0
-        if layer.bits <= 4:
-            onnx_type, width = (types.INT4 if signed else types.UINT4), 4
-        else:
-            onnx_type, width = (types.INT8 if signed else types.UINT8), 8
-        scale, zero_point = layer.weight_scale, layer.weight_zero_point.expand(layer.weight_scale.shape)
-        matrix = layer.weight_codes.flatten(1)
-        per_group = scale.ndim > 0 and scale.numel() != len(matrix)
-        blocks = {}
-        if per_group:
-            blocks = {"axis": 1, "block_size": matrix.shape[1] // scale.shape[1]}
+    def quantize_linear(x: Any, scale: Any, zero_point: Any) -> Any:
+        return op.QuantizeLinear(x, scale, zero_point)
+
+    def dequantize_linear(codes: Any, scale: Any, zero_point: Any, axis: int, block_size: int) -> Any:
+        where = {"axis": axis} if axis >= 0 else {}
+        return op.DequantizeLinear(
+            codes, scale, zero_point, **where, **({"block_size": block_size} if block_size else {})
+        )
+
+    ops = torch.ops.qlearn
+    return {ops.quantize_linear.default: quantize_linear, ops.dequantize_linear.default: dequantize_linear}
+
+
+# --- the network as the file will have it -----------------------------------------------------------------------------
+
+
+class QDQLayer(nn.Module):
+    """A quantized layer as ONNX says it. Whoever reads its weights gets them behind a DequantizeLinear, too.
+
+    >>> from qlearn.nn.layers import WeightOnlyLayer
+    >>> layer = QDQLayer(WeightOnlyLayer(nn.Linear(4, 2), QParams(0.5, 0, -7, 7)))
+    >>> sorted(layer.state_dict())
+    ['bias_numbers', 'weight_codes', 'weight_scale', 'weight_zero_point']
+    """
+
+    def __init__(self, layer: QuantizedLayer) -> None:
+        super().__init__()
+        self.map, self.bits, self.static = layer.map, layer.bits, isinstance(layer, StaticLayer)
+        for attribute in (name for name in vars(layer) if name in getattr(nn, self.map.kind, nn.Linear).__constants__):
+            setattr(self, attribute, getattr(layer, attribute))
+        scale, codes = layer.weight_scale.detach(), layer.weight_codes
+        self.shape, self.axis, self.block_size = tuple(codes.shape), -1, 0
+        zero_point = layer.weight_zero_point.expand(scale.shape).to(codes.dtype)
+        if scale.ndim and scale.numel() != len(codes):
+            codes, self.axis = codes.flatten(1), 1
+            self.block_size = codes.shape[1] // scale.shape[1]
         elif scale.ndim:
-            blocks, scale, zero_point = {"axis": 0}, scale.reshape(-1), zero_point.reshape(-1)
-        codes = self._packed(f"{name}.weight", matrix if per_group else layer.weight_codes, onnx_type, width)
-        zeros = self._packed(f"{name}.weight_zero_point", zero_point, onnx_type, width)
-        scales = self._constant(f"{name}.weight_scale", scale)
-        weight = self._node("DequantizeLinear", f"{name}.weight_numbers", codes, scales, zeros, **blocks)
-        if per_group and layer.weight_codes.ndim != 2:
-            shape = self._constant(f"{name}.weight_shape", torch.tensor(layer.weight_codes.shape))
-            weight = self._node("Reshape", f"{name}.weight_kernels", weight, shape)
-        return weight
+            self.axis, scale, zero_point = 0, scale.reshape(-1), zero_point.reshape(-1)
+        self._constants(weight_codes=codes, weight_scale=scale, weight_zero_point=zero_point)
+        self.clip = None
+        if isinstance(layer, StaticLayer):
+            (low, high), scale, zero_point = layer.input_limits, layer.input_scale, layer.input_zero_point
+            dtype = torch.uint8 if low == 0 else torch.int8
+            if (low, high) != (torch.iinfo(dtype).min, torch.iinfo(dtype).max):
+                self.clip = float(scale * (low - zero_point)), float(scale * (high - zero_point))
+            self._constants(input_scale=scale, input_zero_point=zero_point.to(dtype))
+        if isinstance(layer, StaticLayer) and layer.bias_codes is not None:
+            scales = layer.output_scale.float().reshape(-1).expand(len(layer.bias_codes))
+            zeros = torch.zeros_like(layer.bias_codes)
+            self._constants(bias_codes=layer.bias_codes, bias_scale=scales, bias_zero_point=zeros)
+        elif layer.bias is not None:
+            self._constants(bias_numbers=layer.bias)
 
-    def _packed(self, name: str, codes: Tensor, onnx_type: int, width: int) -> str:
-        """Codes of `width` bits as a constant: ONNX packs them as `pack` does."""
-        content = pack(codes, width).cpu().numpy().tobytes()
-        self.constants.append(self.onnx.helper.make_tensor(name, onnx_type, tuple(codes.shape), content, raw=True))
-        return name
+    @property
+    def weight(self) -> Tensor:
+        """As the float layer has it."""
+        rows = torch.ops.qlearn.dequantize_linear(
+            self.weight_codes, self.weight_scale, self.weight_zero_point, self.axis, self.block_size
+        )
+        return self.map.weight(rows.reshape(self.shape) if self.block_size else rows)
 
-    def _constants(self, prefix: str, **tensors: Tensor) -> list[str]:
-        return [self._constant(prefix + name, tensor) for name, tensor in tensors.items()]
+    @property
+    def bias(self) -> Tensor | None:
+        """As the float layer has it."""
+        if not hasattr(self, "bias_codes"):
+            return getattr(self, "bias_numbers", None)
+        return torch.ops.qlearn.dequantize_linear(self.bias_codes, self.bias_scale, self.bias_zero_point, 0, 0)
 
-    def _constant(self, name: str, tensor: Tensor) -> str:
-        values = tensor.detach().cpu()
-        array = np.asarray(values.float() if values.is_floating_point() else values)
-        self.constants.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
-        return name
+    def forward(self, x: Tensor) -> Tensor:
+        """Real input → real output, as in ONNX."""
+        if self.static:
+            x = x if self.clip is None else x.clamp(*self.clip)
+            codes = torch.ops.qlearn.quantize_linear(x, self.input_scale, self.input_zero_point)
+            x = torch.ops.qlearn.dequantize_linear(codes, self.input_scale, self.input_zero_point, -1, 0)
+        weight = self.weight
+        return self.map(x, self.map.rows(weight) if self.map.is_matrix else weight, self.bias)
 
-    def _step(self, op: str, name: str, *inputs: str, **attributes: Any) -> None:
-        """A node on what came out so far."""
-        self.last = self._node(op, name, self.last, *inputs, **attributes)
-
-    def _node(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """A node of that name; returns the name of what comes out of it."""
-        result = f"{name}.output"
-        self.nodes.append(self.onnx.helper.make_node(op, inputs, [result], name=name, **attributes))
-        return result
-
-
-def _geometry(layer: Any) -> dict[str, Any]:
-    """Stride, padding, dilation and groups of a convolution, in ONNX's words."""
-    dilations, padding = _pair(layer.dilation), layer.padding
-    if padding == "same":  # what is odd comes to the right and the bottom
-        reach = [d * (k - 1) for d, k in zip(dilations, _pair(layer.kernel_size), strict=True)]
-        pads = [*(r // 2 for r in reach), *(r - r // 2 for r in reach)]
-    else:
-        pads = _pair(0 if padding == "valid" else padding) * 2
-    return {"strides": _pair(layer.stride), "pads": pads, "dilations": dilations, "group": layer.groups}
+    def _constants(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self.register_buffer(name, value.detach().clone().contiguous())
 
 
-def _pair(value: Any) -> list[int]:
-    return list(value) if isinstance(value, (tuple, list)) else [value, value]
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy in float32 and eval mode, on the processor, in which quantized layers are QDQ layers.
+
+    Raises:
+        ValueError: a layer that ONNX has no words for.
+    """
+    instead: dict[nn.Module, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ObservedLayer):
+            raise ValueError(_refusal(name, module, "the network is only prepared, so call nn.convert first."))
+        if isinstance(module, DynamicLayer):
+            why = "the range of its input is found at run time; use static activations, or activations=None."
+            raise ValueError(_refusal(name, module, why))
+        if isinstance(module, CodebookLayer):
+            raise ValueError(_refusal(name, module, "its codes are places in a list of levels."))
+        if isinstance(module, QuantizedLayer):
+            instead[module] = QDQLayer(module)
+            carry_hooks(module, instead[module])
+    return copy_of(model, instead).cpu().float().eval()
 
 
-def _reason(name: str, module: nn.Module) -> str:
+def _example(twin: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Two inputs of zeros, if the network takes such and gives one tensor.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        example = torch.zeros(2, *shape, dtype=dtype)
+        output = twin(example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"the network does not take an input_shape of {shape} with input_dtype={dtype}: {error}"
+        ) from error
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the network gives a {type(output).__name__}: wanted is one that gives one tensor.")
+    return example
+
+
+# --- recording and translating ----------------------------------------------------------------------------------------
+
+
+def _recorded(twin: nn.Module, example: Tensor) -> Any:
+    """The network as a graph.
+
+    Raises:
+        ValueError: code that cannot be recorded; names the module.
+    """
+    try:
+        sizes = ({0: torch.export.Dim(BATCH)},)
+        return torch.export.export(twin, (example,), dynamic_shapes=sizes, strict=False)
+    except Exception as error:  # whatever the code of a network may raise where a number is no number
+        names = {module: name for name, module in twin.named_modules()}
+        running = [owner for owner in _locals(error, "self") if owner in names] or [twin]
+        why = f"torch.export cannot record its code for batches of any size ({_first_line(error)})."
+        raise ValueError(_refusal(names[running[-1]], running[-1], why)) from error
+
+
+def _in_onnx(twin: nn.Module, program: Any) -> Any:
+    """The graph in ONNX's operations.
+
+    Raises:
+        ValueError: an operation that ONNX does not have; names the module.
+    """
+    try:
+        return torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            custom_translation_table=_translations(),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            optimize=False,  # it would merge equal constants of several layers
+            verbose=False,
+        ).model
+    except torch.onnx.errors.OnnxExporterError as error:
+        nodes = [node for node in _locals(error, "node") if isinstance(node, fx.Node)]
+        stack = list((nodes[-1].meta.get("nn_module_stack") or {"": ("", None)}).values()) if nodes else [("", None)]
+        name = stack[-1][0]
+        what = f"ONNX has no operation for {nodes[-1].target}." if nodes else _first_line(error)
+        raise ValueError(_refusal(name, twin.get_submodule(name), what)) from error
+
+
+def _locals(error: BaseException | None, name: str) -> Iterator[Any]:
+    """The local variables of this name where an error and its causes happened, the innermost last."""
+    while error is not None:
+        yield from (
+            frame.f_locals[name] for frame, _ in traceback.walk_tb(error.__traceback__) if name in frame.f_locals
+        )
+        error = error.__cause__
+
+
+def _tidy(written: Any, twin: nn.Module) -> None:
+    """Fold what is constant, take out what only says how the file was made, and give names and narrow types."""
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+    from onnxscript import optimizer, version_converter
+
+    version_converter.convert_version(written, OPSET)  # older PyTorch leaves that to its user
+    common.InlinePass()(written)
+    logger = logging.getLogger(optimizer.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it says what it leaves as it is
+    optimizer.fold_constants(written, input_size_limit=SMALL)
+    logger.setLevel(level)
+    for node in written.graph.all_nodes():  # a convolution without a bias got one of zeros
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and _is_zero(node.inputs[2]):
+            node.resize_inputs(2)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(written)
+    for clean in (common.RemoveUnusedNodesPass, common.RemoveUnusedFunctionsPass, common.RemoveUnusedOpsetsPass):
+        clean()(written)
+    common.OutputFixPass()(written)
+    common.NameFixPass()(written)
+    written.producer_name, written.producer_version, written.graph.name = "qlearn", None, "qlearn"
+    for part in (written, written.graph, *written.graph.initializers.values(), *written.graph.inputs):
+        part.metadata_props.clear()
+        part.doc_string = None
+    layers = {name: module for name, module in twin.named_modules() if isinstance(module, QDQLayer)}
+    for name, layer in layers.items():
+        for constant in layer.state_dict():
+            value = written.graph.initializers.get(f"{name}.{constant}".lstrip("."))
+            if value is None:  # nobody calls the layer, or nobody reads its bias
+                continue
+            if layer.bits <= 4 and constant in ("weight_codes", "weight_zero_point"):
+                _in_four_bits(ir, value)
+            value.name = value.name.removesuffix("_codes").removesuffix("_numbers")
+    called = Counter[str]()
+    for node in written.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        if node.op_type == "QuantizeLinear":
+            name = node.inputs[1].name.removesuffix("input_scale") + "codes"
+            called[name] += 1
+            node.name = name + (f"_{called[name]}" if called[name] > 1 else "")
+            node.outputs[0].name = f"{node.name}.output"
+        for value in node.outputs:
+            value.metadata_props.clear()
+    batch = str(written.graph.inputs[0].shape[0])  # PyTorch's own name for the size
+    for end in (*written.graph.inputs, *written.graph.outputs):
+        sizes = (
+            size if isinstance(size, int) else ir.SymbolicDim(str(size).replace(batch, BATCH)) for size in end.shape
+        )
+        end.shape = ir.Shape(sizes)
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a value in the graph is a constant that holds nothing but 0."""
+    constant = value.const_value
+    return constant is not None and not constant.numpy().any()
+
+
+def _in_four_bits(ir: Any, value: Any) -> None:
+    """Store a constant of 8-bit codes that need no more than 4."""
+    import ml_dtypes
+
+    codes = value.const_value.numpy()
+    narrow = codes.astype(ml_dtypes.int4 if codes.dtype.kind == "i" else ml_dtypes.uint4)
+    value.const_value = ir.tensor(narrow, name=value.name)
+    value.type = ir.TensorType(value.const_value.dtype)
+
+
+def _content(written: Any) -> bytes:
+    """The bytes of the file.
+
+    Raises:
+        ValueError: more of them than one file can have.
+    """
+    import onnx_ir as ir
+
+    size = sum(value.const_value.nbytes for value in written.graph.initializers.values())
+    if size > LARGEST:
+        raise ValueError(f"this network has {size:,} bytes of numbers: an ONNX file holds {LARGEST:,} at most.")
+    proto = ir.to_proto(written)
+    del proto.graph.value_info[:]  # shapes in between, which every reader finds by itself
+    return proto.SerializeToString()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _refusal(name: str, module: nn.Module, why: str) -> str:
     """Why a module cannot be written."""
-    what = f"module {name!r}, {module._get_name()}, cannot be written to ONNX: "
-    if isinstance(module, ObservedLayer):
-        return what + "the network is only prepared, so call nn.convert first."
-    if isinstance(module, DynamicLayer):
-        return what + "the range of its input is found at run time; use static activations, or activations=None."
-    return what + (
-        "there are Linear, Conv2d padded with zeros, BatchNorm2d, ReLU, MaxPool2d, Flatten from axis 1, Dropout and "
-        "Identity in an nn.Sequential, quantized or not."
-    )
+    return f"module {name or 'model'!r}, {module._get_name()}, cannot be written to ONNX: {why}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qlearn import integer
 from qlearn.affine import QParams, quant_limits, quantize
-from qlearn.arrays import saturate
+from qlearn.arrays import block_rows, saturate
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerTensor, PerToken
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer, fixed
@@ -249,14 +249,34 @@ class DynamicLayer(IntegerLayer):
             raise ValueError(f"an input of shape {tuple(x.shape)} has no axis for the batch: x[None] has one.")
         return self.inputs.choose_qparams(*find_range(x, granularity=granularity))
 
+    def codes_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The input's codes, and their scale and zero point."""
+        if torch.compiler.is_compiling():
+            scale, zero_point = self._range_unchecked(x)
+            return _codes_unchecked(x, scale, zero_point, self.input_limits), scale, zero_point
+        qparams = self.qparams_of(x)
+        return quantize(x, qparams), qparams.scale, torch.as_tensor(qparams.zero_point, device=x.device)
+
     def compute(self, x: Tensor) -> Tensor:
         """The product in between is one of integers."""
-        qparams = self.qparams_of(x)
-        zero_point = torch.as_tensor(qparams.zero_point, device=x.device)
-        acc = self.multiply(quantize(x, qparams), zero_point)
-        scale = saturate(qparams.scale * self.map.per_output(self._channels(self.weight_scale.detach())), torch.float32)
+        codes, input_scale, zero_point = self.codes_of(x)
+        acc = self.multiply(codes, zero_point)
+        scale = saturate(input_scale * self.map.per_output(self._channels(self.weight_scale.detach())), torch.float32)
         y = acc * scale
         return saturate(y if self.bias is None else y + self.map.per_output(self.bias), x.dtype)
+
+    def _range_unchecked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of `qparams_of`, while a graph is being recorded and numbers are not known."""
+        shape = self.inputs.granularity.scale_shape(tuple(x.shape))
+        rows = (block_rows(x, shape) if shape else x.reshape(1, -1)).double()
+        low, high = (end.reshape(shape) for end in (rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)))
+        (quant_min, quant_max), steps = self.input_limits, self.input_limits[1] - self.input_limits[0]
+        exact = torch.maximum(low / quant_min, high / quant_max) if quant_min < 0 else high / steps - low / steps
+        scale = saturate(exact, torch.promote_types(x.dtype, torch.float32))
+        scale = torch.where(scale == 0, 1.0, scale)
+        if quant_min < 0:
+            return scale, torch.zeros_like(scale, dtype=torch.int32)
+        return scale, torch.round(-low / scale.double()).clamp(quant_min, quant_max).to(torch.int32)
 
 
 def quantized(

@@ -21,10 +21,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qlearn.affine import QParams
+from qlearn.config import QuantConfig
+from qlearn.granularity import Granularity, PerAxis, PerTensor, PerToken
+from qlearn.nn.integer_layers import quantized
 from qlearn.nn.layers import quantized_layers
-from qlearn.nn.network import check_model
+from qlearn.nn.linear_maps import LinearMap
+from qlearn.nn.network import carry_hooks, check_model, copy_of, linear_maps
 
-HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON
+HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON; a later format: "qlearn 2", say
+# How `inputs_text` of a dynamic layer ends.
+DYNAMIC: dict[str, Granularity] = {
+    "per token": PerToken(),
+    "per row": PerAxis(0),
+    "dynamic": PerTensor(),
+}
 
 
 def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
@@ -42,7 +53,8 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
     state = {name: tensor.contiguous().clone() for name, tensor in _state(model).items()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder, path.name)
-        save_file(state, unfinished, {HEAD: json.dumps(_configurations(model), separators=(",", ":"))})
+        configurations = json.dumps(_configurations(model), separators=(",", ":"))
+        save_file(state, unfinished, {HEAD: configurations})
         os.replace(unfinished, path)
     return path.stat().st_size
 
@@ -50,19 +62,30 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
 def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Module:
     """Read a file written by `save` into a network of the same structure, and return the network.
 
+    A float network will do for a file of a quantized one, without calibration: the file knows its configuration. What
+    comes back is then a copy in which the layers that the file has codes for are layers of codes; the float network
+    stays as it is.
+
     Raises:
-        ValueError: a file that is not safetensors or is cut short; one whose tensors are not those of this network
-            (names what is missing, too many, or of another size or type) or whose layers were quantized in another
-            way (names the layer and both ways); scales or codes that are impossible. The network is then left as
-            it was.
+        ValueError: a file that is not safetensors, is cut short or of another format; one whose tensors are not those
+            of this network (names what is missing, too many, or of another size or type) or whose layers were
+            quantized in another way (names the layer and both ways); scales or codes that are impossible. The network
+            is then left as it was.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = save(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors")
     ...     load(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors")
     Linear(in_features=10, out_features=2, bias=True)
+    >>> from qlearn.nn.ptq import convert, prepare
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = save(convert(prepare(torch.nn.Linear(10, 2), activations=None)), f"{folder}/layer.safetensors")
+    ...     load(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors")
+    WeightOnlyLinear(10 → 2, weights 8 bits per channel, input float)
     """
     check_model(model)
     state, configurations = _read(path)
+    if configurations and not quantized_layers(model):
+        model = _with_layers_of_codes(model, state, configurations, str(path))
     versions = getattr(model.state_dict(), "_metadata", {})  # of the modules, which some ask for
     differences = list(_other_layers(configurations, _configurations(model))) or list(
         _other_kinds(state, _state(model))
@@ -108,10 +131,53 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, An
     try:
         with safe_open(path, framework="pt") as file:
             state = OrderedDict((name, file.get_tensor(name)) for name in list(file.keys()))
-            configurations = json.loads((file.metadata() or {}).get(HEAD, "{}"))
+            head = file.metadata() or {}
+            configurations = json.loads(head.get(HEAD, "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}).") from error
+    if others := [key for key in head if key.startswith(f"{HEAD} ")]:  # one key: of several, safetensors has no order
+        raise ValueError(f"{path} is of format {others[0]!r}: this version of qlearn reads {HEAD!r}.")
     return state, configurations
+
+
+def _with_layers_of_codes(
+    model: torch.nn.Module, state: dict[str, Tensor], configurations: dict[str, Any], path: str
+) -> torch.nn.Module:
+    """A copy in which float layers are quantized as the file says, their numbers still to come; or the model itself."""
+    layers = linear_maps(model)
+    if not configurations.keys() <= layers.keys():
+        return model  # of another network: `load` says in what they differ
+    new: dict[torch.nn.Module, torch.nn.Module] = {}
+    for name, configuration in configurations.items():
+        prefix = f"{name}." if name else ""
+        parts = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        try:
+            new[layers[name]] = _layer_of_codes(layers[name], parts, configuration, name)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not belong to this network: layer {name!r}: {error}") from error
+        carry_hooks(layers[name], new[layers[name]].train(layers[name].training))
+    return copy_of(model, new)
+
+
+def _layer_of_codes(layer: Any, parts: dict[str, Tensor], configuration: dict[str, Any], name: str) -> torch.nn.Module:
+    """A layer of codes with the shapes that a file has for it."""
+    (low, high), outputs = configuration["codes"], LinearMap.of(layer).outputs
+    if len(channels := parts["weight_scale"].shape) and channels[0] != outputs:
+        raise ValueError(f"{channels[0]} output channels in the file, {outputs} in the network.")
+    zero_point = torch.zeros(parts["weight_zero_point"].shape, dtype=torch.int32)
+    weights = QParams(torch.ones(parts["weight_scale"].shape), zero_point if zero_point.ndim else 0, low, high)
+    inputs: QParams | QuantConfig | None = None
+    if "input_scale" in parts:
+        inputs = QParams(1.0, 0, *configuration["input codes"])
+    elif "input codes" in configuration:
+        low, high = configuration["input codes"]
+        granularity = next(g for end, g in DYNAMIC.items() if configuration["inputs"].endswith(end))
+        inputs = QuantConfig((high - low).bit_length(), symmetric=low < 0, narrow_range=low == -high,
+                             granularity=granularity, method="dynamic")  # fmt: skip
+    if layer.bias is None and ("bias" in parts or "bias_codes" in parts):  # bias correction gave it one
+        layer = copy.deepcopy(layer)
+        layer.bias = torch.nn.Parameter(layer.weight.new_zeros(outputs))
+    return quantized(layer, weights, inputs, name)
 
 
 def _state(model: torch.nn.Module) -> dict[str, Tensor]:
