@@ -150,7 +150,17 @@ NN = [
     {"layers", "integer_layers", "prepared", "ptq", "folding", "storage", "summary", "models", "training"},  # lesson 05
     {"fake_quantize", "qat"},  # lesson 06
     {"equalization", "bias_correction", "gptq", "mixed_precision"},  # lesson 07
-    {"language_model", "perplexity", "generation", "smoothquant", "awq", "stream", "rotate", "codebook_layer", "adapters"},
+    {
+        "language_model",
+        "perplexity",
+        "generation",
+        "smoothquant",
+        "awq",
+        "stream",
+        "rotate",
+        "codebook_layer",
+        "adapters",
+    },
     {"export"},
 ]
 NN_LAYER = {name: number for number, names in enumerate(NN) for name in names}

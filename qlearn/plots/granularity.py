@@ -114,7 +114,11 @@ fine: from 1 % to 1 %, no row lost.
 
 @picture
 def against_cost(
-    points: Mapping[str, Sequence[tuple[int, float, float]]], *, measure: str = "SQNR", unit: str = "dB", digits: int = 1
+    points: Mapping[str, Sequence[tuple[int, float, float]]],
+    *,
+    measure: str = "SQNR",
+    unit: str = "dB",
+    digits: int = 1,
 ) -> tuple[Figure, str]:
     """A measure against bits per value, scales included; the number in a marker is how many bits a code has.
 
@@ -137,8 +141,15 @@ def against_cost(
         for b, x, y in series:
             ink = BLACK if colour == ORANGE else "white"
             axes.annotate(str(b), (x, y), ha="center", va="center_baseline", fontsize=8, color=ink, weight="bold")
-        parts.append(f"{name}: " + ", ".join(f"{f'{y:.{digits}f} {unit}'.strip()} at {x:.2f} ({b} bits)" for b, x, y in series) + ".")
-    axes.set(xlabel="bits per value, scales included (in the marker: bits of a code)", ylabel=f"{measure} ({unit})" if unit else measure)
+        parts.append(
+            f"{name}: "
+            + ", ".join(f"{f'{y:.{digits}f} {unit}'.strip()} at {x:.2f} ({b} bits)" for b, x, y in series)
+            + "."
+        )
+    axes.set(
+        xlabel="bits per value, scales included (in the marker: bits of a code)",
+        ylabel=f"{measure} ({unit})" if unit else measure,
+    )
     axes.grid()
     axes.legend(markerscale=0.7)
     return figure, f"{measure} against bits per value, scales included. {' '.join(parts)}"
