@@ -12,6 +12,7 @@ from qlearn import PerAxis, PerGroup, PerToken, QuantConfig, exercises, nn  # no
 from qlearn.exercises import letters  # noqa: E402
 from qlearn.exercises.challenges import CannotBeJudged  # noqa: E402
 from qlearn.exercises.lesson_09 import BUDGET, WANTED, compress, judge  # noqa: E402
+from qlearn.nn.language_model import ALPHABET  # noqa: E402
 
 # --- right answers that look different -------------------------------------------------------------------------------
 
@@ -398,3 +399,35 @@ def test_almost_all_numbers_are_in_29_linear_layers():
     assert inside > 0.95
     adapted = nn.add_adapters(model, rank=2)
     assert abs(sum(p.numel() for p in adapted.parameters()) / sum(p.numel() for p in model.parameters()) - 1.016) < 5e-4
+
+
+# --- the folded cell -------------------------------------------------------------------------------------------------
+
+
+def test_a_model_from_hugging_face(tmp_path, capsys):
+    """The folded cell's function, on a small Llama with random weights and letters for tokens, read from a folder."""
+    import json
+    from pathlib import Path
+
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    letters_of = {letter: number for number, letter in enumerate(ALPHABET)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({**letters_of, "[UNK]": len(letters_of)}, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**sizes, vocab_size=len(letters_of) + 1, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+
+    path = Path(__file__).parent.parent / "notebooks" / "09_a_language_model_in_four_bits.ipynb"
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]]
+    (cell,) = [source for source in cells if "def hugging_face" in source]
+    parts = qlearn.datasets.text_parts()
+    known = {"torch": torch, "nn": nn, "QuantConfig": QuantConfig, "PerGroup": PerGroup}
+    known |= {"parts": parts, "text": parts.validation[:1500]}
+    exec(cell, known)  # LOAD is False: nothing but a sentence
+    assert "Not loaded" in capsys.readouterr().out
+    known["hugging_face"](str(tmp_path))
+    printed = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.strip().splitlines())
+    assert list(printed) == ["float", "4 bits, nearest", "4 bits, GPTQ", "4 bits, AWQ"]
+    assert all(70 < float(value) < 90 for value in printed.values()), "random weights know nothing of 81 letters"
