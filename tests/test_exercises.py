@@ -224,6 +224,28 @@ def test_each_mistake_gets_its_own_diagnosis(exercise, mistake):
             )[:, 0],
             "fill the last one up with zeros",
         ),
+        (
+            "09.1",
+            lambda logits, following: np.exp((logits.max(axis=1) - logits[range(len(following)), following]).mean()),
+            "the log of the row's sum of exp is missing",
+        ),
+        ("09.2", lambda x, w: np.sqrt(np.max(abs(w), 0) / np.max(abs(x), 0)), "Upside down"),
+        (
+            "09.3",
+            lambda w, x, quantize, alphas: min(
+                alphas,
+                key=lambda a: np.sum(
+                    (quantize(w * np.mean(x * x, 0) ** (a / 2)) / np.mean(x * x, 0) ** (a / 2) - w) ** 2
+                ),
+            ),
+            "You measure the change of the weights",
+        ),
+        ("09.4", lambda n: qlearn.rotations.hadamard(n) * np.sqrt(n), "Those are the signs"),
+        (
+            "09.5",
+            lambda x, bits: qlearn.fake_quantize(x, qlearn.find_qparams(x, bits=bits)),
+            "a later letter changes the step of all before it",
+        ),
     ],
 )
 def test_wrong_answers_in_other_words(exercise_id, attempt, message):

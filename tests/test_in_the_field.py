@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -112,3 +114,20 @@ def test_04_onnx_runtime_rescales_in_float32():
     factor = np.float32(0.004) * np.float32(0.003) / np.float32(0.09)
     ours = np.clip(np.rint(sums.astype(np.float32) * factor) + 100, 0, 255)
     assert np.array_equal(theirs, ours)
+
+
+def test_09_transformers_has_a_cache_of_few_bits():
+    cache_utils = pytest.importorskip("transformers.cache_utils")
+    parameters = inspect.signature(cache_utils.QuantizedCache.__init__).parameters
+    assert {"backend", "nbits", "axis_key", "axis_value", "q_group_size"} <= set(parameters)
+
+
+def test_09_onnx_runtime_smooths():
+    quantize = pytest.importorskip("onnxruntime.quantization.quantize")
+    assert {"SmoothQuant", "SmoothQuantAlpha"} <= set(re.findall(r"SmoothQuant\w*", inspect.getsource(quantize)))
+
+
+def test_09_torchao_has_prototypes_of_gptq_awq_smoothquant_and_spinquant():
+    pytest.importorskip("torchao")
+    for name in ("gptq", "awq", "smoothquant", "spinquant"):
+        assert importlib.util.find_spec(f"torchao.prototype.{name}") is not None, name

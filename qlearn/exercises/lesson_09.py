@@ -129,6 +129,86 @@ def _logits_alone(logits, following):
         return np.exp(-logits[np.arange(len(following)), following].mean())
 
 
+def _one_shift_for_all(logits, following):
+    shifted = logits - logits.max()
+    with np.errstate(divide="ignore"):
+        log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.exp(-log_p[np.arange(len(following)), following].mean())
+
+
+def _sums_without_keepdims(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1))
+    return np.exp(-log_p[np.arange(len(following)), following].mean())
+
+
+def _rows_of_following(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.exp(-log_p[following].mean())
+
+
+def _only_shifted(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.exp(-shifted[np.arange(len(following)), following].mean())
+
+
+def _sum_without_log(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.exp(shifted).sum(axis=1, keepdims=True)
+    return np.exp(-log_p[np.arange(len(following)), following].mean())
+
+
+def _shifted_in_the_sum_alone(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = logits - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    with np.errstate(over="ignore"):
+        return np.exp(-log_p[np.arange(len(following)), following].mean())
+
+
+def _at_least(smallest, add):
+    def perplexity_of_at_least(logits, following):
+        p = np.exp(_picked(logits, following))
+        return np.exp(-np.log(p + smallest if add else np.maximum(p, smallest)).mean())
+
+    return perplexity_of_at_least
+
+
+def _each_letter(logits, following):
+    with np.errstate(over="ignore"):
+        return np.exp(-_picked(logits, following))
+
+
+def _mean_over_alphabet(logits, following):
+    with np.errstate(over="ignore"):
+        return np.exp(-_picked(logits, following).sum() / logits.shape[1])
+
+
+def _next_but_one(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.exp(-log_p[np.arange(len(following) - 1), following[1:]].mean())
+
+
+def _log10(logits, following):
+    return np.exp(-_picked(logits, following).mean() / np.log(10))
+
+
+def _powers_of_two(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    with np.errstate(all="ignore"):
+        log_p = shifted - np.log2((2.0**shifted).sum(axis=1, keepdims=True))
+        return 2.0 ** -log_p[np.arange(len(following)), following].mean()
+
+
+def _in_float32(logits, following):
+    logits = logits.astype(np.float32)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    with np.errstate(over="ignore"):
+        return np.exp(-log_p[np.arange(len(following)), following].mean())
+
+
 def _judges_three_writers(attempt):
     each_row = {"symmetric": True, "granularity": PerAxis(0)}
     writers = {
@@ -194,6 +274,36 @@ PERPLEXITY = Exercise(
         Mistake(_likeliest, "You judge the letters that the model likes best. Judge those that came: `following`."),
         Mistake(_all_letters, "You average over the whole alphabet. Only the letter that came counts: `following`."),
         Mistake(
+            _one_shift_for_all,
+            "One maximum for the whole array: a row that lies hundreds below it becomes all 0. Each row has its own: "
+            "logits.max(axis=1, keepdims=True).",
+        ),
+        Mistake(
+            _sums_without_keepdims,
+            "A row of maxima or sums has shape (T,). With keepdims=True it is (T, 1), and fits the rows.",
+        ),
+        Mistake(
+            _rows_of_following,
+            "log_p[following] takes whole rows. Of row i take entry following[i]: [np.arange(len(following)), following].",
+        ),
+        Mistake(_only_shifted, "The largest is taken off, but the log of the row's sum of exp is missing."),
+        Mistake(_sum_without_log, "You subtract the sum of exp itself: its logarithm is wanted, np.log."),
+        Mistake(_shifted_in_the_sum_alone, "Only the sum was shifted. Shift the logits in front of it as well."),
+        *(
+            Mistake(
+                _at_least(smallest, add),
+                "A floor under the probabilities hides how wrong a model was. Leave it away, and take the log by hand.",
+            )
+            for smallest in (1e-12, 1e-10, 1e-9, 1e-8)
+            for add in (True, False)
+        ),
+        Mistake(_each_letter, "That is one number a letter. Average −log p over them, then np.exp once."),
+        Mistake(_mean_over_alphabet, "You divide by the size of the alphabet. It is the mean over the T letters."),
+        Mistake(_next_but_one, "`following` is shifted already: row i of logits is judged by following[i]."),
+        Mistake(_log10, "np.exp undoes np.log. With np.log10 it would be 10 to the power of the mean."),
+        Mistake(_powers_of_two, "A softmax has e in it, whatever the unit of the surprise: np.exp of the logits."),
+        Mistake(_in_float32, "float32 ends at 3e38: stay in float64."),
+        Mistake(
             _logits_alone, "A logit is no logarithm of a probability yet: subtract the log of the row's sum of exp."
         ),
     ),
@@ -258,6 +368,70 @@ def _means(x, w):
 def _spans(x, w):
     with np.errstate(all="ignore"):
         return np.sqrt((x.max(axis=0) - x.min(axis=0)) / (w.max(axis=0) - w.min(axis=0)))
+
+
+def _root_mean_squares(x, w):
+    return np.sqrt(np.sqrt((x**2).mean(axis=0)) / np.sqrt((w**2).mean(axis=0)))
+
+
+def _sums(x, w):
+    return np.sqrt(np.abs(x).sum(axis=0) / np.abs(w).sum(axis=0))
+
+
+def _deviations(x, w):
+    with np.errstate(all="ignore"):
+        return np.sqrt(x.std(axis=0) / w.std(axis=0))
+
+
+def _root_of_x_alone(x, w):
+    return np.sqrt(np.abs(x).max(axis=0)) / np.abs(w).max(axis=0)
+
+
+def _root_of_w_alone(x, w):
+    return np.abs(x).max(axis=0) / np.sqrt(np.abs(w).max(axis=0))
+
+
+def _abs_too_late(x, w):
+    with np.errstate(all="ignore"):
+        return np.sqrt(np.abs(x.max(axis=0)) / np.abs(w.max(axis=0)))
+
+
+def _no_abs_of_x(x, w):
+    with np.errstate(all="ignore"):
+        return np.sqrt(x.max(axis=0) / np.abs(w).max(axis=0))
+
+
+def _no_abs_of_w(x, w):
+    with np.errstate(all="ignore"):
+        return np.sqrt(np.abs(x).max(axis=0) / w.max(axis=0))
+
+
+def _one_for_activations(x, w):
+    return np.sqrt(np.abs(x).max() / np.abs(w).max(axis=0))
+
+
+def _weights_alone(x, w):
+    return 1 / np.sqrt(np.abs(w).max(axis=0))
+
+
+def _squared(x, w):
+    return (np.abs(x).max(axis=0) / np.abs(w).max(axis=0)) ** 2
+
+
+def _upside_down_without_root(x, w):
+    return np.abs(w).max(axis=0) / np.abs(x).max(axis=0)
+
+
+def _never_below_one(x, w):
+    return np.maximum(smoothing_factors(x, w), 1)
+
+
+def _rows_of_x(x, w):
+    return np.sqrt(np.abs(x).max(axis=1) / np.abs(w).max(axis=0))
+
+
+def _as_a_matrix(x, w):
+    return smoothing_factors(x, w)[None, :]
 
 
 def _smooths_the_planted_model(attempt):
@@ -326,7 +500,22 @@ SMOOTH = Exercise(
             _no_root, "Without the root all of the difficulty goes to the weights: they meet half way with np.sqrt."
         ),
         Mistake(_product, "That is what both reach in the end. The factor is the root of the quotient."),
-        Mistake(_no_abs, "Large negative numbers count as well: np.abs before the maximum."),
+        *(
+            Mistake(function, "Large negative numbers count as well: np.abs before the maximum, of x and of w.")
+            for function in (_no_abs, _no_abs_of_x, _no_abs_of_w, _abs_too_late)
+        ),
+        Mistake(_root_mean_squares, "That is the typical size. A range has to reach the largest value: np.abs, max."),
+        Mistake(_sums, "Those are sums, and grow with the number of rows. A range reaches to the largest: max."),
+        Mistake(_deviations, "Those are deviations. A range has to reach the largest value: np.abs, then max."),
+        Mistake(_root_of_x_alone, "Only the activations are under your root. It is the root of the whole quotient."),
+        Mistake(_root_of_w_alone, "Only the weights are under your root. It is the root of the whole quotient."),
+        Mistake(_squared, "Squared, the factors overshoot: it is the root of the quotient, np.sqrt."),
+        Mistake(_upside_down_without_root, "Upside down, and without the root: activations over weights, np.sqrt."),
+        Mistake(_one_for_activations, "One number for all of x. Each column has its own largest magnitude: axis 0."),
+        Mistake(_weights_alone, "The activations are missing: their largest magnitudes are above the line."),
+        Mistake(_never_below_one, "A factor below 1 is right, too: there the weights are the hard part."),
+        Mistake(_rows_of_x, "A row of x is one input. Channel j is column j: max over axis 0."),
+        Mistake(_as_a_matrix, "One row of C factors is wanted, shape (C,): without keepdims."),
         Mistake(
             _activations_alone, "The weights have a say, too: divide by the largest magnitude of each column of w."
         ),
@@ -420,6 +609,70 @@ def _inputs_divided_too(w, x, quantize, alphas):
     return alphas[int(np.argmin(errors))]
 
 
+def _with_magnitudes(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, size=np.abs(x).mean(axis=0))
+
+
+def _with_largest(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, size=np.abs(x).max(axis=0))
+
+
+def _without_root(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, size=(x**2).mean(axis=0))
+
+
+def _sum_of_squares(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, size=np.sqrt((x**2).sum(axis=0)))
+
+
+def _one_size(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, size=np.sqrt((x**2).mean()))
+
+
+def _size_of_weights(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, size=np.sqrt((w**2).mean(axis=0)))
+
+
+def _size_of_rows(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, size=np.sqrt((x**2).mean(axis=1)))
+
+
+def _magnitudes_of_errors(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, error=lambda w_hat: np.abs(x @ (w_hat - w).T).mean())
+
+
+def _largest_error(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, error=lambda w_hat: np.abs(x @ (w_hat - w).T).max())
+
+
+def _magnitudes_of_weights(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, error=lambda w_hat: np.abs(w_hat - w).mean())
+
+
+def _not_turned(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, error=lambda w_hat: ((x @ (w_hat - w)) ** 2).mean())
+
+
+def _against_scaled(w, x, quantize, alphas):
+    size, errors = np.sqrt((x**2).mean(axis=0)), []
+    for alpha in alphas:
+        s = size**alpha
+        errors.append(((x @ (quantize(w * s) / s - w * s).T) ** 2).mean())
+    return alphas[int(np.argmin(errors))]
+
+
+def _best_forgotten(w, x, quantize, alphas):
+    return alphas[-1]
+
+
+def _always_the_first(w, x, quantize, alphas):
+    return alphas[0]
+
+
+def _the_factors(w, x, quantize, alphas):
+    return np.sqrt((x**2).mean(axis=0)) ** best_alpha(w, x, quantize, alphas)
+
+
 def _as_good(case, given):
     """Another α with the same error, but for the last bits."""
     if np.ndim(given) or given not in case["alphas"]:
@@ -498,6 +751,12 @@ ALPHA = Exercise(
             "quantize": Steps(1.0),
             "alphas": [step / 8 for step in range(9)],
         },
+        {
+            "w": np.array([[-1.2, -2.7, 0.4], [0.3, 1.8, -0.7], [4.9, 2.1, 1.6]]),
+            "x": np.array([[-0.2, -1.6, 0.3], [0.2, -0.6, 1.5], [-0.1, -1.6, -0.6], [0.1, 0.1, 0.0]]),
+            "quantize": Steps(1.0),
+            "alphas": [step / 8 for step in range(9)],
+        },
     ),
     cases=_searches(),
     mistakes=(
@@ -518,6 +777,29 @@ ALPHA = Exercise(
             _inputs_divided_too,
             "The factor is taken out twice: once from the weights (/ s) and once from x. The layer still reads x.",
         ),
+        Mistake(
+            _with_magnitudes, "That is the mean magnitude, as in the paper. Here a_j is the root of the mean square."
+        ),
+        Mistake(_with_largest, "That is the largest magnitude. a_j is the root of the mean square of column j."),
+        Mistake(_without_root, "The root is missing: a_j is the root of the mean square, np.sqrt."),
+        Mistake(_sum_of_squares, "The mean is missing: a_j is the root of the mean square, not of the sum."),
+        Mistake(_one_size, "One size for all of x. Each channel has its own: mean over axis 0."),
+        Mistake(_size_of_weights, "You take the size of the weights. It is the activations that say what counts: x."),
+        Mistake(_size_of_rows, "A row of x is one input. A channel is a column: mean over axis 0."),
+        Mistake(_magnitudes_of_errors, "You average magnitudes of errors. The mean of their squares is wanted."),
+        Mistake(_largest_error, "You compare the largest errors. The mean of their squares is wanted."),
+        Mistake(
+            _magnitudes_of_weights,
+            "You compare the weights' errors. What counts is the change of the outputs: x @ (…).T.",
+        ),
+        Mistake(_not_turned, "The .T is missing: each row of w makes one output, x @ (w_hat - w).T."),
+        Mistake(_against_scaled, "The outputs to compare with are those of w itself, not of w * s."),
+        Mistake(_best_forgotten, "You return the last α. Compare with the smallest error so far, and keep that, too."),
+        Mistake(
+            _always_the_first,
+            "The first α wins, whatever the numbers are. Is it s = a**alpha, and quantize(w * s) / s?",
+        ),
+        Mistake(_the_factors, "Those are the factors s. Return the α that they came from."),
     ),
     hints=(
         "One loop over `alphas`, one error for each. What is the weight that the layer multiplies with in the end?",
@@ -554,6 +836,67 @@ def _minus_elsewhere(n):
     while len(h) < n:
         h = np.block([[h, h], [-h, h]])
     return h / np.sqrt(n)
+
+
+def _minus_upper_left(n):
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[-h, h], [h, h]])
+    return h / np.sqrt(n)
+
+
+def _minus_upper_right(n):
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, -h], [h, h]])
+    return h / np.sqrt(n)
+
+
+def _negative(n):
+    return -hadamard(n)
+
+
+def _divided_each_time(n):
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, h], [h, -h]])
+        h = h / np.sqrt(len(h))
+    return h
+
+
+def _times_root(n):
+    return hadamard(n) * n
+
+
+def _halved(n):
+    return hadamard(n) * np.sqrt(n) / 2
+
+
+def _by_root_of_two(n):
+    return hadamard(n) * np.sqrt(n) / np.sqrt(2)
+
+
+def _begins_with_two(n):
+    h = np.array([[1.0, 1.0], [1.0, -1.0]])
+    while len(h) < n:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(n)
+
+
+def _doubled_once_too_often(n):
+    h = np.ones((1, 1))
+    while len(h) <= n:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(n)
+
+
+def _blocks_of_two(n):
+    h = np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
+    return np.kron(np.eye(n // 2), h) if n > 1 else np.ones((1, 1))
+
+
+def _random(n):
+    return qlearn.rotations.random_hadamard(n)
 
 
 def _no_minus(n):
@@ -615,7 +958,18 @@ HADAMARD = Exercise(
     mistakes=(
         Mistake(_signs, "Those are the signs. A rotation leaves lengths alone: divide by √n."),
         Mistake(_divided_by_n, "Each row has n entries, so its length is √n, not n: divide by np.sqrt(n)."),
-        Mistake(_minus_elsewhere, "A rotation, too, but not this one: the minus belongs to the lower right block."),
+        *(
+            Mistake(function, "A rotation, too, but not this one: the minus belongs to the lower right block.")
+            for function in (_minus_elsewhere, _minus_upper_left, _minus_upper_right, _negative)
+        ),
+        Mistake(_divided_each_time, "You divide by √n at every doubling. Once, at the end, is enough."),
+        Mistake(_times_root, "You multiply by √n. Divide: each row's length is √n before."),
+        Mistake(_halved, "Divide by √n: 2 is right for n = 4 alone."),
+        Mistake(_by_root_of_two, "Divide by √n: √2 is right for n = 2 alone."),
+        Mistake(_begins_with_two, "For n = 1 it is 1: begin with the matrix of size 1."),
+        Mistake(_doubled_once_too_often, "It is doubled once too often: while it has fewer than n rows, `<`."),
+        Mistake(_blocks_of_two, "Each turns two channels only. An outlier is to reach all of them: double the whole."),
+        Mistake(_random, "That one has random signs. Here it is the plain one, built by doubling."),
         Mistake(_no_minus, "All rows are alike, so nothing is perpendicular: the lower right block is −H."),
         Mistake(_too_large, "Twice the size: stop when it has n rows."),
         Mistake(_of_size_two_to_the_n, "n is the number of rows, not how often they double."),
@@ -672,6 +1026,10 @@ def _per_channel(x, bits):
     return _by_hand(x, bits, 0)
 
 
+def _per_place_in_head(x, bits):
+    return _by_hand(x, bits, (0, 1))
+
+
 def _across_heads(x, bits):
     return _by_hand(x, bits, 1)
 
@@ -700,16 +1058,62 @@ def _groups_of_heads(x, bits):
     return qlearn.fake_quantize(rows, qparams).reshape(x.shape)
 
 
-def _within_half_a_step(case, given):
-    """Zero points that fall on a tie may go either way, and the values with them."""
-    try:
-        array = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
+def _lowest_kept(x, bits):
+    lo, hi = x.min(axis=2, keepdims=True), x.max(axis=2, keepdims=True)
+    scale = (hi - lo) / (2**bits - 1)
+    scale = np.where(scale > 0, scale, 1.0)
+    return np.rint((x - lo) / scale) * scale + lo
+
+
+def _zero_between_codes(x, bits):
+    lo = np.minimum(x.min(axis=2, keepdims=True), 0)
+    scale = (np.maximum(x.max(axis=2, keepdims=True), 0) - lo) / (2**bits - 1)
+    scale = np.where(scale > 0, scale, 1.0)
+    return np.rint((x - lo) / scale) * scale + lo
+
+
+def _one_step_too_many(x, bits):
+    lo, hi = np.minimum(x.min(axis=2, keepdims=True), 0), np.maximum(x.max(axis=2, keepdims=True), 0)
+    scale = (hi - lo) / 2**bits
+    scale = np.where(scale > 0, scale, 1.0)
+    zero_point = np.rint(-lo / scale)
+    return (np.clip(np.rint(x / scale) + zero_point, 0, 2**bits - 1) - zero_point) * scale
+
+
+def _always_eight_bits(x, bits):
+    return _by_hand(x, 8, 2)
+
+
+def _by_mse(x, bits):
+    qparams = qlearn.find_qparams(x, "mse", bits=bits, granularity=qlearn.PerGroup(x.shape[-1]))
+    return qlearn.fake_quantize(x, qparams)
+
+
+def _growing_range(x, bits):
+    lo, hi = x.min(axis=(1, 2), keepdims=True), x.max(axis=(1, 2), keepdims=True)
+    lo, hi = np.minimum(np.minimum.accumulate(lo), 0), np.maximum(np.maximum.accumulate(hi), 0)
+    return qlearn.fake_quantize(x, qlearn.choose_qparams(lo, hi, bits=bits))
+
+
+def _untouched(x, bits):
+    return x
+
+
+def _tie_the_other_way(case, given):
+    """Where a zero point or a code falls on a tie, another order of the same steps moves it: float32 above all."""
+    x, top, hair = case["x"], 2 ** case["bits"] - 1, 1e-4
+    if not isinstance(given, np.ndarray) or given.shape != x.shape or given.dtype.kind != "f":
         return False
-    if array.shape != case["x"].shape:
-        return False
-    by_hand = _by_hand(case["x"], case["bits"], 2)
-    return bool(np.allclose(array, by_hand, rtol=1e-9, atol=1e-12))
+    lo, hi = np.minimum(x.min(axis=2, keepdims=True), 0), np.maximum(x.max(axis=2, keepdims=True), 0)
+    scale = np.where(hi > lo, (hi - lo) / top, 1.0)
+    right = np.zeros(x.shape[:2], dtype=bool)
+    for zero_point in (np.rint(-lo / scale - hair), np.rint(-lo / scale + hair)):
+        either = (np.clip(np.rint(x / scale + d) + zero_point, 0, top) - zero_point for d in (-hair, hair))
+        right |= np.any([np.abs(given / scale - one) < hair for one in either], axis=0).all(axis=2)
+    return bool(right.all())
+
+
+READ = 256  # letters: a loop over letters and heads is a right answer, too
 
 
 def _keeps_the_cache(attempt):
@@ -729,8 +1133,8 @@ def _keeps_the_cache(attempt):
         before, after = (net(nn.to_tokens(words + end))[0, : len(words)] for end in "!Q")
     changed = int((before != after).any(dim=-1).sum())
     return (
-        f"Your cache of {bits} bits in all blocks: perplexity {letters.perplexity(net, 1024):.2f} (in float "
-        f"{letters.perplexity(letters.model(), 1024):.2f}). A later letter was changed:\n"
+        f"Your cache of {bits} bits in all blocks: perplexity {letters.perplexity(net, READ):.2f} (in float "
+        f"{letters.perplexity(letters.model(), READ):.2f}). A later letter was changed:\n"
         f"{changed} of the {len(words)} places before it noticed."
     )
 
@@ -749,7 +1153,7 @@ CACHE = Exercise(
     solution=quantize_cache,
     examples=(
         {"x": np.array([[[1.0, -2.0, 0.5], [8.0, 3.0, 1.0]], [[0.25, 0.5, -0.125], [-3.0, 6.0, 1.5]]]), "bits": 3},
-        {"x": np.array([[[0.5, 4.0], [-1.0, 2.0], [7.0, 1.0]]]), "bits": 2},
+        {"x": np.array([[[0.5, 3.5], [-1.0, 2.0], [7.0, 1.0]]]), "bits": 2},
         {"x": np.array([[[3.0, -1.0]], [[30.0, 10.0]], [[-0.5, 0.25]]]), "bits": 4},
     ),
     cases=_caches(),
@@ -760,7 +1164,10 @@ CACHE = Exercise(
         ),
         Mistake(_per_head_only, "One range for each head, over all letters: a later letter still changes it."),
         Mistake(_per_letter_only, "No leak, but one range for all heads of a letter. Each head wants its own."),
-        Mistake(_per_channel, "A range for each column looks down the text, at letters that come later."),
+        *(
+            Mistake(function, "A range for each column looks down the text, at letters that come later.")
+            for function in (_per_channel, _per_place_in_head)
+        ),
         Mistake(_across_heads, "You look across heads. The numbers of one head are the last axis."),
         Mistake(
             _symmetric, "That is symmetric. Asymmetric is wanted, as find_qparams does it if nothing else is said."
@@ -768,6 +1175,20 @@ CACHE = Exercise(
         Mistake(_without_zero, "The range must reach to 0, too, as lesson 01's does: find_qparams sees to it."),
         Mistake(_codes, "Those are codes. Dequantize them, or use qlearn.fake_quantize."),
         Mistake(_flat, "The shape is lost: reshape the result to x.shape."),
+        *(
+            Mistake(
+                function, "Your 0 lies between two codes. The zero point is a whole number: find_qparams rounds it."
+            )
+            for function in (_lowest_kept, _zero_between_codes)
+        ),
+        Mistake(_one_step_too_many, "Between 2^bits codes lie 2^bits − 1 steps."),
+        Mistake(_always_eight_bits, "That has 8 bits whatever is asked for: hand `bits` on, bits=bits."),
+        Mistake(_by_mse, "Those are ranges by MSE. Here the range reaches from the smallest to the largest: min_max."),
+        Mistake(
+            _growing_range,
+            "That does not leak, but one early outlier coarsens all that follows. Each letter has its own range.",
+        ),
+        Mistake(_untouched, "Nothing is rounded: these are the inputs."),
         Mistake(_groups_of_heads, "The groups are as large as the number of heads. One head has x.shape[-1] numbers."),
     ),
     hints=(
@@ -776,7 +1197,7 @@ CACHE = Exercise(
         "`qlearn.find_qparams(…, granularity=qlearn.PerGroup(…))`, then `qlearn.fake_quantize`, then back to the shape "
         "of x.",
     ),
-    also_right=_within_half_a_step,
+    also_right=_tie_the_other_way,
     consequence=_keeps_the_cache,
 )
 
@@ -825,20 +1246,25 @@ def judge(answer):
 
     from qlearn import nn
 
-    model = letters.model()
+    model, measure, sizes = (
+        letters.model(),
+        nn.perplexity,
+        nn.summary,
+    )  # before the answer runs: it may put others there
     given = answer(copy.deepcopy(model), [batch.clone() for batch in letters.batches()])
-    size = _checked_size(model, given)
+    _check(model, given)
+    size = sizes(given).bytes
     # The weights alone count: they are put into a model of our own, so no other code runs.
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             parameter.copy_(given.get_submodule(name.rpartition(".")[0]).weight)
-    reached = nn.perplexity(twin, letters.held_out(JUDGED))
+    reached = measure(twin, letters.held_out(JUDGED))
     return Score({"bytes": f"{size:,}", "perplexity": f"{reached:.2f}"}, size <= BUDGET and reached <= WANTED)
 
 
-def _checked_size(model, given):
-    """The bytes of an answer, if it is the same model with some of its layers quantized."""
+def _check(model, given):
+    """Raise `CannotBeJudged` unless an answer is the same model with some of its layers quantized."""
     import torch
 
     from qlearn import nn
@@ -861,7 +1287,6 @@ def _checked_size(model, given):
             )
         if other.weight.dtype != torch.float32 or not bool(torch.isfinite(other.weight).all()):
             raise CannotBeJudged(f"the weights of {name!r} are not finite float32 numbers.")
-    return nn.summary(given).bytes
 
 
 CHALLENGE = Challenge(
@@ -876,8 +1301,8 @@ CHALLENGE = Challenge(
     },
     hints=(
         "2 bits everywhere leave about 23,000 bytes over. A layer with 3 bits costs an eighth of a byte a weight more.",
-        "Which layers are small, and matter? Try one kind after the other on the validation part: `head`, `*.value`, "
-        "`*.output`, `*.down`. Only layers whose inputs or outputs everything passes through are worth it.",
+        "Which layers are small, and matter? Try one kind after the other on the validation part: `head`, `*.query`, "
+        "`*.value`, `*.output`.",
         "`overrides` of `nn.prepare` takes a pattern for a kind of layer: give the head 4 bits and one other kind 3. "
         "Then GPTQ; 64 pieces of text are few, so a larger `damping` than 0.01 may help.",
     ),

@@ -24,7 +24,7 @@ QUESTIONS = (
                 "Next to nothing: the weights are symmetric",
                 "They are. But three levels waste a quarter of the codes, and with so few that counts.",
             ),
-            Choice("About half", "Four levels instead of three: no other step in this lesson is so cheap.", right=True),
+            Choice("About half", "Four levels instead of three, for 5 % more bytes.", right=True),
             Choice("All of it", "Four levels are still only four. Run the next cell."),
             Choice(
                 "It gets worse: 0 is no level any more",
@@ -35,7 +35,7 @@ QUESTIONS = (
     Question(
         "09.c",
         "The planted model computes the same as before. What happens if its weights and activations get 8 bits, "
-        "with one range for each tensor?",
+        "with one range for each layer's inputs?",
         (
             Choice(
                 "Nothing: 8 bits have been enough for everything so far",
@@ -47,7 +47,7 @@ QUESTIONS = (
             ),
             Choice(
                 "It breaks down",
-                "One channel sets the step, and all others lie within one or two steps of 0.",
+                "One channel sets the step, and nearly all others are rounded to 0.",
                 right=True,
             ),
         ),
