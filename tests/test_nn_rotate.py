@@ -13,8 +13,9 @@ from torch.nn.utils import prune
 
 from qlearn import PerAxis, PerToken, QuantConfig, datasets
 from qlearn import nn as qnn
-from qlearn.nn.language_model import LanguageModel, load_language_model, perplexity, to_tokens, windows
+from qlearn.nn.language_model import LanguageModel, load_language_model, to_tokens, windows
 from qlearn.nn.network import linear_maps
+from qlearn.nn.perplexity import perplexity
 from qlearn.nn.rotate import HadamardProduct, rotate
 from qlearn.rotations import hadamard, kurtosis, random_hadamard
 
