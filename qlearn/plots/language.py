@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
@@ -33,20 +32,31 @@ def surprise(text: str, bits: Any) -> tuple[Figure, str]:
     >>> surprise("whale", [0.1, 0.0, 4.0])
     'whale': 1.37 bits a letter, from 0.0 for 'l' to 4.0 for 'e'.
     """
-    lines = wrapped(text)
+    lines, bits = wrapped(text), np.asarray(bits, dtype=float)
+    first = len(text) - len(bits)
     figure = Figure(figsize=(7.6, LINE * len(lines) + 0.55), layout="constrained")
     axes = figure.subplots()
-    write_surprise(axes, text, bits)
+    asked, start = np.concatenate([np.full(first, np.nan), bits]), 0
+    grid = np.full((len(lines), COLUMNS), np.nan)
+    for row, line in enumerate(lines):
+        grid[row, : len(line)] = asked[start : start + len(line)]
+        start += len(line)
+        for column, letter in enumerate(line):
+            axes.text(
+                column, row, "¶" if letter == "\n" else letter,
+                ha="center", va="center", family="DejaVu Sans Mono", size=SMALLEST, color=INK,
+            )  # fmt: skip
+    axes.imshow(grid, cmap=SURPRISE, vmin=0, vmax=MOST, aspect="auto", interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
     shown = ScalarMappable(Normalize(0, MOST), SURPRISE)
     colours = figure.colorbar(shown, ax=axes, orientation="horizontal", aspect=60, pad=0.02, shrink=0.5, anchor=(0, 1))
     colours.set_label("surprise (bits)")
     colours.set_ticks([0, 2, 4, 6, 8], labels=["0", "2", "4", "6", "8 or more"])
-    bits = np.asarray(bits, dtype=float)
-    asked = text[len(text) - len(bits) :]
     least, most = int(bits.argmin()), int(bits.argmax())
     return figure, (
-        f"{text!r}: {bits.mean():.3g} bits a letter, from {bits[least]:.1f} for {asked[least]!r} to "
-        f"{bits[most]:.1f} for {asked[most]!r}."
+        f"{text!r}: {bits.mean():.3g} bits a letter, from {bits[least]:.1f} for {text[first + least]!r} to "
+        f"{bits[most]:.1f} for {text[first + most]!r}."
     )
 
 
@@ -64,26 +74,6 @@ def wrapped(text: str, columns: int = COLUMNS) -> list[str]:
         lines.append(rest[:end])
         rest = rest[end:]
     return lines or [""]
-
-
-def write_surprise(axes: Axes, text: str, bits: Any, columns: int = COLUMNS) -> None:
-    """Write a text on colours into axes that have nothing else in them."""
-    lines = wrapped(text, columns)
-    grid = np.full((len(lines), columns), np.nan)
-    asked = np.full(len(text), np.nan)
-    asked[len(text) - len(bits) :] = bits
-    start = 0
-    for row, line in enumerate(lines):
-        grid[row, : len(line)] = asked[start : start + len(line)]
-        start += len(line)
-        for column, letter in enumerate(line):
-            axes.text(
-                column, row, "¶" if letter == "\n" else letter,
-                ha="center", va="center", family="DejaVu Sans Mono", size=SMALLEST, color=INK,
-            )  # fmt: skip
-    axes.imshow(grid, cmap=SURPRISE, vmin=0, vmax=MOST, aspect="auto", interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
 
 
 @picture
