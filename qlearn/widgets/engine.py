@@ -383,3 +383,28 @@ def needs_torch(function: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(f'{function}() needs PyTorch ({error}): pip install "qlearn[torch]".') from error
+
+
+class LateExplorer(Explorer):
+    """An explorer that is shown at once, and complete as soon as what takes long is there: `load` waits for it."""
+
+    def load(self) -> None:
+        """Find what takes long, if it is not there yet, with a bar."""
+        raise NotImplementedError
+
+    def save(self, path: Any) -> None:
+        """Write the still picture, a PNG with the numbers under it, to a file."""
+        self.load()
+        super().save(path)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.load()
+        return super()._repr_mimebundle_(include, exclude)
+
+    def _ipython_display_(self) -> None:
+        """At once what is there; the rest, and the still picture, as soon as it has come."""
+        from IPython.display import display  # only a notebook asks for it
+
+        shown = display(self._live(), raw=True, display_id=True)
+        data, metadata = self._repr_mimebundle_()
+        shown.update(data, metadata=metadata, raw=True)

@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import Button, Choice, Number, rounded
-from qlearn.widgets.engine import Explorer
+from qlearn.widgets.engine import LateExplorer
 from qlearn.widgets.page import LABELS
 
 FLOAT, ROW = "float", "row"
@@ -117,7 +117,7 @@ class Prompt:
         return check(value)
 
 
-class LanguageModelExplorer(Explorer):
+class LanguageModelExplorer(LateExplorer):
     """Perplexity against size for what was tried; and what the model writes, with the float model's surprise."""
 
     title = "A language model in few bits"
@@ -234,25 +234,6 @@ class LanguageModelExplorer(Explorer):
                 raise job.error
             if self._job is None:  # it is done, or it was stopped
                 return
-
-    def save(self, path: Any) -> None:
-        """Write the still picture, a PNG with the numbers under it, to a file."""
-        self.load()
-        super().save(path)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        self.load()
-        return super()._repr_mimebundle_(include, exclude)
-
-    def _ipython_display_(self) -> None:
-        """At once without the text; with it, and with a still picture, as soon as it is written."""
-        from IPython.display import display  # only a notebook asks for it
-
-        view = {"version_major": 2, "version_minor": 0, "model_id": self._page.model_id}
-        at_once = {"text/plain": str(self), "application/vnd.jupyter.widget-view+json": view}
-        shown = display(at_once, raw=True, display_id=True)
-        data, metadata = self._repr_mimebundle_()
-        shown.update(data, metadata=metadata, raw=True)
 
     # What happens when a control moves
 

@@ -16,7 +16,7 @@ from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 from qlearn.widgets.accumulator import raised
 from qlearn.widgets.controls import Number, Slider, rounded
-from qlearn.widgets.engine import Explorer, needs_torch
+from qlearn.widgets.engine import LateExplorer, needs_torch
 from qlearn.widgets.panels import decades, moving, on_decades, ring, towards_100
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def explore_mixed_precision(
     return MixedPrecisionExplorer(model, network=network, method=method, start=bits, pixel_ratio=pixel_ratio)
 
 
-class MixedPrecisionExplorer(Explorer):
+class MixedPrecisionExplorer(LateExplorer):
     """Accuracy against size for what was tried, for the greedy choice and for the same bits everywhere; and
     beside it what each layer's bits cost alone."""
 
@@ -119,23 +119,6 @@ class MixedPrecisionExplorer(Explorer):
             self.refresh()
         finally:
             self._bar.layout.display = "none"
-
-    def save(self, path: Any) -> None:
-        """Write the still picture, a PNG with the numbers under it, to a file."""
-        self.load()
-        super().save(path)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        self.load()
-        return super()._repr_mimebundle_(include, exclude)
-
-    def _ipython_display_(self) -> None:
-        """At once without the curves; with them, and with a still picture, as soon as they are measured."""
-        from IPython.display import display  # only a notebook asks for it
-
-        shown = display(self._live(), raw=True, display_id=True)
-        data, metadata = self._repr_mimebundle_()
-        shown.update(data, metadata=metadata, raw=True)
 
     @property
     def _greedy(self) -> list[Point]:
