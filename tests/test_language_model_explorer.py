@@ -602,13 +602,13 @@ def test_it_can_be_used_without_a_mouse(explorer):
     assert [button.description for button in (*explorer._buttons.values(), explorer._button)] == ["Stop", "Reset"]
 
 
-def test_rotations_are_offered_where_there_are_any(short, monkeypatch):
-    monkeypatch.setattr(qlearn.nn, "rotate", lambda model, batches: model, raising=False)
-    explorer = explore_language_model(tiny(), outliers="rotated")
-    assert explorer.values["outliers"] == "rotated"
-    monkeypatch.delattr(qlearn.nn, "rotate")
-    with pytest.raises(ValueError, match="outliers='rotated' must be one of 'trained'"):
-        explore_language_model(tiny(), outliers="rotated")
+def test_a_rotated_model_is_the_package_s_and_computes_the_same(short, monkeypatch):
+    asked, rotate = [], qlearn.nn.rotate
+    monkeypatch.setattr(qlearn.nn, "rotate", lambda model, batches: asked.append(model) or rotate(model, batches))
+    explorer = explore_language_model(tiny(), outliers="rotated", bits="float")
+    assert explorer.values["outliers"] == "rotated" and len(asked) == 1
+    numbers = explorer.numbers
+    assert numbers["perplexity"] == pytest.approx(numbers["float_perplexity"], rel=1e-4)  # rotate's own bound
 
 
 def test_a_model_of_one_s_own(short):

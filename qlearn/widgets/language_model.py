@@ -21,11 +21,16 @@ from matplotlib.patches import Rectangle
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import Button, Choice, Number, rounded
-from qlearn.widgets.engine import LateExplorer
+from qlearn.widgets.engine import LateExplorer, needs_torch
 from qlearn.widgets.page import LABELS
 
 FLOAT, ROW = "float", "row"
-OUTLIERS = {"as trained": "trained", "planted, × 256": "planted", "planted, smoothed": "smoothed"}
+OUTLIERS = {
+    "as trained": "trained",
+    "planted, × 256": "planted",
+    "planted, smoothed": "smoothed",
+    "planted, rotated": "rotated",
+}
 METHODS = {"nearest, min-max": "min_max", "nearest, MSE": "mse", "GPTQ": "gptq", "AWQ": "awq"}
 BITS: dict[str, Any] = {FLOAT: FLOAT, **{str(bits): bits for bits in (8, 4, 3, 2)}}
 ACTIVATIONS = {FLOAT: FLOAT, "8 bits a tensor": "tensor8", "8 bits a token": "token8", "4 bits a token": "token4"}
@@ -136,19 +141,14 @@ class LanguageModelExplorer(LateExplorer):
     buttons: ClassVar = {"stop": Button("Stop", "End what is being computed.")}
 
     def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        try:  # here and not above: explorers of other lessons work where PyTorch is not installed
-            from qlearn import nn
+        with needs_torch("explore_language_model"):
             from qlearn.widgets import language_model_runs
-        except ImportError as error:
-            need = f'explore_language_model() needs PyTorch ({error}): pip install "qlearn[torch]".'
-            raise ImportError(need) from error
 
         self._torch = language_model_runs
         self._runs = language_model_runs.Runs(model)
         self._tried: dict[Any, Any] = {}  # setting → outcome
         self._shown_values: dict[str, Any] = {}
         self._job: Any = None
-        outliers = {**OUTLIERS, **({"planted, rotated": "rotated"} if hasattr(nn, "rotate") else {})}
         groups: dict[str, Any] = {"a row": ROW, **{str(size): size for size in self._runs.groups}}
         self.controls: Mapping[str, Any] = {
             "method": Choice(
@@ -163,7 +163,7 @@ class LanguageModelExplorer(LateExplorer):
             "outliers": Choice(
                 "outliers",
                 "Two channels behind each norm are made 256 times as large. And what helps.",
-                outliers,
+                OUTLIERS,
                 "trained",
             ),
             "prompt": Prompt("prompt", "What the model begins with, 1 to 128 letters. Enter ends it.", "The whale "),

@@ -215,7 +215,7 @@ class Runs:
             return self._float
         if outliers == "planted":
             return nn.plant_outliers(self._float, **PLANTED)
-        mend = nn.smooth if outliers == "smoothed" else nn.rotate  # type: ignore[attr-defined]
+        mend = nn.smooth if outliers == "smoothed" else nn.rotate
         return mend(self._base("planted"), _calibration())
 
     def _weights(self, setting: Setting, tell: Tell) -> Rounded:
