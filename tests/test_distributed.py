@@ -109,6 +109,10 @@ def test_after_a_refusal_observers_are_as_before_and_workers_go_on(refusals, alo
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
+def test_workers_with_nothing_to_do_wait_until_all_are_connected(tmp_path):
+    assert working.run("nothing", tmp_path) == dict.fromkeys(range(4), "nothing")
+
+
 def test_a_killed_worker_ends_the_others_and_is_named(tmp_path):
     found = working.run("killed", tmp_path)
     assert sorted(found) == [0, 1, 3]

@@ -166,6 +166,10 @@ def calibrate_and_say(rank, count, **options):
         return str(error)
 
 
+def nothing(rank, count):
+    return "nothing"
+
+
 def fine(rank, count):
     return remembered(calibrated(prepared(), batches()[rank::count]))
 

@@ -77,13 +77,16 @@ def join_workers(timeout: float = TIMEOUT) -> Iterator[tuple[int, int]]:
     if address in HOME:  # listen on no other interface than the one that the workers use
         for name in {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    store = _meet(rank, count, address, port, timeout)
+    store = distributed.PrefixStore("qlearn", _store(rank, address, port, timeout))
+    _meet(store, "here", rank, count, timeout)
     try:
         limit = timedelta(seconds=timeout)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
     except RuntimeError as error:
         raise RuntimeError(f"worker {rank} of {count} could not be connected with the others: {error}") from error
     try:
+        # A worker that goes on and ends while others still connect would break their connection, and not be named.
+        _meet(store, "connected", rank, count, timeout)
         yield rank, count
     finally:
         distributed.destroy_process_group()
@@ -238,26 +241,26 @@ def _launched(count: int) -> tuple[int, str, int]:
     return int(found["RANK"]), found["MASTER_ADDR"], int(found["MASTER_PORT"])
 
 
-def _meet(rank: int, count: int, address: str, port: int, timeout: float) -> Any:
-    """The store through which all workers find each other, when all have come to it."""
+def _meet(store: Any, where: str, rank: int, count: int, timeout: float) -> None:
+    """Wait until all workers have said through the store that they are there."""
     until = time.monotonic() + timeout
-    store = distributed.PrefixStore("qlearn", _store(rank, address, port, timeout))
     missing = []
     try:
-        store.set(str(rank), "here")
+        store.set(f"{where}/{rank}", "")
         for other in range(count):
             try:
-                store.wait([str(other)], timedelta(seconds=max(0.1, until - time.monotonic())))
+                store.wait([f"{where}/{other}"], timedelta(seconds=max(0.1, until - time.monotonic())))
             except distributed.DistStoreError:
                 missing.append(str(other))
     except RuntimeError as error:
         raise RuntimeError(f"worker 0 of {count}, to whom the others come, has ended.") from error
     if missing:
-        raise RuntimeError(f"worker {', '.join(missing)} of {count} did not start in {timeout:g} s.")
-    return store
+        late = "start" if where == "here" else "connect with the others"
+        raise RuntimeError(f"worker {', '.join(missing)} of {count} did not {late} in {timeout:g} s.")
 
 
 def _store(rank: int, address: str, port: int, timeout: float) -> Any:
+    """What all workers find each other through."""
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has one already
     found: list[Any] = []
 
