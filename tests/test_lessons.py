@@ -180,6 +180,11 @@ BROKEN = [
     ),
     ("width", "81 characters of code, and 80 fit", cell(5, "assert loss < 1  #" + " " * 63)),
     ("width", "81 characters of code", swap(3, "See ", "```python\n" + "x" * 81 + "\n```\n\nSee ")),
+    (
+        "width",
+        "cell 5 is folded, and its first line of 76 characters is cut off after 75",
+        put(5, metadata={"jupyter": {"source_hidden": True}}, source="# " + "x" * 74 + "\nassert loss < 1"),
+    ),
     ("valid_format", "not a valid notebook", lambda nb: nb["cells"][1].pop("outputs")),
     ("valid_format", "must be 4.5", lambda nb: (nb.update(nbformat_minor=4), [c.pop("id") for c in nb["cells"]])),
     ("valid_format", "called python3", lambda nb: nb["metadata"]["kernelspec"].update(name="mine")),

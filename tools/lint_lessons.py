@@ -29,6 +29,7 @@ NOT_OURS = ("my_lessons", "build", "dist")  # made from the lessons, and perhaps
 CELLS, WORDS, LINES, EXERCISES = (40, 80), (1200, 2500), (100, 250), (3, 5)  # lines of at most WIDTH
 LESSON_NUMBERS = re.compile(r"\blessons?\s+(\d\d(?:(?:\s*(?:,|-|–|to|and|or)\s*)+\d\d)*)", re.IGNORECASE)
 WIDTH = 80  # characters of code: longer lines are cut off on a page 800 pixels wide
+FOLDED = 75  # characters of a folded cell's first line: three dots follow it
 
 
 def lint(notebook: Notebook, name: str, targets: Targets) -> list[str]:
@@ -207,6 +208,9 @@ def width(notebook: Notebook) -> Iterator[str]:
         for line in "\n".join(blocks).splitlines():
             if len(line) > WIDTH:
                 yield f"cell {number} has a line of {len(line)} characters of code, and {WIDTH} fit: {line[:30]!r}"
+        first = text.split("\n", 1)[0]
+        if is_folded(cell) and len(first) > FOLDED:
+            yield f"cell {number} is folded, and its first line of {len(first)} characters is cut off after {FOLDED}"
 
 
 def ignored_is_asserted(notebook: Notebook) -> Iterator[str]:
@@ -297,11 +301,7 @@ def advice(notebook: Notebook, name: str) -> list[str]:
         return []
     code = "\n".join(source for _, source in code_cells(notebook))
     prose = " ".join(without_help(without_code(source_of(c))) for _, c in cells_of(notebook, "markdown"))
-    folded = sum(
-        len(source_of(c).splitlines())
-        for _, c in cells_of(notebook, "code")
-        if c.get("metadata", {}).get("jupyter", {}).get("source_hidden")
-    )
+    folded = sum(len(source_of(c).splitlines()) for _, c in cells_of(notebook, "code") if is_folded(c))
     counts = {
         "cells": (len(notebook["cells"]), CELLS),
         "words": (len(re.findall(r"\w[\w'’-]*", prose)), WORDS),
@@ -323,6 +323,11 @@ def advice(notebook: Notebook, name: str) -> list[str]:
 
 
 # --- reading a notebook ----------------------------------------------------------------------------------------------
+
+
+def is_folded(cell: Mapping[str, Any]) -> bool:
+    """Whether JupyterLab shows of a cell's code the first line only, and three dots."""
+    return bool(cell.get("metadata", {}).get("jupyter", {}).get("source_hidden"))
 
 
 def source_of(cell: Mapping[str, Any]) -> str:

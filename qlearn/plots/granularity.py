@@ -27,7 +27,7 @@ def blocks(shape: tuple[int, int], scale_shapes: Mapping[str, tuple[int, ...]]) 
     A matrix of 4 × 6 values. per row: scale (4, 1), 4 blocks of 1 × 6. groups of 3: scale (4, 2), 8 blocks of 1 × 3.
     """
     rows, columns = shape
-    figure = Figure(figsize=(7.6, 1.3), layout="constrained")
+    figure = Figure(figsize=(7.6, 1.45), layout="constrained")
     panels = figure.subplots(1, len(scale_shapes), squeeze=False)[0]
     parts = []
     for axes, (name, counts) in zip(panels, scale_shapes.items(), strict=True):
@@ -38,7 +38,7 @@ def blocks(shape: tuple[int, int], scale_shapes: Mapping[str, tuple[int, ...]]) 
             tint = TINTS[(k + k // len(TINTS)) % len(TINTS)]
             axes.add_patch(Rectangle((left, top), width, height, facecolor=tint, alpha=0.45, edgecolor="none"))
             axes.add_patch(Rectangle((left, top), width, height, facecolor="none", edgecolor=INK, linewidth=1.2))
-            axes.text(left + width / 2, top + height / 2, str(k), ha="center", va="center", fontsize=7, color=BLACK)
+            axes.text(left + width / 2, top + height / 2, str(k), ha="center", va="center", color=BLACK)
         axes.vlines(range(1, columns), 0, rows, color="white", linewidth=0.8, zorder=0.9)
         axes.hlines(range(1, rows), 0, columns, color="white", linewidth=0.8, zorder=0.9)
         axes.set(xlim=(-0.1, columns + 0.1), ylim=(rows + 0.1, -0.1), aspect="equal", xticks=[], yticks=[])
@@ -129,18 +129,22 @@ def against_cost(
     axes = figure.subplots()
     parts = []
     for (name, series), colour, marker in zip(points.items(), COLOURS, MARKERS, strict=False):
+        pointed = marker == "^"  # only its lower half has room for a number
         axes.plot(
             [x for _, x, _ in series],
             [y for _, _, y in series],
             marker=marker,
             color=colour,
             label=name,
-            markersize=10,
+            markersize=14 if pointed else 10,
             linewidth=1.3,
         )
         for b, x, y in series:
             ink = BLACK if colour == ORANGE else "white"
-            axes.annotate(str(b), (x, y), ha="center", va="center_baseline", fontsize=8, color=ink, weight="bold")
+            axes.annotate(
+                str(b), (x, y), (0, -2.8 * pointed), textcoords="offset points", ha="center", va="center_baseline",
+                fontsize=8, color=ink, weight="bold",
+            )  # fmt: skip
         parts.append(
             f"{name}: "
             + ", ".join(f"{f'{y:.{digits}f} {unit}'.strip()} at {x:.2f} ({b} bits)" for b, x, y in series)

@@ -45,12 +45,13 @@ They share a corner of 3 · 4 = 12, which is added back. What is left is (9 − 
             )
         )  # fmt: skip
     label: dict[str, Any] = {"ha": "center", "va": "center", "color": INK}
-    axes.text((z_w + w) / 2 * unit, (z_x + x) / 2 * unit, f"(x − z_x) · (w − z_w)\n= {(x - z_x) * (w - z_w)}", **label)
+    product = r"$(x − z_x) \cdot (w − z_w)$" + f"\n= {(x - z_x) * (w - z_w)}"
+    axes.text((z_w + w) / 2 * unit, (z_x + x) / 2 * unit, product, **label)
     for along, low, high, text in (
-        (True, 0, z_w, f"z_w = {z_w}"),
-        (True, z_w, w, f"w − z_w = {w - z_w}"),
-        (False, 0, z_x, f"z_x = {z_x}"),
-        (False, z_x, x, f"x − z_x = {x - z_x}"),
+        (True, 0, z_w, f"$z_w$ = {z_w}"),
+        (True, z_w, w, f"$w − z_w$ = {w - z_w}"),
+        (False, 0, z_x, f"$z_x$ = {z_x}"),
+        (False, z_x, x, f"$x − z_x$ = {x - z_x}"),
     ):
         middle = (low + high) / 2 * unit
         if along:
@@ -59,10 +60,10 @@ They share a corner of 3 · 4 = 12, which is added back. What is left is (9 − 
             axes.text(-0.04 * w * unit, middle, text, ha="right", va="center", color=GREY)
     right = 1.3 * w * unit
     for y, sign, text, value, colour in (
-        (0.9, "", f"x · w = {x} · {w}", x * w, INK),
-        (0.7, "−", f"z_x · w = {z_x} · {w}   the bottom strip", z_x * w, VERMILLION),
-        (0.5, "−", f"z_w · x = {z_w} · {x}   the left strip", z_w * x, VERMILLION),
-        (0.3, "+", f"z_x · z_w = {z_x} · {z_w}   the corner, taken away twice", z_x * z_w, BLUE),
+        (0.9, "", rf"$x \cdot w$ = {x} · {w}", x * w, INK),
+        (0.7, "−", rf"$z_x \cdot w$ = {z_x} · {w}   the bottom strip", z_x * w, VERMILLION),
+        (0.5, "−", rf"$z_w \cdot x$ = {z_w} · {x}   the left strip", z_w * x, VERMILLION),
+        (0.3, "+", rf"$z_x \cdot z_w$ = {z_x} · {z_w}   the corner, taken away twice", z_x * z_w, BLUE),
         (0.1, "=", "what is left", (x - z_x) * (w - z_w), INK),
     ):
         axes.text(right, y, f"{sign} {value}".strip(), ha="right", va="center", color=colour, fontweight="bold")

@@ -31,7 +31,7 @@ first row 127 −64.
         axes.imshow(values, cmap="PuOr", vmin=-1.8 * largest, vmax=1.8 * largest, aspect="auto")
         for i, row in enumerate(texts):
             for j, text in enumerate(row):
-                axes.text(j, i, text, ha="center", va="center", fontsize=7, color=BLACK)
+                axes.text(j, i, text, ha="center", va="center", color=BLACK)
         axes.set(title=name, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         low, high = (format(v, form).replace("-", "−") for v in (values.min(), values.max()))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 
-from qlearn.style import DARK_FILTER
+from qlearn.style import DARK_FILTER, GREY, MUTED
 
 LABELS, INDENT = "108px", "116px"  # the width of what stands before a control, and where the control begins
 
 # Written for core ipywidgets, whose HTML may hold a <style>. Text has the page's own colour.
 PAGE_STYLE = """
 .qlearn-explorer, .qlearn-explorer .qlearn-controls {display: flex; flex-flow: row wrap; align-items: flex-start}
+.qlearn-explorer .qlearn-controls {align-items: center}
 .qlearn-explorer {gap: 4px 12px; max-width: 100%; overflow: visible}
 .qlearn-explorer .qlearn-controls {flex: 1 1 300px; max-width: 800px; overflow: visible}
-.qlearn-explorer .qlearn-controls > .widget-inline-hbox {flex: 1 1 280px; max-width: 400px; min-width: 0}
+.qlearn-explorer .qlearn-controls > .widget-inline-hbox {flex: 1 1 280px; min-width: 0;
+  max-width: max(50% - 4px, 296px)}
 .qlearn-explorer .qlearn-controls > .widget-html {flex-basis: 100%}
 .qlearn-explorer .qlearn-shown {flex: 1000 1 632px; max-width: 800px; min-width: 0; display: flex; flex-flow: column;
   overflow: visible}
@@ -34,6 +36,16 @@ PAGE_STYLE = """
 .qlearn-error {font-size: 13px; line-height: 1.4; color: inherit; border-left: 4px solid #D55E00; padding: 2px 8px}
 """
 
+# Black arrows on a dark page, and white handles with a pale rim on a white one: that is how ipywidgets come.
+ARROW = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath fill='none' "
+    f"stroke='{MUTED.replace('#', '%23')}' stroke-width='1.8' d='M5 7l4 4 4-4'/%3E%3C/svg%3E"
+)
+CONTROLS = f"""
+.qlearn-explorer {{--jp-widgets-dropdown-arrow: url("{ARROW}")}}
+.qlearn-explorer .noUi-target .noUi-handle {{border-color: {GREY}}}
+"""
+
 DARK, LIGHT = f"{{filter: {DARK_FILTER}}}", "{filter: none}"
 SYSTEM = f"@media (prefers-color-scheme: dark) {{.qlearn-explorer img {DARK}}}\n"
 # JupyterLab, VS Code and Colab each say in a way of their own which theme the learner has chosen there.
@@ -47,4 +59,4 @@ html[theme="dark"] .qlearn-explorer img {DARK}
 def page_style() -> str:
     """The <style> of an explorer. Colab's light theme says nothing about itself, so there the system is not asked."""
     system = "" if "COLAB_RELEASE_TAG" in os.environ else SYSTEM
-    return f"<style>{PAGE_STYLE}{system}{PAGES}</style>"
+    return f"<style>{PAGE_STYLE}{CONTROLS}{system}{PAGES}</style>"
