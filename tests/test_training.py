@@ -1,10 +1,12 @@
 """The lessons' networks: what the shipped ones reach, and training that anyone can repeat, stop and trust."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import tqdm.auto
 from safetensors import safe_open
 from torch import nn
 
@@ -192,12 +194,15 @@ def test_steps_can_be_watched_and_ended(few):
     assert losses == train(mlp(), *few, epochs=2, batch_size=100, learning_rate=1e-3, progress=False)[:3]
 
 
-def test_progress_is_shown_only_if_wanted(few, capsys):
+def test_progress_is_shown_only_if_wanted(few, capsys, monkeypatch):
+    """After every step here, however quick it was; and nothing of it stays."""
+    monkeypatch.setattr(tqdm.auto, "tqdm", partial(tqdm.auto.tqdm, mininterval=0, miniters=1))
     train(mlp(), *few, epochs=1, progress=False)
     assert capsys.readouterr() == ("", "")
     train(mlp(), *few, epochs=2)
     out, err = capsys.readouterr()
     assert out == "" and "epoch 2 of 2, loss" in err and "32/32" in err
+    assert err.split("\r")[-2].isspace()
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def train_adapters(
     losses: list[float] = []
     model.train()
     try:
-        with tqdm(total=int(steps), desc="Training", unit="step", disable=not progress) as bar:
+        with tqdm(total=int(steps), desc="Training", unit="step", leave=False, disable=not progress) as bar:
             for _ in range(steps):
                 texts = torch.randint(len(tokens), (batch_size, 1), generator=places)
                 starts = torch.randint(tokens.shape[1] - context, (batch_size, 1), generator=places)

@@ -74,7 +74,8 @@ def train(
     # If these numbers are wrong, the first step says so.
     right = isinstance(batch_size, Integral) and batch_size > 0 and isinstance(epochs, Integral)
     an_epoch = -(-len(images) // batch_size) if right else 1
-    bar = tqdm(total=epochs * an_epoch if right else None, desc="Training", unit="step", disable=not progress)
+    total = epochs * an_epoch if right else None
+    bar = tqdm(total=total, desc="Training", unit="step", leave=False, disable=not progress)
     with bar, closing(steps):  # an interrupt in this loop, too, must end the steps: they put the model into eval mode
         for loss in steps:
             losses.append(loss)

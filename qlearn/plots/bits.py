@@ -22,8 +22,8 @@ from qlearn.plots.granularity import TINTS
 from qlearn.plots.picture import picture
 from qlearn.style import INK, SMALLEST
 
-# The three fields of a float, and the bits of a code that has none. Written beside the cells, too.
-COLOURS = {"sign": "#F4C7A5", "exponent": "#BFE3D2", "significand": "#BFDDF0", "code": "#E4E4E4"}
+# The three fields of a float, and the bits of a code that has none. On a dark page, too, one tells them apart.
+COLOURS = {"sign": "#F0AE80", "exponent": "#98DDB4", "significand": "#9CC8F5", "code": "#D8D8D8"}
 WIDEST = 32
 BYTE = 8
 DIGIT = 7.5  # points

@@ -20,7 +20,8 @@ def matrices(arrays: Mapping[str, Any], *, digits: int = 2) -> tuple[Figure, str
     weights: 1 × 2 numbers from −0.25 to 0.50, first row 0.50 −0.25. codes: 1 × 2 numbers from −64 to 127, \
 first row 127 −64.
     """
-    figure = Figure(figsize=(7.6, 2.75), layout="constrained")
+    rows = max(len(values) for values in arrays.values())
+    figure = Figure(figsize=(7.6, max(2.75, 0.35 + 0.17 * rows)), layout="constrained")
     panels = figure.subplots(1, len(arrays), squeeze=False)[0]
     parts = []
     for axes, (name, values) in zip(panels, arrays.items(), strict=True):

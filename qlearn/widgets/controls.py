@@ -91,7 +91,7 @@ class Button:
 
     def widget(self, press: Callable[[], None]) -> ipywidgets.Widget:
         button = ipywidgets.Button(description=self.label, tooltip=self.help)
-        button.layout = ipywidgets.Layout(width="90px", margin="2px")
+        button.layout = ipywidgets.Layout(width="88px", margin="2px 2px 2px 0")
         button.on_click(lambda _: press())
         return button
 

@@ -29,7 +29,7 @@ from qlearn.style import DPI, DRAWING, STILL_RATIO, own_style
 from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
 from qlearn.widgets.footer import calculations, footer
 from qlearn.widgets.inline import flush_on_main_thread_only
-from qlearn.widgets.page import INDENT, LABELS, page_style
+from qlearn.widgets.page import LABELS, page_style
 from qlearn.widgets.picture import Palette, exact_png, for_page, page_format, pixels_of, to_png
 
 
@@ -323,13 +323,13 @@ class Explorer:
             self._inputs[name] = widget
         self._button = Button("Reset", "Move all controls back to where they were at first.").widget(self.reset)
         self._buttons = {name: own.widget(getattr(self, name)) for name, own in self.buttons.items()}
-        row = [*self._buttons.values(), self._button]
-        row[0].layout.margin = f"2px 2px 2px {INDENT}"  # it begins where the controls do
+        buttons = ipywidgets.Box([*self._buttons.values(), self._button])
+        buttons.add_class("qlearn-buttons")
         self._message = ipywidgets.HTML()
         self._table = ipywidgets.HTML()
         self._picture = ipywidgets.Image(format=page_format(), width=str(self.size[0]), height=str(self.size[1]))
         # Controls beside the picture where the page is wide enough, else above it; what may change its height below.
-        controls = ipywidgets.Box([*self._inputs.values(), *row, self._message])
+        controls = ipywidgets.Box([*self._inputs.values(), buttons, self._message])
         controls.add_class("qlearn-controls")
         shown = ipywidgets.Box([self._picture, self._table])
         shown.add_class("qlearn-shown")

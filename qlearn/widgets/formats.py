@@ -254,8 +254,7 @@ class FormatsExplorer(Explorer):
     def _setup_errors(self, upper: Axes, lower: Axes) -> list[Artist]:
         self._curves = {}
         for axes, bits, (low, high) in ((upper, 8, (14, 52)), (lower, 4, (0, 26))):
-            axes.set_title(f"SQNR, formats of {bits} bits", pad=3)
-            axes.set_ylabel("SQNR (dB)", labelpad=1)
+            axes.set_title(f"SQNR (dB), formats of {bits} bits", pad=3)  # at the side is no room for it
             axes.set(xlim=(-0.08, 1.52), ylim=(low, high))
             overheads = (0.0, 0.125, 0.5, 1.0, 2.0)
             axes.set_xticks(np.sqrt(overheads), [f"{bits + overhead:g}" for overhead in overheads])

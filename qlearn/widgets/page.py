@@ -43,6 +43,7 @@ ARROW = (
 )
 CONTROLS = f"""
 .qlearn-explorer {{--jp-widgets-dropdown-arrow: url("{ARROW}")}}
+.qlearn-explorer .qlearn-buttons {{display: flex; flex-flow: row wrap; margin-left: {INDENT}; overflow: visible}}
 .qlearn-explorer .noUi-target .noUi-handle {{border-color: {GREY}}}
 """
 

@@ -127,8 +127,7 @@ class QATExplorer(Explorer):
         }
         super().__init__(**options)
         self._button.description = "Reset settings"
-        self._button.layout.width = "184px"  # as wide as the two above it
-        self._button.layout.margin = "2px 2px 2px 96px"
+        self._button.layout.width = "178px"  # as wide as the two above it
         self._mark_buttons()
         _replaces(self)
 
