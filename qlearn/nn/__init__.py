@@ -11,7 +11,7 @@ Which file goes with which lesson; nothing imports what comes later:
     lesson 06        fake_quantize, qat
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
     lesson 09        language_model, perplexity, generation; smoothquant, awq, stream, rotate; codebook_layer, adapters
-    lesson 10        engines, speed: the same network in several engines, and how long each takes
+    lesson 10        processor, engines, machine, speed: the same network in several engines, and how long each takes
     files            export (ONNX), packed_files (compressed-tensors), gguf_files (llama.cpp)
 """
 
@@ -37,6 +37,7 @@ from qlearn.nn.language_model import (
     to_tokens,
 )
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer
+from qlearn.nn.machine import Machine, measure_machine, roofline
 from qlearn.nn.mixed_precision import allocate_bits, descent, layer_bytes, overrides_for, sensitivity
 from qlearn.nn.models import cnn, load_trained, mlp
 from qlearn.nn.packed_files import write_compressed_tensors
@@ -46,16 +47,7 @@ from qlearn.nn.qat import prepare_qat
 from qlearn.nn.rescaling import plant_outliers
 from qlearn.nn.rotate import rotate
 from qlearn.nn.smoothquant import smooth
-from qlearn.nn.speed import (
-    Latency,
-    Machine,
-    Work,
-    latencies,
-    latency,
-    layer_work,
-    measure_machine,
-    roofline,
-)
+from qlearn.nn.speed import Latency, Work, latencies, latency, layer_work
 from qlearn.nn.storage import load, save
 from qlearn.nn.summary import summary
 from qlearn.nn.training import accuracy, to_inputs, train

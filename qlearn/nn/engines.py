@@ -28,6 +28,7 @@ from qlearn.nn.export import INPUT, export_onnx
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.network import check_model, copy_of
 from qlearn.nn.prepared import ObservedLayer, prepared_layers
+from qlearn.nn.processor import EXACT, instructions
 from qlearn.nn.ptq import ACTIVATIONS, WEIGHTS, calibrate, convert, prepare
 from qlearn.nn.qat import FakeQuantizedLayer
 from qlearn.nn.summary import summary
@@ -167,7 +168,7 @@ def session_of(model: bytes) -> Any:
     """An ONNX Runtime session on one thread of the processor, with exact integer products.
 
     On x86 processors without VNNI its quickest int8 products saturate in 16 bits; here it takes the exact ones, which
-    take longer there. On all others that changes nothing.
+    take longer there.
 
     Raises:
         ImportError: onnxruntime is not installed.
@@ -177,7 +178,9 @@ def session_of(model: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Only there: elsewhere ONNX Runtime takes the option for "products of uint8 codes", which have no AMX.
+    if not set(EXACT) & set(instructions()):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # inputs stay float if they are
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
