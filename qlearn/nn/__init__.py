@@ -11,8 +11,8 @@ Which file goes with which lesson; nothing imports what comes later:
     lesson 06        fake_quantize, qat
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
     lesson 09        language_model, perplexity, generation; smoothquant, awq, stream, rotate; codebook_layer, adapters
-    lesson 10        processor, engines, machine, speed: the same network in several engines, and how long each takes
     files            export (ONNX), packed_files (compressed-tensors), gguf_files (llama.cpp)
+    lesson 10        processor, engines, machine, speed: the same network in several engines, and how long each takes
 """
 
 from qlearn.nn.adapters import AdaptedLayer, adapter_state, add_adapters, train_adapters

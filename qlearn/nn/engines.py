@@ -52,6 +52,10 @@ class Engine:
         name: which engine.
         run: what calls it.
         bytes: of its weights, scales and whatever else it keeps: of an ONNX file, its size.
+
+    >>> half = Engine("by hand", lambda x: x / 2, bytes=0)
+    >>> half(torch.tensor([3.0]))
+    tensor([1.5000])
     """
 
     name: str

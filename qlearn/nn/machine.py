@@ -33,6 +33,9 @@ class Machine:
         float_operations_per_second: of a product of large float32 matrices.
         int8_operations_per_second: of a product of large int8 matrices by ONNX Runtime; None where it is not there.
         instructions: what of VNNI and the like the processor has; ("unknown",) where nobody says.
+
+    >>> print(Machine(10e9, 100e9, 1.9e12, ("AVX2", "AMX int8")))
+    one thread: 10 GB/s, 100 billion operations/s in float32, 1,900 billion in int8 (AVX2, AMX int8)
     """
 
     bytes_per_second: float
