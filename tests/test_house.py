@@ -47,7 +47,7 @@ def of_pyproject():
 def of_environment():
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
     assert re.search(r"- pip:\n\s+- -e \.\n", text), "environment.yml must install qlearn itself, with -e ."
-    lines = re.findall(r"^  - (\S+)$", text.partition("dependencies:")[2], re.MULTILINE)
+    lines = re.findall(r"^ +- (\S+)(?: #.*)?$", text.partition("dependencies:")[2], re.MULTILINE)
     return floors(line for line in lines if line not in ("pip", "pip:"))
 
 
@@ -162,6 +162,7 @@ NN = [
         "adapters",
     },
     {"export", "packed_files", "gguf_files"},
+    {"processor", "engines", "machine", "speed"},  # lesson 10
 ]
 NN_LAYER = {name: number for number, names in enumerate(NN) for name in names}
 
@@ -321,7 +322,7 @@ def pretend(tmp_path, monkeypatch):
 def test_packages_are_installed_once(pretend):
     for _ in range(3):
         dev.environment()
-    assert [("-m venv" in c, "-e .[torch,lab,test]" in c) for c in pretend] == [(1, 0), (0, 1), (0, 0)]
+    assert [("-m venv" in c, "-e .[torch,lab,lessons,test]" in c) for c in pretend] == [(1, 0), (0, 1), (0, 0)]
 
 
 def test_a_changed_list_of_packages_is_installed(pretend, tmp_path):

@@ -21,9 +21,10 @@ from pictures import picture
 from qlearn import PerAxis, PerGroup, PerToken, QuantConfig, datasets
 from qlearn.nn.language_model import ALPHABET, CONTEXT, LanguageModel, language_model, to_tokens, windows
 from qlearn.style import DRAWING, GREY, INK, contrast, on_dark
-from qlearn.widgets import explore_language_model, language_model_runs
+from qlearn.widgets import explore_language_model, jobs, language_model_runs
+from qlearn.widgets.jobs import Stopped
 from qlearn.widgets.language_model import COLUMNS, LEVELS, MOST_LETTERS, ROWS, TAIL, wrapped
-from qlearn.widgets.language_model_runs import LETTERS, MEASURED, Runs, Setting, Stopped, surprises
+from qlearn.widgets.language_model_runs import LETTERS, MEASURED, Runs, Setting, surprises
 
 PATIENCE = 60
 
@@ -427,7 +428,7 @@ def test_stop_leads_back_to_what_is_shown(short, monkeypatch, stage):
     assert explorer.values == values and explorer.numbers == numbers and explorer._picture.value == shown
     assert "Stopped. Controls are back" in explorer._message.value
     assert explorer._bar.layout.visibility == "hidden" and explorer._buttons["stop"].disabled
-    wait_for("its thread has ended", lambda: not language_model_runs._running)
+    wait_for("its thread has ended", lambda: not jobs.running)
     assert explorer._bar.layout.visibility == "hidden"
     explorer._inputs["method"].value = "gptq"
     at_rest(explorer)

@@ -281,13 +281,13 @@ def environment() -> str:
         return str(python)
 
     if not STAMP.exists():
-        say("Installing qlearn, PyTorch, JupyterLab and the test tools into .venv, once: 2 to 10 minutes.")
+        say("Installing qlearn, PyTorch, JupyterLab, lessons' and test tools into .venv, once: 2 to 10 minutes.")
         say("On Linux PyTorch comes with its GPU libraries: about 3 GB to download, 5.4 GB on disk.")
     else:
         say("pyproject.toml or Python has changed: bringing .venv up to date.")
     start = time.perf_counter()
     # One command for everything, so that torch and torchvision are chosen together and fit each other.
-    install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-e", ".[torch,lab,test]"]
+    install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-e", ".[torch,lab,lessons,test]"]
     if subprocess.call(install) != 0:
         fail("pip could not install the packages; its last lines say why. The next call tries again.")
     # Proves that they do fit, and builds Matplotlib's list of fonts here and not inside a lesson.

@@ -12,6 +12,7 @@ Which file goes with which lesson; nothing imports what comes later:
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
     lesson 09        language_model, perplexity, generation; smoothquant, awq, stream, rotate; codebook_layer, adapters
     files            export (ONNX), packed_files (compressed-tensors), gguf_files (llama.cpp)
+    lesson 10        processor, engines, machine, speed: the same network in several engines, and how long each takes
 """
 
 from qlearn.nn.adapters import AdaptedLayer, adapter_state, add_adapters, train_adapters
@@ -19,6 +20,7 @@ from qlearn.nn.awq import awq
 from qlearn.nn.bias_correction import correct_bias
 from qlearn.nn.codebook_layer import CodebookLayer, use_codebook
 from qlearn.nn.distributed import join_workers
+from qlearn.nn.engines import ENGINES, Engine, engine
 from qlearn.nn.equalization import equalize, unequalize
 from qlearn.nn.export import export_onnx
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize, gradient_scale, learned_step, straight_through
@@ -35,6 +37,7 @@ from qlearn.nn.language_model import (
     to_tokens,
 )
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer
+from qlearn.nn.machine import Machine, measure_machine, roofline
 from qlearn.nn.mixed_precision import allocate_bits, descent, layer_bytes, overrides_for, sensitivity
 from qlearn.nn.models import cnn, load_trained, mlp
 from qlearn.nn.packed_files import write_compressed_tensors
@@ -44,20 +47,26 @@ from qlearn.nn.qat import prepare_qat
 from qlearn.nn.rescaling import plant_outliers
 from qlearn.nn.rotate import rotate
 from qlearn.nn.smoothquant import smooth
+from qlearn.nn.speed import Latency, Work, latencies, latency, layer_work
 from qlearn.nn.storage import load, save
 from qlearn.nn.summary import summary
 from qlearn.nn.training import accuracy, to_inputs, train
 
 __all__ = [
+    "ENGINES",
     "AdaptedLayer",
     "CodebookLayer",
     "DynamicLayer",
+    "Engine",
     "FakeQuantize",
     "LanguageModel",
+    "Latency",
     "LearnedFakeQuantize",
+    "Machine",
     "QuantizedLayer",
     "StaticLayer",
     "WeightOnlyLayer",
+    "Work",
     "accuracy",
     "adapter_state",
     "add_adapters",
@@ -68,6 +77,7 @@ __all__ = [
     "convert",
     "correct_bias",
     "descent",
+    "engine",
     "equalize",
     "export_onnx",
     "fold_batch_norm",
@@ -77,12 +87,16 @@ __all__ = [
     "hessians",
     "join_workers",
     "language_model",
+    "latencies",
+    "latency",
     "layer_bytes",
+    "layer_work",
     "learned_step",
     "list_gguf",
     "load",
     "load_language_model",
     "load_trained",
+    "measure_machine",
     "mlp",
     "overrides_for",
     "perplexity",
@@ -90,6 +104,7 @@ __all__ = [
     "prepare",
     "prepare_qat",
     "read_gguf_tensor",
+    "roofline",
     "rotate",
     "save",
     "sensitivity",

@@ -16,6 +16,7 @@ from qlearn.plots.observers import two_histograms
 from qlearn.plots.picture import Picture, picture
 from qlearn.plots.ranges import clip_curve, clip_curves, ranges_over, sorted_values
 from qlearn.plots.repair import channel_ranges, mean_shifts, passed_on, straight_lines, two_weights
+from qlearn.plots.speed import roofline
 from qlearn.plots.training import slopes, weight_paths
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "passed_on",
     "picture",
     "ranges_over",
+    "roofline",
     "row_errors",
     "row_ranges",
     "slopes",

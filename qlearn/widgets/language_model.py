@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import ipywidgets
 import numpy as np
-from ipywidgets import IntProgress, Layout
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -20,9 +19,9 @@ from matplotlib.patches import Rectangle
 
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION
-from qlearn.widgets.controls import Button, Choice, Number, rounded
-from qlearn.widgets.engine import LateExplorer, needs_torch
-from qlearn.widgets.page import LABELS
+from qlearn.widgets.controls import Choice, Number, rounded
+from qlearn.widgets.engine import needs_torch
+from qlearn.widgets.jobs import Job, WorkingExplorer
 
 FLOAT, ROW = "float", "row"
 OUTLIERS = {
@@ -122,7 +121,7 @@ class Prompt:
         return check(value)
 
 
-class LanguageModelExplorer(LateExplorer):
+class LanguageModelExplorer(WorkingExplorer):
     """Perplexity against size for what was tried; and what the model writes, with the float model's surprise."""
 
     title = "A language model in few bits"
@@ -138,7 +137,7 @@ class LanguageModelExplorer(LateExplorer):
     }
     # Letters that are drawn at a near tie are others on another processor: not for the sentence that is compared.
     untold: ClassVar = ("surprise",)
-    buttons: ClassVar = {"stop": Button("Stop", "End what is being computed.")}
+    unfinished: ClassVar = "This text was not written."
 
     def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
         with needs_torch("explore_language_model"):
@@ -147,8 +146,6 @@ class LanguageModelExplorer(LateExplorer):
         self._torch = language_model_runs
         self._runs = language_model_runs.Runs(model)
         self._tried: dict[Any, Any] = {}  # setting → outcome
-        self._shown_values: dict[str, Any] = {}
-        self._job: Any = None
         groups: dict[str, Any] = {"a row": ROW, **{str(size): size for size in self._runs.groups}}
         self.controls: Mapping[str, Any] = {
             "method": Choice(
@@ -168,36 +165,9 @@ class LanguageModelExplorer(LateExplorer):
             ),
             "prompt": Prompt("prompt", "What the model begins with, 1 to 128 letters. Enter ends it.", "The whale "),
         }
-        self._bar = IntProgress(
-            max=100, style={"description_width": LABELS}, layout=Layout(visibility="hidden", width="auto")
-        )
         super().__init__(start=start, pixel_ratio=pixel_ratio)
-        for name in ("bits", "cache"):
-            self._inputs[name].continuous_update = False
-        _, controls, _ = self._page.children
-        controls.children = (*controls.children, self._bar)
-        self._buttons["stop"].disabled = True
 
     # What a learner calls
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """The numbers of the table, not rounded, and the mean surprise; waits until the text is written."""
-        self.load()
-        return super().numbers
-
-    def set(self, **controls: Any) -> None:
-        """Move controls and wait for what comes of it: `explorer.set(bits=3, method="gptq")`.
-
-        Raises:
-            ValueError: a control that does not exist, or a value that it cannot take; then nothing moves.
-            Stopped: the button was pressed meanwhile.
-        """
-        with DRAWING:
-            self._checked(controls, self.values)
-            self._end()
-            super().set(**controls)
-        self.load()
 
     def reset(self) -> None:
         """Move all controls back to where they were at first, and forget what was tried."""
@@ -205,115 +175,34 @@ class LanguageModelExplorer(LateExplorer):
             self._tried.clear()
         super().reset()
 
-    def stop(self) -> None:
-        """End what is being computed. Controls go back to the setting that is shown, if theirs is not measured."""
-        if (job := self._job) is None:
-            return
-        job.stop()  # before the lock is asked for: who computes may hold it
-        with DRAWING:
-            if self._job is not job:
-                return
-            self._end()
-            text = "This text was not written."
-            if not self._runs.known(self._setting(self.values)):
-                text = "Controls are back where the picture is."
-                with self._hands_off():
-                    for name, value in self._shown_values.items():
-                        self._inputs[name].value = value
-                    self._fit_limits()
-            self._message.value = f'<div class="qlearn-error" role="status">Stopped. {text}</div>'
+    # What the work is
 
-    @quietly
-    def load(self) -> None:
-        """Let the model write its text, if it has not done so: what showing, saving and `numbers` do. With a bar."""
-        while self.result["text"] is None:
-            with DRAWING:  # what a hand has set off meanwhile is waited for
-                job = self._job or self._new_job()
-            job.wait()
-            if job.error:
-                raise job.error
-            if self._job is None:  # it is done, or it was stopped
-                return
+    def work(self, job: Job, values: Mapping[str, Any]) -> None:
+        """The numbers of a setting, which are shown as soon as they are there, and then its text."""
+        setting, prompt = self._wanted(values)
+        tell = partial(self._tell, job)
+        if not self._runs.known(setting):
+            self._runs.outcome(setting, tell)
+            self._arrived(job)
+        self._runs.text(setting, prompt, tell)
 
-    # What happens when a control moves
+    def check_values(self, values: Mapping[str, Any]) -> None:
+        self._wanted(values)
 
-    @quietly
-    def _on_move(self, change: Any) -> None:
-        """What is known is shown at once; the rest is found in the background, and shown as it comes."""
-        with DRAWING:
-            if self._busy:
-                return
-            self._end()
-            try:
-                setting, prompt = self._wanted(self.values)
-            except ValueError as error:
-                self._complain(error)
-                return
-            if self._runs.known(setting):
-                self.refresh()
-            else:
-                with self._hands_off():
-                    self._fit_limits()
-                self._message.value = ""
-            if self._runs.known_text(setting, prompt) is None:
-                self._new_job().start()
+    def presentable(self, values: Mapping[str, Any]) -> bool:
+        return self._runs.known(self._setting(values))
 
-    def _new_job(self) -> Any:
-        """The work that is missing where the controls stand."""
-        setting, prompt = self._wanted(self.values)
+    def known(self, values: Mapping[str, Any]) -> bool:
+        return self._runs.known_text(*self._wanted(values)) is not None
 
-        def work(job: Any) -> None:
-            tell = partial(self._tell, job)
-            if not self._runs.known(setting):
-                self._runs.outcome(setting, tell)
-                self._arrived(job)
-            self._runs.text(setting, prompt, tell)
-
-        self._job = self._torch.Job(work, self._done)
-        self._buttons["stop"].disabled = False
-        return self._job
-
-    def _tell(self, job: Any, stage: str, share: float) -> None:
-        """Say how far a job is, if it is still wanted."""
-        job.check()
-        now = stage, int(100 * share)
-        if (self._bar.description, self._bar.value) == now and self._bar.layout.visibility == "visible":
-            return
-        if DRAWING.acquire(blocking=False):  # who draws may be waiting for us: then we do without
-            try:
-                if job is self._job:
-                    self._bar.description, self._bar.value = now
-                    self._bar.layout.visibility = "visible"
-            finally:
-                DRAWING.release()
-
-    def _arrived(self, job: Any) -> None:
-        with DRAWING:
-            if job is self._job:
-                self.refresh()
-
-    def _done(self, job: Any) -> None:
-        with DRAWING:
-            if job is self._job and not job.stopped:
-                self._end()
-                if job.error:
-                    self._complain(job.error)
-                else:
-                    self.refresh()
-
-    def _end(self) -> None:
-        """Nothing of the job in progress is wanted any more; with the drawing lock in hand."""
-        if self._job is not None:
-            self._job.stop()
-        self._job = None
-        self._bar.layout.visibility = "hidden"
-        self._buttons["stop"].disabled = True
+    def complete(self, result: Mapping[str, Any]) -> bool:
+        return result["text"] is not None
 
     def _outcome(self, setting: Any) -> Any:
         """What a setting is worth, computed here and now."""
         if self._runs.known(setting):
             return self._runs.outcome(setting, _silent)
-        self._job = job = self._torch.Job(_silent, _silent)
+        self._job = job = Job(_silent, _silent)
         self._buttons["stop"].disabled = False
         try:
             return self._runs.outcome(setting, partial(self._tell, job))

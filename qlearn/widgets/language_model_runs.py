@@ -8,14 +8,13 @@ how far it is, and can be stopped there.
 
 from __future__ import annotations
 
-import atexit
 import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from qlearn.nn.network import linear_maps
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
 from qlearn.ranges import find_range
+from qlearn.widgets.jobs import Tell
 
 FLOAT, ROW = "float", "row"
 PLANTED: dict[str, Any] = {
@@ -48,12 +48,6 @@ MEASURED = 8193  # letters of the validation text: 64 pieces
 CALIBRATED, BATCH = 64, 16  # pieces of the calibration text, and how many at once
 LETTERS = 200  # that are written
 KEPT_WEIGHTS, KEPT_TEXTS = 8, 512
-
-Tell: TypeAlias = Callable[[str, float], None]  # what is being done, and which share of it is; raises `Stopped`
-
-
-class Stopped(RuntimeError):
-    """Somebody has pressed Stop, or wants something else."""
 
 
 class Setting(NamedTuple):
@@ -312,60 +306,6 @@ def check(prompt: Any) -> str:
     return prompt
 
 
-class Job:
-    """Work that says how far it is and that can be stopped: here, or in a thread of its own.
-
-    Attributes:
-        error: what has ended it, if it was an error.
-    """
-
-    def __init__(self, work: Callable[[Job], None], after: Callable[[Job], None]) -> None:
-        self._work, self._after = work, after
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.error: Exception | None = None
-
-    def stop(self) -> None:
-        """End it at the next place where it says how far it is."""
-        self._stopping.set()
-
-    @property
-    def stopped(self) -> bool:
-        return self._stopping.is_set()
-
-    def check(self) -> None:
-        """Raise `Stopped` if it is to end."""
-        if self.stopped:
-            raise Stopped("this was stopped before it was done.")
-
-    def start(self) -> None:
-        """Run it in a thread of its own."""
-        # A daemon, so that leaving Python does not wait for it; `_stop_all` ends it in good order before.
-        self._thread = threading.Thread(target=self.run, daemon=True, name="qlearn language model")
-        _running.add(self)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Until it has ended; one that has not been started is run here."""
-        if self._thread is None:
-            self.run()
-        else:
-            self._thread.join()
-
-    def run(self) -> None:
-        try:
-            self._work(self)
-        except Stopped:
-            pass
-        except Exception as error:  # shown by whoever waits for it
-            self.error = error
-        finally:
-            try:
-                self._after(self)
-            finally:
-                _running.discard(self)
-
-
 @contextmanager
 def _calls(tell: Tell, stage: str, layers: Any, times: int) -> Iterator[None]:
     """Tell how far a stage is, in which each of these layers is called so many times."""
@@ -417,13 +357,3 @@ def _keep(kept: OrderedDict[Any, Any], most: int) -> None:
 def _calibration() -> list[Any]:
     text = datasets.text_parts().calibration[: CALIBRATED * CONTEXT + 1]
     return list(windows(text)[0].split(BATCH))
-
-
-_running: set[Job] = set()
-
-
-@atexit.register
-def _stop_all() -> None:
-    for job in list(_running):
-        job.stop()
-        job.wait()
