@@ -94,6 +94,13 @@ def known() -> dict[str, str]:
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
+def pages() -> Iterator[tuple[str, str]]:
+    """(name, text) of all pages about the package."""
+    yield "index", contents()
+    for name, (title, modules) in PAGES.items():
+        yield name, page(title, modules)
+
+
 def page(title: str, modules: tuple[str, ...]) -> str:
     """The page of some modules: what each is about, then all that it exports."""
     lines = [title, "=" * len(title), ""]

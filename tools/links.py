@@ -58,9 +58,8 @@ def stamp(notebook: Any, name: str, address: str, file: str) -> bool:
     opening = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     if address:
-        page = address.replace("https://github.com/", "https://colab.research.google.com/github/")
         help_ = (
-            f'<a href="{page}/blob/main/notebooks/{name}">Open this lesson in Colab</a>, then choose '
+            f'<a href="{colab(address, name)}">Open this lesson in Colab</a>, then choose '
             "<i>Edit</i>, <i>Clear all outputs</i>: the stored ones answer every prediction."
         )
         package = f"git+{address}"
@@ -82,6 +81,11 @@ def stamp(notebook: Any, name: str, address: str, file: str) -> bool:
     opening.source = INVITATION.sub("", opening.source) + "\n\n" + invitation
     first.source = IMPORT.sub(lambda _: try_it, first.source, count=1)
     return (opening.source, first.source) != before
+
+
+def colab(address: str, name: str) -> str:
+    """Where Colab opens a lesson of a repository on GitHub."""
+    return f"{address.replace('https://github.com/', 'https://colab.research.google.com/github/')}/blob/main/notebooks/{name}"
 
 
 if __name__ == "__main__":
