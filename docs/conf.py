@@ -40,6 +40,7 @@ html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
 html_extra_path = ["extra"]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_copy_source = False  # lessons are offered as notebooks instead
@@ -51,6 +52,7 @@ html_theme_options = {
     "show_toc_level": 2,
     "search_bar_text": "Search",
     "use_download_button": False,
+    "use_fullscreen_button": False,
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }

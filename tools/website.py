@@ -53,14 +53,24 @@ MATHJAX_SHA256 = "b134e3c9f24167f3d5f4b2389793b4e897f3efaa03d738cd183381a912674a
 # The theme brings two thousand signs, of which site.css draws the dozen that are used; other languages, other
 # people's marks, and maps for its makers.
 LEFT_OUT = re.compile(r"/vendor/|fontawesome|/locales/|/images/logo_|\.map$|/\.buildinfo$")
-SCRIPT = re.compile(r'\n *<script defer src="[^"]*fontawesome\.js[^"]*"></script>')
+
+# What the theme's pages lack: a name for the arrow that unfolds a part, a landmark around the sidebar, and arguments
+# that are not half a list of definitions.
+REPAIRS = (
+    (re.compile(r'\n *<script defer src="[^"]*fontawesome\.js[^"]*"></script>'), ""),
+    (re.compile(r'<summary>(?=<span class="toctree-toggle")'), '<summary aria-label="Pages of this part">'),
+    (re.compile(r'<div id="pst-primary-sidebar"'), r'<div role="navigation" aria-label="Site" id="pst-primary-sidebar"'),
+    (re.compile(r'(<span class="sig-paren">\(</span>)\s*<dl>(.*?)</dl>', re.DOTALL), lambda found: _rows(*found.groups())),
+)
 
 
-def main() -> int:
-    """Build the site in the place of the one before, whole or not at all."""
+def main(arguments: list[str]) -> int:
+    """Build the site in site/, or in the folder that is named, whole or not at all."""
     start = time.perf_counter()
-    build(SITE, with_lite=os.environ.get("LITE", "") != "none")
-    say(f"Built site/ in {time.perf_counter() - start:.0f} s. `python -m http.server --directory site` shows it.")
+    out = Path(*arguments) if arguments else SITE
+    build(out, with_lite=os.environ.get("LITE", "") != "none")
+    seconds = time.perf_counter() - start
+    say(f"Built {out.name}/ in {seconds:.0f} s. To look at it: python -m http.server --directory {out.name}")
     return 0
 
 
@@ -74,7 +84,7 @@ def build(out: Path, *, with_lite: bool, notebooks: Path = lessons.NOTEBOOKS) ->
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".site-", dir=out.parent) as folder:
         source, made = Path(folder, "source"), Path(folder, "site")
-        alive = lite(Path(folder, LITE)) if with_lite else []
+        alive = build_lite(Path(folder, LITE)) if with_lite else []
         lay_out(source, alive, notebooks)
         run_sphinx(source, made, ["lite"] if alive else [])
         clean(made)
@@ -91,14 +101,14 @@ def need(*modules: str) -> None:
         fail(f"{', '.join(missing)} is not installed. `make site` installs it; by hand: pip install -e .[site]")
 
 
-def lite(folder: Path) -> list[str]:
+def build_lite(folder: Path) -> list[str]:
     """Build the lessons that run in the browser; return their names."""
-    import lite
+    import lite  # only where it is wanted: it needs more
 
     try:
         return lite.build(folder)
     except SystemExit as error:
-        fail(f"{error} Without lessons that run in the browser: make site LITE=none")
+        fail(f"{error} The site without lessons that run in the browser: make site LITE=none")
 
 
 # --- what Sphinx is given --------------------------------------------------------------------------------------------
@@ -109,7 +119,7 @@ def lay_out(source: Path, alive: Iterable[str], notebooks: Path) -> None:
     for name in ("api", "notebooks", "docs", "_static", "extra/pictures", "extra/notebooks"):
         (source / name).mkdir(parents=True)
     for name in KEPT:
-        text = (ROOT / name).read_text(encoding="utf-8")
+        text = links.lead((ROOT / name).read_text(encoding="utf-8"), "")  # which is here
         (source / name).write_text(text.replace(f"]({TEMPLATE})", f"](path:{TEMPLATE})"), encoding="utf-8")
     for name in (*PICTURES, TEMPLATE):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
@@ -120,7 +130,8 @@ def lay_out(source: Path, alive: Iterable[str], notebooks: Path) -> None:
         (source / "api" / f"{name}.rst").write_text(page, encoding="utf-8")
     for path in lessons.find(notebooks):
         lesson(path, source, path.name in set(alive))
-    shutil.copyfile(DOCS / "favicon.svg", source / "_static/favicon.svg")
+    for name in ("favicon.svg", "site.js"):
+        shutil.copyfile(DOCS / name, source / "_static" / name)
     style = (DOCS / "site.css").read_text(encoding="utf-8")
     (source / "_static/site.css").write_text(f":root {{--turned: {DARK_FILTER}}}\n{style}", encoding="utf-8")
     mathjax(source / "_static/mathjax")
@@ -145,7 +156,7 @@ def doors_of(name: str, alive: bool) -> str:
     """The ways to run a lesson, as one paragraph of HTML: in the browser, in Colab, on one's own computer."""
     doors = []
     if alive:
-        doors.append(f'<a href="../{LITE}/lab/index.html?path={name}">Run it in the browser</a>')
+        doors.append(f'<a class="qlearn-run" href="../{LITE}/lab/index.html?path={name}">Run it in the browser</a>')
     if address := links.repository():
         doors.append(f'<a href="{links.colab(address, name)}">Open it in Colab</a>')
     doors.append(f'<a href="{name}" download>Download the notebook</a>')
@@ -197,8 +208,19 @@ def clean(made: Path) -> None:
         elif path.is_dir() and not any(path.iterdir()):
             path.rmdir()
         elif path.suffix == ".html":
-            path.write_text(SCRIPT.sub("", path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(repaired(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def repaired(page: str) -> str:
+    """A page of the theme that everybody can use."""
+    for lacking, better in REPAIRS:
+        page = lacking.sub(better, page)
+    return page
+
+
+def _rows(parenthesis: str, arguments: str) -> str:
+    return parenthesis + arguments.replace("<dd>", '<span class="sig-row">').replace("</dd>", "</span>")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
