@@ -28,6 +28,8 @@ class Page(HTMLParser):
         self.ids |= {known[name] for name in ("id", "name") if known.get(name)}
         if tag == "a" and known.get("href"):
             self.links.append(known["href"])
+        if tag == "link" and known.get("rel") not in ("stylesheet", "icon", "preload"):
+            return  # the page before, the page after
         if known.get(LOADED.get(tag, "")):
             self.loads.append(known[LOADED[tag]])
         if tag == "img":

@@ -52,8 +52,9 @@ MATHJAX_SHA256 = "b134e3c9f24167f3d5f4b2389793b4e897f3efaa03d738cd183381a912674a
 
 # The theme brings two thousand signs, of which site.css draws the dozen that are used; other languages, other
 # people's marks, and maps for its makers.
-LEFT_OUT = re.compile(r"/vendor/|fontawesome|/locales/|/images/logo_|\.map$|/\.buildinfo$")
+LEFT_OUT = re.compile(r"/vendor/|fontawesome|/locales/|/images/logo_|macros\.html$|\.map$|/\.buildinfo$")
 
+FONT = re.compile(r"@font-face\{[^}]*fontawesome[^}]*\}")
 # What the theme's pages lack: a name for the arrow that unfolds a part, a landmark around the sidebar, and arguments
 # that are not half a list of definitions.
 REPAIRS = (
@@ -209,6 +210,8 @@ def clean(made: Path) -> None:
             path.rmdir()
         elif path.suffix == ".html":
             path.write_text(repaired(path.read_text(encoding="utf-8")), encoding="utf-8")
+        elif path.suffix == ".css":
+            path.write_text(FONT.sub("", path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def repaired(page: str) -> str:

@@ -1,4 +1,4 @@
-"""The site is built once, as `make site` does it but for the lessons that run in the browser, and shown by a server."""
+"""The site is built once, as `make site LITE=none` does it, and shown by a server. SITE names one that is there."""
 
 import functools
 import http.server
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,8 @@ from dev import ROOT
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """The folder."""
+    if built := os.environ.get("SITE"):
+        return Path(built).resolve()
     out = tmp_path_factory.mktemp("built") / "site"
     command = [sys.executable, str(ROOT / "tools/website.py"), str(out)]
     done = subprocess.run(command, env=os.environ | {"LITE": "none"}, capture_output=True, text=True)
