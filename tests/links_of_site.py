@@ -8,7 +8,15 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 # What a page loads by itself, and so must be here; a link that a reader clicks may lead anywhere.
-LOADED = {"script": "src", "img": "src", "source": "src", "iframe": "src", "video": "src", "audio": "src", "link": "href"}
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "source": "src",
+    "iframe": "src",
+    "video": "src",
+    "audio": "src",
+    "link": "href",
+}
 IN_STYLE = re.compile(r"url\(\s*[\"']?([^\"')]+)|@import\s+[\"']([^\"']+)")
 
 
@@ -44,7 +52,9 @@ def problems(folder: Path) -> list[str]:
         name = path.relative_to(folder).as_posix()
         found += [f"{name}: links to {link}, which is not there" for link in page.links if not leads(path, link, pages)]
         found += [f"{name}: loads {thing}, which is not here" for thing in page.loads if not here(path, thing)]
-        found += [f"{name}: no alt text for {image['src']}" for image in page.images if not (image.get("alt") or "").strip()]
+        found += [
+            f"{name}: no alt text for {image['src']}" for image in page.images if not (image.get("alt") or "").strip()
+        ]
     for path in sorted(folder.rglob("*.css")):
         for parts in IN_STYLE.findall(path.read_text(encoding="utf-8")):
             if re.match(r"(https?:)?//", thing := "".join(parts)):

@@ -195,7 +195,9 @@ def site() -> int:
 
 def floors() -> int:
     """Print "package==version" for every "package>=version" of pyproject.toml; of two floors the higher one."""
-    wanted = project()["dependencies"] + [each for extra in EXTRAS for each in project()["optional-dependencies"][extra]]
+    wanted = project()["dependencies"] + [
+        each for extra in EXTRAS for each in project()["optional-dependencies"][extra]
+    ]
     oldest: dict[str, tuple[int, ...]] = {}
     for name, _, version in (requirement.partition(">=") for requirement in wanted):
         oldest[name] = max(oldest.get(name, ()), tuple(map(int, version.split("."))))
@@ -306,11 +308,14 @@ def environment() -> str:
     return str(python)
 
 
+SAME_VERSIONS = """import importlib.metadata as m, sys
+sys.exit(any(m.version(pin.split("==")[0]) != pin.split("==")[1] for pin in sys.argv[1:]))"""
+
+
 def site_environment() -> str:
     """The path of the Python that has the site's tools, too; installs them where one is missing or another version."""
     python, pins = environment(), project()["optional-dependencies"]["site"]
-    ask = "import sys, importlib.metadata as m; assert all(m.version(p.split('==')[0]) == p.split('==')[1] for p in sys.argv[1:])"
-    if subprocess.call([python, "-c", ask, *pins], stderr=subprocess.DEVNULL) != 0:
+    if subprocess.call([python, "-c", SAME_VERSIONS, *pins], stderr=subprocess.DEVNULL) != 0:
         say("Installing Sphinx and what else the site needs, once: half a minute.")
         if subprocess.call([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins]) != 0:
             fail("pip could not install the site's tools; its last lines say why. The next call tries again.")

@@ -1,9 +1,9 @@
 """The package's docstrings, which are written to be read in an editor, as reStructuredText: Sphinx makes pages of it.
 
-    an indented block               a formula or a table, kept letter by letter
-    >>>                             an example
-    Args: Returns: Raises: …        a heading, and a list where there are entries `name: what it is`
-    `name`                          code; a link where the package exports that name
+an indented block               a formula or a table, kept letter by letter
+>>>                             an example
+Args: Returns: Raises: …        a heading, and a list where there are entries `name: what it is`
+`name`                          code; a link where the package exports that name
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "observers": ("Observers", ("observers",)),
     "nn_ptq": (
         "Networks: post-training quantization",
-        ("nn.ptq", "nn.layers", "nn.integer_layers", "nn.folding", "nn.storage", "nn.summary", "nn.models")
-        + ("nn.training", "nn.rescaling", "nn.distributed"),
+        (
+            *("nn.ptq", "nn.layers", "nn.integer_layers", "nn.folding", "nn.storage", "nn.summary", "nn.models"),
+            *("nn.training", "nn.rescaling", "nn.distributed"),
+        ),
     ),
     "nn_qat": ("Networks: quantization-aware training", ("nn.qat", "nn.fake_quantize")),
     "gptq": ("GPTQ on arrays", ("gptq",)),
@@ -43,8 +45,10 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "rotations": ("Rotations", ("rotations",)),
     "nn_language": (
         "Networks: language models",
-        ("nn.language_model", "nn.perplexity", "nn.generation", "nn.smoothquant", "nn.awq", "nn.rotate")
-        + ("nn.codebook_layer", "nn.adapters"),
+        (
+            *("nn.language_model", "nn.perplexity", "nn.generation", "nn.smoothquant", "nn.awq", "nn.rotate"),
+            *("nn.codebook_layer", "nn.adapters"),
+        ),
     ),
     "nn_files": ("Networks: files that others read", ("nn.export", "nn.packed_files", "nn.gguf_files")),
     "datasets": ("Data", ("datasets",)),

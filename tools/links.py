@@ -1,8 +1,9 @@
 """Stamp into every lesson how Colab opens it and gets qlearn, and into README.md where the site is: `make links`.
 
 The addresses come from one place, `Repository` and `Documentation` in [project.urls] of pyproject.toml. Until they are
-set, no link leads nowhere: README.md has none, and lessons say what to upload instead. `make wheel` builds that, the lessons without outputs. A
-link leads to the lesson as it is stored, so it says how to clear the outputs, which would answer every prediction.
+set, no link leads nowhere: README.md has none, and lessons say what to upload instead. `make wheel` builds that, the
+lessons without outputs. A link leads to the lesson as it is stored, so it says how to clear the outputs, which would
+answer every prediction.
 """
 
 from __future__ import annotations

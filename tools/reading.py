@@ -30,7 +30,7 @@ def page(notebook: Any, stem: str, doors: str) -> Page:
     """What is shown of a stored notebook. `doors` is HTML, placed under the title of a lesson.
 
     Raises:
-        ValueError: a code cell has not been run; the message says which.
+        ValueError: a code cell has not been run, and the message says which; or there is no text at all.
     """
     shown = copy.deepcopy(notebook)
     pictures: dict[str, bytes] = {}
@@ -38,7 +38,9 @@ def page(notebook: Any, stem: str, doors: str) -> Page:
     if unrun := [number for number, cell in enumerate(code, 1) if not cell.execution_count]:
         raise ValueError(f"code cell {unrun[0]} of {stem}.ipynb has no stored output: make lessons LESSON={stem[:2]}")
     if doors:
-        opening = next(cell for cell in shown.cells if cell.cell_type == "markdown")
+        opening = next((cell for cell in shown.cells if cell.cell_type == "markdown"), None)
+        if opening is None:
+            raise ValueError("it has no title")
         title, _, rest = links.INVITATION.sub("", opening.source).partition("\n")
         opening.source = f"{title}\n\n{doors}\n{rest}"
     for cell in code:

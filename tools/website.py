@@ -22,15 +22,12 @@ from pathlib import Path
 
 import nbformat
 
-from dev import ROOT, fail, say
-
-sys.path[:0] = [str(ROOT)]  # the package beside this file, wherever another one is installed
-
 import copies
 import docstrings
 import lessons
 import links
 import reading
+from dev import ROOT, fail, say
 from qlearn.style import DARK_FILTER
 
 SITE = ROOT / "site"
@@ -54,14 +51,22 @@ MATHJAX_SHA256 = "b134e3c9f24167f3d5f4b2389793b4e897f3efaa03d738cd183381a912674a
 # people's marks, and maps for its makers.
 LEFT_OUT = re.compile(r"/vendor/|fontawesome|/locales/|/images/logo_|macros\.html$|\.map$|/\.buildinfo$")
 
-FONT = re.compile(r"@font-face\{[^}]*fontawesome[^}]*\}")
+SIGNS = re.compile(r'@font-face\{[^}]*fontawesome[^}]*\}|(?:\.fa-[\w-]+,?)+\{--fa:"[^"]*"\}')
+# Search has a page of its own, and no other page needs the index, a quarter of a megabyte with what reads it.
+SEARCH = re.compile(r'\n *<script src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"></script>')
 # What the theme's pages lack: a name for the arrow that unfolds a part, a landmark around the sidebar, and arguments
 # that are not half a list of definitions.
 REPAIRS = (
     (re.compile(r'\n *<script defer src="[^"]*fontawesome\.js[^"]*"></script>'), ""),
     (re.compile(r'<summary>(?=<span class="toctree-toggle")'), '<summary aria-label="Pages of this part">'),
-    (re.compile(r'<div id="pst-primary-sidebar"'), r'<div role="navigation" aria-label="Site" id="pst-primary-sidebar"'),
-    (re.compile(r'(<span class="sig-paren">\(</span>)\s*<dl>(.*?)</dl>', re.DOTALL), lambda found: _rows(*found.groups())),
+    (
+        re.compile(r'<div id="pst-primary-sidebar"'),
+        r'<div role="navigation" aria-label="Site" id="pst-primary-sidebar"',
+    ),
+    (
+        re.compile(r'(<span class="sig-paren">\(</span>)\s*<dl>(.*?)</dl>', re.DOTALL),
+        lambda found: _rows(*found.groups()),
+    ),
 )
 
 
@@ -194,8 +199,7 @@ def run_sphinx(source: Path, made: Path, tags: list[str]) -> None:
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         code = build_main(
-            [*("-q", "-W", "--keep-going", "-j", "2", "-b", "html", "-d", str(doctrees)), *options]
-            + [str(source), str(made)]
+            ["-q", "-W", "--keep-going", "-j", "2", "-d", str(doctrees), *options, str(source), str(made)]
         )
     if code:
         fail(f"Sphinx has found what must be repaired:\n{said.getvalue().replace(str(source), '').strip()}")
@@ -209,9 +213,10 @@ def clean(made: Path) -> None:
         elif path.is_dir() and not any(path.iterdir()):
             path.rmdir()
         elif path.suffix == ".html":
-            path.write_text(repaired(path.read_text(encoding="utf-8")), encoding="utf-8")
+            page = repaired(path.read_text(encoding="utf-8"))
+            path.write_text(page if path.name == "search.html" else SEARCH.sub("", page), encoding="utf-8")
         elif path.suffix == ".css":
-            path.write_text(FONT.sub("", path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(SIGNS.sub("", path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def repaired(page: str) -> str:

@@ -54,7 +54,9 @@ def test_words_of_the_glossary_are_reached_from_lessons(site):
 def test_everything_public_is_on_a_page(site):
     text = "".join(path.read_text(encoding="utf-8") for path in site.glob("api/*.html"))
     ids = set(re.findall(r'id="(qlearn[\w.]+)"', text))
-    names = {name for _, modules in docstrings.PAGES.values() for module in modules for name in docstrings.public(module)}
+    names = {
+        name for _, modules in docstrings.PAGES.values() for module in modules for name in docstrings.public(module)
+    }
     assert names <= ids and len(names) > 150
 
 

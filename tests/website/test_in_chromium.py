@@ -11,7 +11,14 @@ from qlearn.style import DARK_FILTER
 
 SCREEN, PHONE = (1280, 900), (400, 800)
 LESSONS = [f"notebooks/{path.stem}.html" for path in lessons.find()]
-OTHERS = ["index.html", "api/index.html", "api/affine.html", "api/nn_ptq.html", "docs/teaching.html", "CONTRIBUTING.html"]
+OTHERS = [
+    "index.html",
+    "api/index.html",
+    "api/affine.html",
+    "api/nn_ptq.html",
+    "docs/teaching.html",
+    "CONTRIBUTING.html",
+]
 FOR_ALL = ["index.html", LESSONS[1], LESSONS[5], "notebooks/glossary.html", "api/nn_ptq.html", "search.html?q=scale"]
 WEIGHT = 1_500_000  # bytes of a lesson's page before its pictures
 
