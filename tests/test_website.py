@@ -286,6 +286,13 @@ def test_what_the_theme_lacks():
     )
 
 
+def test_a_style_sheet_is_slimmed():
+    style = "a{b:c}.card{b:c}.card:hover,.sd-x{b:c}.card,p{b:c}@media print{.toast{b:c}.note{b:c}}.cards-x p{b:c}"
+    assert website.slimmed(style) == "a{b:c}.card,p{b:c}@media print{.note{b:c}}"
+    signs = '@font-face{font-family:x;src:url(../vendor/fontawesome/x.woff2)}.fa-x,.fa-y{--fa:"1"}.fa-lg{b:c}'
+    assert website.slimmed(signs) == ".fa-lg{b:c}"
+
+
 # --- the tests of the built site can fail ----------------------------------------------------------------------------
 
 

@@ -52,6 +52,12 @@ MATHJAX_SHA256 = "b134e3c9f24167f3d5f4b2389793b4e897f3efaa03d738cd183381a912674a
 LEFT_OUT = re.compile(r"/vendor/|fontawesome|/locales/|/images/logo_|macros\.html$|\.map$|/\.buildinfo$")
 
 SIGNS = re.compile(r'@font-face\{[^}]*fontawesome[^}]*\}|(?:\.fa-[\w-]+,?)+\{--fa:"[^"]*"\}')
+# Colours of terminals, and parts of Bootstrap that no page has: rules all of whose selectors begin so.
+UNUSED = re.compile(
+    r"div\.highlight \.-Color|\.(?:accordion|carousel|toast|list-group|card|sd-|progress|spinner|placeholder|pagination|btn-group|alert|"
+    r"form-(?:floating|check|select|range|switch)|input-group|nbinput|nboutput|text-bg|ratio|offset-|row-cols|badge)"
+)
+RULE = re.compile(r"(?<=[{}])([^{}@/]+)\{[^{}]*\}")
 # Search has a page of its own, and no other page needs the index, a quarter of a megabyte with what reads it.
 SEARCH = re.compile(r'\n *<script src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"></script>')
 # What the theme's pages lack: a name for the arrow that unfolds a part, a landmark around the sidebar, and arguments
@@ -216,7 +222,17 @@ def clean(made: Path) -> None:
             page = repaired(path.read_text(encoding="utf-8"))
             path.write_text(page if path.name == "search.html" else SEARCH.sub("", page), encoding="utf-8")
         elif path.suffix == ".css":
-            path.write_text(SIGNS.sub("", path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(slimmed(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def slimmed(style: str) -> str:
+    """A style sheet without the rules that no page uses."""
+
+    def used(rule: re.Match[str]) -> str:
+        selectors = [part.strip() for part in rule[1].split(",")]
+        return "" if all(UNUSED.match(selector) for selector in selectors) else rule[0]
+
+    return RULE.sub(used, SIGNS.sub("", style))
 
 
 def repaired(page: str) -> str:
