@@ -51,6 +51,7 @@ html_theme_options = {
     "navbar_persistent": [],
     "show_toc_level": 2,
     "search_bar_text": "Search",
+    "footer_content_items": [],
     "use_download_button": False,
     "use_fullscreen_button": False,
     "pygments_light_style": "a11y-high-contrast-light",
