@@ -40,7 +40,7 @@ def version(text):
 
 def of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    everything = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    everything = [*project["dependencies"], *(r for e in dev.EXTRAS for r in project["optional-dependencies"][e])]
     return {CONDA_NAMES.get(n, n): f for n, f in floors([*everything, f"python{project['requires-python']}"]).items()}
 
 

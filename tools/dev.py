@@ -13,6 +13,7 @@
     python tools/dev.py wheel      package and lessons, to upload        into dist/
     python tools/dev.py links      stamp the address of the lessons into them
     python tools/dev.py front      make the pictures of README.md
+    python tools/dev.py site       every lesson as a page, into site/    LITE=none
     python tools/dev.py floors     print the oldest versions that are allowed, as pip's constraints
 
 `make lab` and so on are the same. The first call makes `.venv` and installs into it; later calls see from a
@@ -31,6 +32,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any, NoReturn
 
 import copies
 
@@ -44,6 +46,12 @@ NBVAL = (
     *("-n", "2", "--dist=loadfile"),
 )
 OLDEST = (3, 11)
+EXTRAS = (
+    "torch",
+    "lab",
+    "lessons",
+    "test",
+)  # what the lessons and their tests need; the others are installed where they are used
 
 
 def main(arguments: list[str]) -> int:
@@ -61,7 +69,7 @@ def main(arguments: list[str]) -> int:
             "wheel": wheel,
             "links": links,
         },
-        **{"front": front, "floors": floors, "find-browser": show_browser},
+        **{"front": front, "site": site, "floors": floors, "find-browser": show_browser},
     }
     if len(commands) != 1 or commands[0] not in known:
         print(__doc__)
@@ -185,12 +193,16 @@ def front() -> int:
     return subprocess.call([environment(), "tools/front.py"], env=own_environment())
 
 
+def site() -> int:
+    """Build the site of all lessons."""
+    return subprocess.call([site_environment(), "tools/website.py"], env=own_environment())
+
+
 def floors() -> int:
     """Print "package==version" for every "package>=version" of pyproject.toml; of two floors the higher one."""
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = sum(project["optional-dependencies"].values(), list(project["dependencies"]))
+    wanted = project()["dependencies"] + [
+        each for extra in EXTRAS for each in project()["optional-dependencies"][extra]
+    ]
     oldest: dict[str, tuple[int, ...]] = {}
     for name, _, version in (requirement.partition(">=") for requirement in wanted):
         oldest[name] = max(oldest.get(name, ()), tuple(map(int, version.split("."))))
@@ -200,7 +212,7 @@ def floors() -> int:
 
 def test() -> int:
     """Run every check, even after one has failed, and say at the end what passed."""
-    python = environment()
+    python = site_environment()
     began = time.perf_counter()
     results = []
     with tempfile.TemporaryDirectory(prefix="qlearn-test-") as folder:
@@ -239,6 +251,8 @@ def test() -> int:
                 heading("lessons of arrays, another processor")
                 say(f"Skipped: {other['why']}.")
                 results.append(Result("lessons of arrays, another processor", 0, int(not answer), 1, 0.0))
+
+        pytest("the site", "tests/website")  # one by one: they share a page
 
         if list((ROOT / "tests/browser").glob("test_*.py")):
             ask = "import sys; sys.path[:0] = ['tools']; import real_lab; print(real_lab.browser_path())"
@@ -287,7 +301,7 @@ def environment() -> str:
         say("pyproject.toml or Python has changed: bringing .venv up to date.")
     start = time.perf_counter()
     # One command for everything, so that torch and torchvision are chosen together and fit each other.
-    install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-e", ".[torch,lab,lessons,test]"]
+    install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-e", f".[{','.join(EXTRAS)}]"]
     if subprocess.call(install) != 0:
         fail("pip could not install the packages; its last lines say why. The next call tries again.")
     # Proves that they do fit, and builds Matplotlib's list of fonts here and not inside a lesson.
@@ -297,6 +311,27 @@ def environment() -> str:
     STAMP.write_text(wanted)  # last: an install that was interrupted is done again
     say(f"Installed in {time.perf_counter() - start:.0f} s.")
     return str(python)
+
+
+SAME_VERSIONS = """import importlib.metadata as m, sys
+sys.exit(any(m.version(pin.split("==")[0]) != pin.split("==")[1] for pin in sys.argv[1:]))"""
+
+
+def site_environment() -> str:
+    """The path of the Python that has the site's tools, too; installs them where one is missing or another version."""
+    python, pins = environment(), project()["optional-dependencies"]["site"]
+    if subprocess.call([python, "-c", SAME_VERSIONS, *pins], stderr=subprocess.DEVNULL) != 0:
+        say("Installing Sphinx and what else the site needs, once: half a minute.")
+        if subprocess.call([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins]) != 0:
+            fail("pip could not install the site's tools; its last lines say why. The next call tries again.")
+    return python
+
+
+def project() -> Any:
+    """The table [project] of pyproject.toml."""
+    import tomllib
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def make_venv() -> None:
@@ -394,7 +429,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def fail(line: str) -> None:
+def fail(line: str) -> NoReturn:
     """Print a line and stop."""
     raise SystemExit(line)
 

@@ -1,8 +1,9 @@
-"""Stamp into every lesson how Colab opens it and gets qlearn: `make links`.
+"""Stamp into every lesson how Colab opens it and gets qlearn, and into README.md where the site is: `make links`.
 
-The address comes from one place, `Repository` in [project.urls] of pyproject.toml. Until it is set, lessons have
-no link that leads nowhere: they say what to upload instead. `make wheel` builds that, the lessons without outputs. A
-link leads to the lesson as it is stored, so it says how to clear the outputs, which would answer every prediction.
+The addresses come from one place, `Repository` and `Documentation` in [project.urls] of pyproject.toml. Until they are
+set, no link leads nowhere: README.md has none, and lessons say what to upload instead. `make wheel` builds that, the
+lessons without outputs. A link leads to the lesson as it is stored, so it says how to clear the outputs, which would
+answer every prediction.
 """
 
 from __future__ import annotations
@@ -26,13 +27,22 @@ IMPORT = re.compile(
 )
 
 
+# The line under the title of README.md.
+LEAD = re.compile(r"(?<=\A# qlearn\n\n)\*\*\[Read every lesson.*\n\n")
+
+
 def main() -> int:
-    """Stamp all lessons and their template; say which ones changed."""
+    """Stamp all lessons, their template and README.md; say which ones changed."""
     for path in [*numbered(), ROOT / "docs/template.ipynb"]:
         notebook = nbformat.read(path, as_version=4)
         if stamp(notebook, path.name, repository(), wheel()):
             lessons.store(notebook, path)
             print(f"{path.name}: stamped")
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    if (after := lead(before, site())) != before:
+        readme.write_text(after, encoding="utf-8")
+        print("README.md: stamped")
     return 0
 
 
@@ -43,8 +53,24 @@ def numbered() -> list[Path]:
 
 def repository() -> str:
     """Where the project is published, "https://github.com/owner/name", or nothing."""
+    return _address("Repository")
+
+
+def site() -> str:
+    """Where the site of `make site` is published, or nothing."""
+    return _address("Documentation")
+
+
+def _address(name: str) -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project.get("urls", {}).get("Repository", "").rstrip("/")
+    return project.get("urls", {}).get(name, "").rstrip("/")
+
+
+def lead(readme: str, address: str) -> str:
+    """README.md with a first line that leads to the site; without it where the site has no address."""
+    line = f"**[Read every lesson, and run some of them in the browser]({address}/)**, with nothing installed.\n\n"
+    title, gap, rest = LEAD.sub("", readme).partition("# qlearn\n\n")
+    return f"{title}{gap}{line if address else ''}{rest}"
 
 
 def wheel() -> str:
@@ -58,9 +84,8 @@ def stamp(notebook: Any, name: str, address: str, file: str) -> bool:
     opening = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     if address:
-        page = address.replace("https://github.com/", "https://colab.research.google.com/github/")
         help_ = (
-            f'<a href="{page}/blob/main/notebooks/{name}">Open this lesson in Colab</a>, then choose '
+            f'<a href="{colab(address, name)}">Open this lesson in Colab</a>, then choose '
             "<i>Edit</i>, <i>Clear all outputs</i>: the stored ones answer every prediction."
         )
         package = f"git+{address}"
@@ -82,6 +107,12 @@ def stamp(notebook: Any, name: str, address: str, file: str) -> bool:
     opening.source = INVITATION.sub("", opening.source) + "\n\n" + invitation
     first.source = IMPORT.sub(lambda _: try_it, first.source, count=1)
     return (opening.source, first.source) != before
+
+
+def colab(address: str, name: str) -> str:
+    """Where Colab opens a lesson of a repository on GitHub."""
+    page = address.replace("https://github.com/", "https://colab.research.google.com/github/")
+    return f"{page}/blob/main/notebooks/{name}"
 
 
 if __name__ == "__main__":
