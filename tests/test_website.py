@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import os
+import sys
 import tomllib
 
 import nbformat
@@ -191,6 +192,22 @@ def test_a_missing_tool_is_named(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("version", "installs"), [("==0.0.1", True), (f"=={nbformat.__version__}", False)])
+def test_tools_of_another_version_are_installed(monkeypatch, version, installs):
+    """nbformat stands for them: it is there."""
+    calls, ordinary = [], dev.subprocess.call
+
+    def call(command, **named):
+        calls.append("pip" in command)
+        return 0 if "pip" in command else ordinary(command, **named)
+
+    monkeypatch.setattr(dev, "environment", lambda: sys.executable)
+    monkeypatch.setattr(dev, "project", lambda: {"optional-dependencies": {"site": [f"nbformat{version}"]}})
+    monkeypatch.setattr(dev.subprocess, "call", call)
+    assert dev.site_environment() == sys.executable
+    assert calls == [False, True][: 1 + installs]
+
+
 @pytest.fixture
 def earlier(monkeypatch, tmp_path):
     """A site that is there, notebooks of one's own, and tools that are installed."""
@@ -234,7 +251,7 @@ def test_lessons_in_the_browser_that_cannot_be_built(earlier, monkeypatch):
             out.mkdir()
             raise SystemExit("npm is not installed.")
 
-    monkeypatch.setitem(__import__("sys").modules, "lite", Lite)
+    monkeypatch.setitem(sys.modules, "lite", Lite)
     site, notebooks = earlier
     said = refused(website.build, site, with_lite=True, notebooks=notebooks)
     assert said == "npm is not installed. The site without lessons that run in the browser: make site LITE=none"

@@ -54,9 +54,9 @@ LEFT_OUT = re.compile(r"/vendor/|fontawesome|/locales/|/images/logo_|macros\.htm
 SIGNS = re.compile(r'@font-face\{[^}]*fontawesome[^}]*\}|(?:\.fa-[\w-]+,?)+\{--fa:"[^"]*"\}')
 # Colours of terminals, and parts of Bootstrap that no page has: rules all of whose selectors begin so.
 UNUSED = re.compile(
-    r"div\.highlight \.-Color|\.(?:accordion|carousel|toast|list-group|card|sd-|progress|spinner|placeholder|pagination|"
-    r"btn-group|alert|form-(?:floating|check|select|range|switch)|input-group|nbinput|nboutput|text-bg|ratio|offset-|"
-    r"row-cols|badge)"
+    r"div\.highlight \.-Color|\.(?:accordion|carousel|toast|list-group|card|sd-|progress|spinner|placeholder|"
+    r"pagination|btn-group|alert|form-(?:floating|check|select|range|switch)|input-group|nbinput|nboutput|text-bg|"
+    r"ratio|offset-|row-cols|badge)"
 )
 RULE = re.compile(r"(?<=[{}])([^{}@/]+)\{[^{}]*\}")
 # Search has a page of its own, and no other page needs the index, a quarter of a megabyte with what reads it.
