@@ -50,6 +50,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
             *("nn.codebook_layer", "nn.adapters"),
         ),
     ),
+    "nn_speed": ("Networks: how fast they are", ("nn.engines", "nn.machine", "nn.speed")),
     "nn_files": ("Networks: files that others read", ("nn.export", "nn.packed_files", "nn.gguf_files")),
     "datasets": ("Data", ("datasets",)),
     "widgets": ("Explorers", ("widgets",)),
