@@ -69,45 +69,45 @@ class _Block:
     """What a `Block` makes of one row, (width,) → (width,)."""
 
     def __init__(self, block: Block) -> None:
-        self._attention = attention = block.attention
+        self._attention, mlp = block.attention, block.mlp
         self._norm1, self._norm2 = _by_itself(block.norm1), _by_itself(block.norm2)
-        self._query, self._output = _by_itself(attention.query), _by_itself(attention.output)
-        self._key, self._value = _by_itself(attention.key), _by_itself(attention.value)
-        self._gate, self._up, self._down = (_by_itself(part) for part in block.mlp.children())
+        self._reads = _by_itself(self._attention.query, self._attention.key, self._attention.value)
+        self._output = _by_itself(self._attention.output)
+        self._gates, self._down = _by_itself(mlp.gate, mlp.up), _by_itself(mlp.down)
 
     def remember(self, past: Past) -> None:
         """Take over keys and values, with room for those to come."""
-        self._keys, self._values = (_with_room(kept) for kept in (past.keys, past.values))
+        kept = torch.cat([past.keys, past.values])  # type: ignore[list-item]
+        self._kept = kept.new_empty(2, kept.shape[1], CONTEXT, kept.shape[3])
+        self._kept[:, :, : past.length] = kept
 
     def __call__(self, x: Tensor, length: int) -> Tensor:
         """`length` counts the characters up to this one."""
-        y, heads = self._norm1(x), (1, self._attention.heads, 1, -1)
-        for kept, new in ((self._keys, self._key(y)), (self._values, self._value(y))):
-            if self._attention.cache is not None:
-                new = self._attention.stored(new[None, None])
-            kept.select(2, length - 1).copy_(new.view(heads)[:, :, 0])
-        keys, values = self._keys.narrow(2, 0, length), self._values.narrow(2, 0, length)
-        found = functional.scaled_dot_product_attention(self._query(y).view(heads), keys, values)
+        heads = self._attention.heads
+        query, new = self._reads(self._norm1(x)).view(3, -1).split((1, 2))
+        if self._attention.cache is not None:
+            new = self._attention.stored(new[:, None])
+        self._kept.select(2, length - 1).copy_(new.view(2, heads, -1))
+        keys, values = self._kept.narrow(2, 0, length).split(1)
+        found = functional.scaled_dot_product_attention(query.view(1, heads, 1, -1), keys, values)
         x = x + self._output(found.view(-1))
-        y = self._norm2(x)
-        return x + self._down(functional.silu(self._gate(y)) * self._up(y))
+        gate, up = self._gates(self._norm2(x)).chunk(2)
+        return x + self._down(functional.silu(gate) * up)
 
 
-def _with_room(kept: Any) -> Tensor:
-    room = kept.new_empty(*kept.shape[:2], CONTEXT, kept.shape[3])
-    room[:, :, : kept.shape[2]] = kept
-    return room
+def _by_itself(*parts: Any) -> Row:
+    """What parts of a network make of one row, one result behind the other, in as few calls as it takes."""
+    if len(parts) == 1 and type(parts[0]) is nn.RMSNorm:
+        return parts[0]
+    if all(_is_product(part) for part in parts):
+        return torch.cat([part.weight.detach() for part in parts]).mv
+    return lambda x: torch.cat([part(x[None, None])[0, 0] for part in parts])
 
 
-def _by_itself(part: nn.Module) -> Row:
-    """What a part of a network makes of one row, in as few calls as it takes."""
-    if type(part) is nn.RMSNorm:
-        return part
+def _is_product(part: Any) -> bool:
+    """Whether a part multiplies its input with real weights, and does nothing else."""
     inner = part.layer if type(part) is AdaptedLayer else part
-    if type(inner) not in (nn.Linear, WeightOnlyLayer, CodebookLayer):
-        return lambda x: part(x[None, None])[0, 0]
-    weight, bias = part.weight.detach(), part.bias  # type: ignore[operator, union-attr]
-    return weight.mv if bias is None else lambda x: torch.addmv(bias, weight, x)  # type: ignore[arg-type, return-value]
+    return type(inner) in (nn.Linear, WeightOnlyLayer, CodebookLayer) and part.bias is None
 
 
 def reads_on(model: nn.Module) -> TypeGuard[LanguageModel]:
