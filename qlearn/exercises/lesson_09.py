@@ -14,7 +14,7 @@ from qlearn.config import QuantConfig
 from qlearn.exercises import letters
 from qlearn.exercises.challenges import CannotBeJudged, Challenge, Score
 from qlearn.exercises.checking import Exercise, Mistake
-from qlearn.granularity import PerAxis, PerGroup
+from qlearn.granularity import PerAxis
 
 _eighths = st.integers(-64, 64).map(lambda n: n / 8)
 
@@ -728,8 +728,7 @@ def _protects_the_planted_model(attempt):
         factors[site] = torch.from_numpy(np.sqrt((x**2).mean(axis=0)) ** alpha).float()
     rescale(protected, factors)
     never, before, after = (
-        letters.perplexity(letters.nearest(net, three))
-        for net in (letters.model(), planted, protected)
+        letters.perplexity(letters.nearest(net, three)) for net in (letters.model(), planted, protected)
     )
     return (
         f"Your search behind every norm of a model with 24 channels 16 times as large, weights of 3 bits: perplexity "
