@@ -722,9 +722,9 @@ def _protects_the_planted_model(attempt):
     for site in sites:
         if site.name not in read:
             continue
-        x = read[site.name][::4]
+        x = read[site.name][::16]
         w = np.concatenate([layer.weight.detach().double().numpy() for layer in site.consumers])
-        alpha = attempt(w, x.copy(), quantize, [step / 10 for step in range(11)])
+        alpha = attempt(w, x.copy(), quantize, [0.0, 0.5, 1.0])  # few, so that a busy computer has time for them
         factors[site] = torch.from_numpy(np.sqrt((x**2).mean(axis=0)) ** alpha).float()
     rescale(protected, factors)
     never, before, after = (
