@@ -262,7 +262,7 @@ def test_what_is_done_with_an_answer_is_said_in_numbers():
         return exercises.check(exercise_id, exercises.find(exercise_id).solution).message
 
     assert "perplexity 3.8" in said("09.2") and "in float 3.82" in said("09.2")
-    assert "planted: α = 1, the error of the outputs falls to 50 %" in said("09.3")
+    assert "weights of 3 bits: perplexity 4.46 → 4.1" in said("09.3") and "never planted 4.07" in said("09.3")
     assert "largest magnitude 794 → 101" in said("09.4")
     assert "0 of the 15 places before it noticed" in said("09.5")
 

@@ -154,6 +154,7 @@ NN = [
         "language_model",
         "perplexity",
         "generation",
+        "reading_on",
         "smoothquant",
         "awq",
         "stream",

@@ -15,6 +15,7 @@ from torch import nn
 
 from qlearn import PerAxis, PerGroup, PerTensor, PerToken, QuantConfig, datasets, fake_quantize
 from qlearn import nn as qnn
+from qlearn.codebooks import normal_float
 from qlearn.nn import load_trained
 from qlearn.nn.generation import generate
 from qlearn.nn.language_model import (
@@ -31,6 +32,7 @@ from qlearn.nn.language_model import (
     windows,
 )
 from qlearn.nn.perplexity import perplexity
+from qlearn.nn.reading_on import Reader
 
 
 @pytest.fixture(scope="module")
@@ -252,21 +254,45 @@ KEEP = {  # networks in which each character is read once
     "static": lambda model: qnn.convert(calibrated(model, qnn.prepare)),
     "dynamic by token": lambda model: qnn.convert(qnn.prepare(model, FOUR, BY_TOKEN)),
     "fake-quantized": lambda model: calibrated(model, qnn.prepare_qat),
+    "NF4": lambda model: qnn.use_codebook(model, normal_float()),
+    "adapters": lambda model: with_adapters(qnn.convert(qnn.prepare(model, FOUR, None))),
+    "adapters on integers": lambda model: with_keys(
+        qnn.convert(qnn.prepare(model, FOUR, BY_TOKEN)),
+        lambda a: setattr(a, "key", qnn.AdaptedLayer(a.key, 2, 2.0)),
+    ),
+    "bias": lambda model: with_keys(model, lambda a: setattr(a.value, "bias", nn.Parameter(torch.ones(192)))),
+    "layers in a row": lambda model: with_keys(
+        model, lambda a: setattr(a, "key", nn.Sequential(a.key, nn.LayerNorm(192)))
+    ),
     "cache by token": lambda model: with_cache(model, 3, PerToken()),
     "cache by head": lambda model: with_cache(model, 2, PerGroup(32)),
 }
 
 
+def with_adapters(model):
+    adapted = qnn.add_adapters(model)
+    torch.manual_seed(0)
+    for layer in adapted.modules():
+        if isinstance(layer, qnn.AdaptedLayer):
+            nn.init.normal_(layer.b, std=0.05)
+    return adapted
+
+
 @pytest.fixture
 def read(monkeypatch):
     """How many characters were read in each call that keeps keys and values."""
-    counts, read_on = [], LanguageModel.read_on
+    counts, begin, one = [], Reader.begin, Reader.read
 
-    def counting(self, tokens, pasts):
+    def beginning(self, tokens):
         counts.append(tokens.shape[1])
-        return read_on(self, tokens, pasts)
+        return begin(self, tokens)
 
-    monkeypatch.setattr(LanguageModel, "read_on", counting)
+    def reading(self, token):
+        counts.append(1)
+        return one(self, token)
+
+    monkeypatch.setattr(Reader, "begin", beginning)
+    monkeypatch.setattr(Reader, "read", reading)
     return counts
 
 
@@ -308,11 +334,15 @@ def leaking(x):
     return fake_quantize(x, QuantConfig(bits=3).find_qparams(x))
 
 
-def with_keys(model, change):
+def with_blocks(model, change):
     model = copy.deepcopy(model)
     for block in model.blocks:
-        change(block.attention)
+        change(block)
     return model
+
+
+def with_keys(model, change):
+    return with_blocks(model, lambda block: change(block.attention))
 
 
 class Uppercase(LanguageModel):
@@ -338,6 +368,8 @@ WHOLE = {  # networks whose numbers for a character hang on later ones, or that 
     "dynamic by tensor": lambda model: qnn.convert(qnn.prepare(model, FOUR, QuantConfig(bits=3, method="dynamic"))),
     "fake-quantized by tensor": lambda model: qnn.prepare_qat(model, FOUR, QuantConfig(bits=3, method="dynamic")),
     "subclass": uppercase,
+    "other dropout": lambda model: with_blocks(model, lambda block: setattr(block, "dropout", nn.Hardtanh())),
+    "other MLP": lambda model: with_blocks(model, lambda block: setattr(block, "mlp", nn.Sequential(block.mlp))),
 }
 
 
@@ -347,6 +379,29 @@ def test_what_looks_around_reads_the_whole_window_each_time(model, kind, read):
     wanted = by_whole_passes(network, "The whale", 12, 0, 0)
     assert generate(network, "The whale", length=12, temperature=0) == wanted
     assert read == []
+
+
+def test_each_hears_every_character_and_can_end_the_writing(model):
+    heard = []
+    text = generate(model, "Call me", length=9, each=heard.append)
+    assert text == "Call me" + "".join(heard) and len(heard) == 9
+
+    def enough(letter):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(model.train(), "Call me", each=enough)
+    assert model.training and not torch.is_inference_mode_enabled()
+    model.eval()
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+@pytest.mark.parametrize("kind", [lambda model: model, uppercase], ids=["kept", "anew"])
+def test_outputs_that_are_not_finite_are_refused(model, kind, temperature):
+    broken = copy.deepcopy(model)
+    broken.head.weight.data[3] = float("nan")
+    with pytest.raises(ValueError, match="the network's outputs are not finite"):
+        generate(kind(broken), "Call me", length=2, temperature=temperature)
 
 
 def test_reading_on_is_reading_the_whole(model):

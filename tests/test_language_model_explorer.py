@@ -101,8 +101,8 @@ class Gate:
                 self.reached.set()
                 while not self._open.wait(0.005):
                     tell(name, 0.5)
-            with ordinary(tell, name, layers, times):
-                yield
+            with ordinary(tell, name, layers, times) as hear:
+                yield hear
 
         monkeypatch.setattr(language_model_runs, "_calls", calls)
 

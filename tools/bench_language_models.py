@@ -23,9 +23,17 @@ GROUP, WINDOWS, CONTEXT = 64, 32, 512
 
 
 def writing() -> Iterator[Row]:
-    """112 letters, from a beginning of 16 and from a full window: keys and values kept, and the window read anew."""
+    """Keys and values kept, against the window read anew for each letter: the same letters, on one thread.
+
+    A window begins somewhere, and places are counted from there. So both move it on alike when it is full, and "at
+    full context" is the letter for which it is.
+    """
+    import torch
+
     from qlearn import datasets, nn
     from qlearn.nn.language_model import CONTEXT as WINDOW
+    from qlearn.nn.reading_on import Reader
+    from qlearn.nn.threads import one_thread
 
     class Anew(nn.LanguageModel):
         """Of a class of its own, so that nothing is known about it and nothing kept."""
@@ -33,11 +41,32 @@ def writing() -> Iterator[Row]:
     model, anew = nn.load_language_model(), Anew()
     anew.load_state_dict(model.state_dict())
     text = datasets.text_parts().validation
-    for name, prompt in (("16 letters", text[:16]), ("a full window", text[:WINDOW])):
-        write = partial(nn.generate, prompt=prompt, length=WINDOW - 16)
-        every = {} if len(prompt) == 16 else {"slide": 1}
-        times = race(5, own=partial(write, model), peer=partial(write, anew, **every))
-        yield against(f"writing {WINDOW - 16} letters after {name}", times["own"], "the window anew", times["peer"], 5)
+    for length, prompt in ((WINDOW - 16, text[:16]), (3 * WINDOW, text[:WINDOW])):
+        write = partial(nn.generate, prompt=prompt, length=length)
+        if write(model) != write(anew):
+            raise AssertionError("the two ways write other letters.")
+        times = race(5, clock=time.process_time, own=partial(write, model), peer=partial(write, anew))
+        name = f"writing {length} letters after {len(prompt)}"
+        yield against(name, times["own"], "the window anew", times["peer"])
+
+    tokens, repeats = nn.to_tokens(text[:WINDOW]), 50
+    with torch.inference_mode(), one_thread():
+        readers = [Reader(model) for _ in range(repeats)]
+
+        def anew_each_time() -> None:
+            for _ in readers:
+                anew.eval()(tokens)
+
+        own = []
+        for _ in range(5):
+            for reader in readers:
+                reader.begin(tokens[:, :-1])
+            start = time.process_time()
+            for reader in readers:
+                reader.read(int(tokens[0, -1]))
+            own.append(1e3 * (time.process_time() - start))
+        peer = race(5, clock=time.process_time, peer=anew_each_time)["peer"]
+    yield against(f"letter {WINDOW} of {WINDOW}", min(own) / repeats, "the window anew", peer / repeats, 5)
 
 
 def real() -> Iterator[Row]:

@@ -30,7 +30,7 @@ class Row:
     met: bool | None = None
 
 
-def race(repeats: int, **runners: Callable[[], Any]) -> dict[str, float]:
+def race(repeats: int, *, clock: Any = time.perf_counter, **runners: Callable[[], Any]) -> dict[str, float]:
     """The shortest time of each in milliseconds, all taken in turn: what else the machine does meets all alike."""
     times: dict[str, list[float]] = {name: [] for name in runners}
     for runner in runners.values():
@@ -38,9 +38,9 @@ def race(repeats: int, **runners: Callable[[], Any]) -> dict[str, float]:
     for _ in range(repeats):
         for name, runner in runners.items():
             gc.collect()
-            start = time.perf_counter()
+            start = clock()
             runner()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * (clock() - start))
     return {name: min(found) for name, found in times.items()}
 
 

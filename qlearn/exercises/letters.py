@@ -26,12 +26,12 @@ def model() -> Any:
     return nn.load_language_model()
 
 
-@lru_cache(maxsize=1)
-def planted() -> Any:
-    """The model with two channels behind each norm that are 256 times as large."""
+@lru_cache(maxsize=2)
+def planted(channels: int = 2, factor: float = 256.0) -> Any:
+    """The model with some channels behind each norm that are so many times as large."""
     from qlearn import nn
 
-    return nn.plant_outliers(model(), channels=2, factor=256.0)
+    return nn.plant_outliers(model(), channels=channels, factor=factor)
 
 
 @lru_cache(maxsize=1)
@@ -76,7 +76,9 @@ def nearest(model: Any, weights: QuantConfig, activations: QuantConfig | None = 
     from qlearn import nn
 
     prepared = nn.prepare(model, weights, activations)
-    return nn.convert(nn.calibrate(prepared, batches()[:1], progress=False))
+    if activations is not None:
+        nn.calibrate(prepared, batches()[:1], progress=False)
+    return nn.convert(prepared)
 
 
 def inputs_of_query(model: Any) -> Any:

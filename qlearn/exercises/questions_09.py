@@ -54,14 +54,23 @@ QUESTIONS = (
     ),
     Question(
         "09.d",
-        "Weights of 4 bits in groups of 32, activations in float. How much does AWQ gain in perplexity?",
+        "Now round the weights alone, to 3 bits with one range a row. Never planted, the model then reads with 4.60. "
+        "Which planted one reads clearly worse?",
         (
-            Choice("Much on both models", "What is there to protect in a model whose channels are all alike?"),
             Choice(
-                "Much on the planted one, nothing on the other",
-                "Tempting: the error of its outputs falls by half. But how many columns of 192 are concerned?",
+                "That with 2 channels, 256-fold",
+                "It ruined activations: their one range had to reach the farthest. But what happened to the columns of "
+                "the weights, and to how many of them?",
             ),
-            Choice("Hardly anything on either", "Right, and the reason is worth more than the number.", right=True),
+            Choice(
+                "That with 24 channels, 16-fold",
+                "Each of its columns is lost as wholly as those of the other, and there are twelve times as many.",
+                right=True,
+            ),
+            Choice(
+                "Neither: weights have no outliers",
+                "Right, planting has made some columns small, not large. What does rounding make of a small one?",
+            ),
         ),
     ),
     Question(

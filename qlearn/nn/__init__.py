@@ -10,7 +10,8 @@ Which file goes with which lesson; nothing imports what comes later:
                      folding, storage, summary, models, training: what the other lessons need as well
     lesson 06        fake_quantize, qat
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)
-    lesson 09        language_model, perplexity, generation; smoothquant, awq, stream, rotate; codebook_layer, adapters
+    lesson 09        language_model, perplexity, reading_on, generation; smoothquant, awq, stream, rotate;
+                     codebook_layer, adapters
     files            export (ONNX), packed_files (compressed-tensors), gguf_files (llama.cpp)
     lesson 10        processor, engines, machine, speed: the same network in several engines, and how long each takes
 """

@@ -5,21 +5,17 @@ Keys and values of what was read are kept (the KV cache), so that each new chara
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from qlearn.granularity import PerGroup, PerToken
-from qlearn.nn.batches import Forward, device_of, evaluating
-from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
-from qlearn.nn.flow import hooks
-from qlearn.nn.integer_layers import DynamicLayer
-from qlearn.nn.language_model import ALPHABET, CONTEXT, Block, LanguageModel, Past, to_text, to_tokens
+from qlearn.nn.batches import device_of, evaluating
+from qlearn.nn.language_model import ALPHABET, CONTEXT, to_text, to_tokens
 from qlearn.nn.network import check_model
 from qlearn.nn.perplexity import logits_of
-from qlearn.nn.prepared import ObservedLayer, notice_uncalled
+from qlearn.nn.reading_on import Reader, reads_on
 from qlearn.nn.threads import one_thread
 
 
@@ -31,6 +27,7 @@ def generate(
     temperature: float = 0.7,
     seed: int = 0,
     slide: int = CONTEXT // 2,
+    each: Callable[[str], object] | None = None,
 ) -> str:
     """Let the model write on: `length` characters, each drawn from what it expects after those before it.
 
@@ -49,6 +46,7 @@ def generate(
         temperature: 0 always takes the likeliest character; 1 draws as the model expects, less makes it more careful.
         seed: of the draws; torch's own random state is neither used nor changed.
         slide: by how many characters a full window moves on, 1 … `CONTEXT`.
+        each: is called with every new character as soon as it is there; what it raises ends the writing.
 
     Returns:
         The prompt and what follows.
@@ -79,55 +77,32 @@ def generate(
     if not 1 <= slide <= CONTEXT:
         raise ValueError(f"slide={slide} must be from 1 to {CONTEXT}, the characters of a window.")
     random = torch.Generator().manual_seed(int(seed))  # on the processor, so that a text does not depend on the device
-    tokens, device = to_tokens(prompt), device_of(model)
-    start = max(0, tokens.shape[1] - CONTEXT)
-    keeps, unread, forward = _reads_on(model), tokens[:, start:], None
+    tokens, device = to_tokens(prompt)[0].tolist(), device_of(model)
+    start, keeps = max(0, len(tokens) - CONTEXT), reads_on(model)
     # Products this small would only wait for other threads; without anything for gradients they are a sixth quicker.
     no_gradients = torch.inference_mode if keeps else torch.no_grad
     with no_gradients(), evaluating(model), one_thread():
-        for _ in range(length):
-            if moves := tokens.shape[1] - start > CONTEXT:
+        reader = Reader(model) if keeps else None
+        for step in range(length):
+            if moves := len(tokens) - start > CONTEXT:
                 start += int(slide)
-            if moves or forward is None:
-                unread, forward = tokens[:, start:], _reading_on(model) if keeps else None
-            logits = logits_of(model, unread.to(device), len(ALPHABET), forward)[0, -1].cpu()
-            if temperature == 0 or not bool((logits / temperature).isfinite().all()):  # so small a temperature is 0
-                following = logits.argmax().reshape(1)
+            if reader is not None and step and not moves:
+                logits = reader.read(tokens[-1])
             else:
-                following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=random)
-            unread = following[None]
-            tokens = torch.cat([tokens, unread], dim=1)
-    return to_text(tokens)
+                window = torch.tensor([tokens[start:]], device=device)
+                logits = logits_of(model, window, len(ALPHABET))[0, -1] if reader is None else reader.begin(window)
+            tokens.append(_drawn(logits.cpu(), float(temperature), random))
+            if each is not None:
+                each(ALPHABET[tokens[-1]])
+    return to_text(torch.tensor(tokens))
 
 
-def _reading_on(model: LanguageModel) -> Forward:
-    """How the model is called on the characters that follow those of the calls before."""
-    pasts = [Past() for _ in model.blocks]
-    return lambda model, unread: model.read_on(unread, pasts)
-
-
-def _reads_on(model: nn.Module) -> TypeGuard[LanguageModel]:
-    """Whether every part of the model takes each character by itself, attention apart, so that once is enough."""
-    if type(model) is not LanguageModel or any(type(block) is not Block for block in model.blocks):
-        return False
-    prepared = {layer for layer in model.modules() if isinstance(layer, ObservedLayer)}
-    inside = {part for layer in prepared for part in layer.modules()} - prepared
-    return all(
-        type(module).__module__.startswith(("torch.nn.", "qlearn.nn."))
-        and "forward" not in vars(module)
-        and all(hook is notice_uncalled for hook in hooks(module))
-        and (module in inside or not _looks_around(module))
-        for module in model.modules()
-    )
-
-
-def _looks_around(module: nn.Module) -> bool:
-    """Whether a module finds one range for several characters."""
-    config: Any = None
-    if isinstance(module, DynamicLayer):
-        config = module.inputs
-    elif isinstance(module, ObservedLayer) and module.activations and module.activations.method == "dynamic":
-        config = module.activations
-    elif isinstance(module, FakeQuantize) and not isinstance(module, LearnedFakeQuantize):
-        config = module.config
-    return config is not None and not isinstance(config.granularity, (PerToken, PerGroup))
+def _drawn(logits: Tensor, temperature: float, random: torch.Generator) -> int:
+    """One of the characters; the likeliest if the temperature is 0, or so small that the quotient overflows."""
+    if temperature:
+        scaled = logits / temperature
+        if bool(scaled.isfinite().all()):
+            return int(torch.multinomial(scaled.softmax(-1), 1, generator=random))
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the network's outputs are not finite.")
+    return int(logits.argmax())

@@ -75,7 +75,7 @@ class Attention(nn.Module):
         Raises:
             ValueError: a `cache` whose ranges would span several characters.
         """
-        q, k, v = self.query(x), self._stored(self.key(x)), self._stored(self.value(x))
+        q, k, v = self.query(x), self.stored(self.key(x)), self.stored(self.value(x))
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
         before, mask = 0 if past is None else past.length, None
         if past is not None:
@@ -85,7 +85,8 @@ class Attention(nn.Module):
         found = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not before)
         return self.output(found.transpose(1, 2).flatten(2))
 
-    def _stored(self, x: Tensor) -> Tensor:
+    def stored(self, x: Tensor) -> Tensor:
+        """Keys or values as they are kept, (N, T, width)."""
         if self.cache is None:
             return x
         if not isinstance(self.cache.granularity, (PerToken, PerGroup)):

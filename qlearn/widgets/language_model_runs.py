@@ -154,8 +154,8 @@ class Runs:
         if (found := self._texts.get(key)) is None:
             with self._at_work(tell):
                 model = self._network(setting, tell)
-                with _calls(tell, "writing", linear_maps(model).values(), LETTERS):
-                    text = nn.generate(model, prompt, length=LETTERS)
+                with _calls(tell, "writing", (), LETTERS) as each:
+                    text = nn.generate(model, prompt, length=LETTERS, each=each)
                 found = self._texts[key] = Text(text, surprises(self._float, text))
                 _keep(self._texts, KEPT_TEXTS)
         return found
@@ -307,10 +307,10 @@ def check(prompt: Any) -> str:
 
 
 @contextmanager
-def _calls(tell: Tell, stage: str, layers: Any, times: int) -> Iterator[None]:
-    """Tell how far a stage is, in which each of these layers is called so many times."""
+def _calls(tell: Tell, stage: str, layers: Any, times: int) -> Iterator[Callable[..., None]]:
+    """Tell how far a stage is, in which each of these layers, or what this gives out, is called so many times."""
     layers = list(layers)
-    expected, done = times * len(layers), 0
+    expected, done = times * max(len(layers), 1), 0
 
     def hear(*_: Any) -> None:
         nonlocal done
@@ -320,7 +320,7 @@ def _calls(tell: Tell, stage: str, layers: Any, times: int) -> Iterator[None]:
     tell(stage, 0.0)
     handles = [layer.register_forward_pre_hook(hear) for layer in layers]
     try:
-        yield
+        yield hear
     finally:
         for handle in handles:
             handle.remove()
