@@ -290,7 +290,225 @@ QDQ = Exercise(
 )
 
 
-# 10.2 a block of a stranger's file
+# 10.2 from which batch on computing takes longer than moving
+
+
+def break_even(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+    weights = inputs * outputs * weight_bytes / bandwidth  # once a batch
+    values = (inputs + outputs) * value_bytes / bandwidth  # once an example
+    compute = 2 * inputs * outputs / operations  # once an example
+    if compute <= values:
+        return np.inf
+    return np.ceil(weights / (compute - values))
+
+
+def _break_even(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth, **other):
+    """The solution with one of its numbers replaced."""
+    n = {
+        "weights": inputs * outputs * weight_bytes / bandwidth,
+        "values": (inputs + outputs) * value_bytes / bandwidth,
+        "compute": 2 * inputs * outputs / operations,
+        "round": np.ceil,
+        **other,
+    }
+    if n["compute"] <= n["values"]:
+        return np.inf
+    return n["round"](n["weights"] / (n["compute"] - n["values"]))
+
+
+def _another(**other):
+    def mistake(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+        given = (inputs, outputs, weight_bytes, value_bytes, operations, bandwidth)
+        return _break_even(*given, **{name: make(*given) for name, make in other.items()})
+
+    return mistake
+
+
+def _after(change):
+    """The solution with something done to its answer."""
+
+    def mistake(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+        return change(_break_even(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth))
+
+    return mistake
+
+
+def _rounded(how):
+    def mistake(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+        return _break_even(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth, round=how)
+
+    return mistake
+
+
+def _never_said(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+    per = 2 * inputs * outputs / operations - (inputs + outputs) * value_bytes / bandwidth
+    with np.errstate(divide="ignore"):
+        return np.ceil(np.float64(inputs * outputs * weight_bytes / bandwidth) / per)
+
+
+def _weights_for_each(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+    moved = (inputs * outputs * weight_bytes + (inputs + outputs) * value_bytes) / bandwidth
+    return np.ceil(moved / (2 * inputs * outputs / operations))
+
+
+def _sum_of_both(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+    compute = 2 * inputs * outputs / operations
+    return np.ceil(
+        inputs * outputs * weight_bytes / bandwidth / (compute + (inputs + outputs) * value_bytes / bandwidth)
+    )
+
+
+def _ratio(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+    return np.ceil(operations / bandwidth)
+
+
+def _measured_here(attempt):
+    import torch
+
+    from qlearn import nn
+
+    inputs, outputs = 1024, 4096
+    machine = nn.measure_machine()
+    found = float(attempt(inputs, outputs, 4, 4, machine.float_operations_per_second, machine.bytes_per_second))
+    said = (
+        f"Your `break_even` of a layer {inputs} → {outputs} in float32, with the "
+        f"{machine.bytes_per_second / 1e9:.0f} GB and {machine.float_operations_per_second / 1e9:.0f} billion float "
+        f"operations\na second that were measured here: "
+    )
+    if not np.isfinite(found):
+        return f"{said}never."
+    layer, times = torch.nn.Linear(inputs, outputs).eval(), {}
+    for batch in (1, int(found), 4 * int(found)):
+        times[batch] = nn.latency(layer, torch.rand(batch, inputs), seconds=0.1).median / batch
+    each = ", ".join(f"{1e6 * seconds:,.0f} µs at {batch}" for batch, seconds in times.items())
+    return f"{said}a batch of {found:.0f}.\nMeasured, for an example: {each}. Below it you pay for the weights, above for the products."
+
+
+@st.composite
+def _machines(draw):
+    size = st.integers(0, 6).map(lambda n: 2**n)
+    return {
+        "inputs": draw(size),
+        "outputs": draw(size) * draw(st.sampled_from([1, 3])),
+        "weight_bytes": draw(st.sampled_from([0.5, 1, 2, 4])),
+        "value_bytes": draw(st.sampled_from([1, 4])),
+        "operations": 2.0 ** draw(st.integers(3, 9)),
+        "bandwidth": 2.0 ** draw(st.integers(2, 5)),
+    }
+
+
+def _close_to_a_whole_number(case, given):
+    """Another order of the same divisions may lie a last bit beside a whole number, and be rounded up from there."""
+    if not isinstance(given, (int, float, np.integer, np.floating)) or not np.isfinite(given):
+        return False
+    per = 2 * case["inputs"] * case["outputs"] / case["operations"]
+    per -= (case["inputs"] + case["outputs"]) * case["value_bytes"] / case["bandwidth"]
+    if per <= 0:
+        return False
+    exact = case["inputs"] * case["outputs"] * case["weight_bytes"] / case["bandwidth"] / per
+    return abs(exact - round(exact)) < 1e-9 * max(1, exact) and given == round(exact) + 1 and given != exact + 1
+
+
+def _given(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+    return {
+        "inputs": inputs,
+        "outputs": outputs,
+        "weight_bytes": weight_bytes,
+        "value_bytes": value_bytes,
+        "operations": operations,
+        "bandwidth": bandwidth,
+    }
+
+
+EVEN = Exercise(
+    id="10.2",
+    solution=break_even,
+    examples=(
+        _given(64, 128, 4, 4, 64.0, 16.0),
+        _given(1024, 4096, 0.5, 1, 16384.0, 16.0),
+        _given(16, 16, 1, 4, 512.0, 8.0),
+    ),
+    cases=_machines(),
+    mistakes=(
+        Mistake(
+            _another(compute=lambda i, o, w, v, p, b: i * o / p),
+            "A product and its addition are two operations: 2 · inputs · outputs for an example.",
+        ),
+        Mistake(
+            _another(values=lambda *_: 0.0),
+            "The values that go in and out are moved as well: (inputs + outputs) · value_bytes for each example.",
+        ),
+        Mistake(
+            _another(values=lambda i, o, w, v, p, b: i * v / b),
+            "What comes out is moved, too: (inputs + outputs) · value_bytes.",
+        ),
+        Mistake(
+            _another(values=lambda i, o, w, v, p, b: o * v / b),
+            "What goes in is moved, too: (inputs + outputs) · value_bytes.",
+        ),
+        Mistake(
+            _another(values=lambda i, o, w, v, p, b: (i + o) * w / b),
+            "Values have value_bytes each, weights weight_bytes: they need not be the same.",
+        ),
+        Mistake(
+            _another(values=lambda i, o, w, v, p, b: i * o * v / b),
+            "The values of an example are inputs + outputs, not their product.",
+        ),
+        Mistake(
+            _another(weights=lambda i, o, w, v, p, b: i * o * v / b),
+            "Weights have weight_bytes each, values value_bytes: they need not be the same.",
+        ),
+        Mistake(
+            _another(weights=lambda i, o, w, v, p, b: i * o * w / 8 / b),
+            "weight_bytes are bytes already: no division by 8.",
+        ),
+        Mistake(
+            _after(lambda n: 0.0 if n == np.inf else n),
+            "A batch of 0 would be bound by compute. Where no batch is, return np.inf.",
+        ),
+        Mistake(
+            _after(lambda n: -1.0 if n == np.inf else n),
+            "There is no batch of −1. Where none is bound by compute, return np.inf.",
+        ),
+        Mistake(_after(lambda n: None if n == np.inf else n), "Where no batch is bound by compute, return np.inf."),
+        Mistake(
+            _never_said,
+            "A batch is never negative. Where each further example takes longer to move than to compute, return np.inf.",
+        ),
+        Mistake(_rounded(lambda n: n), "A batch is a whole number: the smallest from which on it holds, np.ceil."),
+        Mistake(
+            _rounded(np.floor),
+            "np.floor gives the last batch that is still bound by memory: np.ceil.",
+        ),
+        Mistake(
+            _rounded(np.rint),
+            "The nearest whole number may lie below: the smallest batch from which on it holds is np.ceil.",
+        ),
+        Mistake(
+            _rounded(lambda n: np.floor(n) + 1),
+            "“At least as long”: where both take equally long, that batch counts. np.ceil.",
+        ),
+        Mistake(
+            _weights_for_each,
+            "The weights are moved once a batch, whatever its size. The values, and the operations, once an example.",
+        ),
+        Mistake(_sum_of_both, "A further example adds to both sides: its moving is taken off its computing."),
+        Mistake(
+            _ratio, "That is operations a byte, the ridge of the roofline. How many does the layer have at batch N?"
+        ),
+    ),
+    hints=(
+        "Write down both times for a batch of N: what is done once a batch, what once an example?",
+        "Moving takes (weights + N · values) seconds, computing N · products. Where are they equal? Solve for N.",
+        "N is `weights / (compute - values)`, each in seconds, rounded up with `np.ceil`. And if `compute` is not larger than "
+        "`values`, no N is large enough.",
+    ),
+    also_right=_close_to_a_whole_number,
+    consequence=_measured_here,
+)
+
+
+# 10.3 a block of a stranger's file
 
 
 def read_q4_0(block):
@@ -440,7 +658,7 @@ def _block(d, *values):
 
 
 BLOCK = Exercise(
-    id="10.2",
+    id="10.3",
     solution=read_q4_0,
     examples=(
         _block(0.5, *range(0, 256, 16)),
@@ -491,224 +709,6 @@ BLOCK = Exercise(
         "off.",
     ),
     consequence=_reads_a_model,
-)
-
-
-# 10.3 from which batch on computing takes longer than moving
-
-
-def break_even(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
-    weights = inputs * outputs * weight_bytes / bandwidth  # once a batch
-    values = (inputs + outputs) * value_bytes / bandwidth  # once an example
-    compute = 2 * inputs * outputs / operations  # once an example
-    if compute <= values:
-        return np.inf
-    return np.ceil(weights / (compute - values))
-
-
-def _break_even(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth, **other):
-    """The solution with one of its numbers replaced."""
-    n = {
-        "weights": inputs * outputs * weight_bytes / bandwidth,
-        "values": (inputs + outputs) * value_bytes / bandwidth,
-        "compute": 2 * inputs * outputs / operations,
-        "round": np.ceil,
-        **other,
-    }
-    if n["compute"] <= n["values"]:
-        return np.inf
-    return n["round"](n["weights"] / (n["compute"] - n["values"]))
-
-
-def _another(**other):
-    def mistake(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
-        given = (inputs, outputs, weight_bytes, value_bytes, operations, bandwidth)
-        return _break_even(*given, **{name: make(*given) for name, make in other.items()})
-
-    return mistake
-
-
-def _after(change):
-    """The solution with something done to its answer."""
-
-    def mistake(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
-        return change(_break_even(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth))
-
-    return mistake
-
-
-def _rounded(how):
-    def mistake(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
-        return _break_even(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth, round=how)
-
-    return mistake
-
-
-def _never_said(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
-    per = 2 * inputs * outputs / operations - (inputs + outputs) * value_bytes / bandwidth
-    with np.errstate(divide="ignore"):
-        return np.ceil(np.float64(inputs * outputs * weight_bytes / bandwidth) / per)
-
-
-def _weights_for_each(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
-    moved = (inputs * outputs * weight_bytes + (inputs + outputs) * value_bytes) / bandwidth
-    return np.ceil(moved / (2 * inputs * outputs / operations))
-
-
-def _sum_of_both(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
-    compute = 2 * inputs * outputs / operations
-    return np.ceil(
-        inputs * outputs * weight_bytes / bandwidth / (compute + (inputs + outputs) * value_bytes / bandwidth)
-    )
-
-
-def _ratio(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
-    return np.ceil(operations / bandwidth)
-
-
-def _measured_here(attempt):
-    import torch
-
-    from qlearn import nn
-
-    inputs, outputs = 1024, 4096
-    machine = nn.measure_machine()
-    found = float(attempt(inputs, outputs, 4, 4, machine.float_operations_per_second, machine.bytes_per_second))
-    said = (
-        f"Your `break_even` of a layer {inputs} → {outputs} in float32, with the "
-        f"{machine.bytes_per_second / 1e9:.0f} GB and {machine.float_operations_per_second / 1e9:.0f} billion float "
-        f"operations\na second that were measured here: "
-    )
-    if not np.isfinite(found):
-        return f"{said}never."
-    layer, times = torch.nn.Linear(inputs, outputs).eval(), {}
-    for batch in (1, int(found), 4 * int(found)):
-        times[batch] = nn.latency(layer, torch.rand(batch, inputs), seconds=0.1).median / batch
-    each = ", ".join(f"{1e6 * seconds:,.0f} µs at {batch}" for batch, seconds in times.items())
-    return f"{said}a batch of {found:.0f}.\nMeasured, for an example: {each}. Below it you pay for the weights, above for the products."
-
-
-@st.composite
-def _machines(draw):
-    size = st.integers(0, 6).map(lambda n: 2**n)
-    return {
-        "inputs": draw(size),
-        "outputs": draw(size) * draw(st.sampled_from([1, 3])),
-        "weight_bytes": draw(st.sampled_from([0.5, 1, 2, 4])),
-        "value_bytes": draw(st.sampled_from([1, 4])),
-        "operations": 2.0 ** draw(st.integers(3, 9)),
-        "bandwidth": 2.0 ** draw(st.integers(2, 5)),
-    }
-
-
-def _close_to_a_whole_number(case, given):
-    """Another order of the same divisions may lie a last bit beside a whole number, and be rounded up from there."""
-    if not isinstance(given, (int, float, np.integer, np.floating)) or not np.isfinite(given):
-        return False
-    per = 2 * case["inputs"] * case["outputs"] / case["operations"]
-    per -= (case["inputs"] + case["outputs"]) * case["value_bytes"] / case["bandwidth"]
-    if per <= 0:
-        return False
-    exact = case["inputs"] * case["outputs"] * case["weight_bytes"] / case["bandwidth"] / per
-    return abs(exact - round(exact)) < 1e-9 * max(1, exact) and given == round(exact) + 1 and given != exact + 1
-
-
-def _given(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
-    return {
-        "inputs": inputs,
-        "outputs": outputs,
-        "weight_bytes": weight_bytes,
-        "value_bytes": value_bytes,
-        "operations": operations,
-        "bandwidth": bandwidth,
-    }
-
-
-EVEN = Exercise(
-    id="10.3",
-    solution=break_even,
-    examples=(
-        _given(64, 128, 4, 4, 64.0, 16.0),
-        _given(1024, 4096, 0.5, 1, 16384.0, 16.0),
-        _given(16, 16, 1, 4, 512.0, 8.0),
-    ),
-    cases=_machines(),
-    mistakes=(
-        Mistake(
-            _another(compute=lambda i, o, w, v, p, b: i * o / p),
-            "A product and its addition are two operations: 2 · inputs · outputs for an example.",
-        ),
-        Mistake(
-            _another(values=lambda *_: 0.0),
-            "The values that go in and out are moved as well: (inputs + outputs) · value_bytes for each example.",
-        ),
-        Mistake(
-            _another(values=lambda i, o, w, v, p, b: i * v / b),
-            "What comes out is moved, too: (inputs + outputs) · value_bytes.",
-        ),
-        Mistake(
-            _another(values=lambda i, o, w, v, p, b: o * v / b),
-            "What goes in is moved, too: (inputs + outputs) · value_bytes.",
-        ),
-        Mistake(
-            _another(values=lambda i, o, w, v, p, b: (i + o) * w / b),
-            "Values have value_bytes each, weights weight_bytes: they need not be the same.",
-        ),
-        Mistake(
-            _another(values=lambda i, o, w, v, p, b: i * o * v / b),
-            "The values of an example are inputs + outputs, not their product.",
-        ),
-        Mistake(
-            _another(weights=lambda i, o, w, v, p, b: i * o * v / b),
-            "Weights have weight_bytes each, values value_bytes: they need not be the same.",
-        ),
-        Mistake(
-            _another(weights=lambda i, o, w, v, p, b: i * o * w / 8 / b),
-            "weight_bytes are bytes already: no division by 8.",
-        ),
-        Mistake(
-            _after(lambda n: 0.0 if n == np.inf else n),
-            "A batch of 0 would be bound by compute. Where no batch is, return np.inf.",
-        ),
-        Mistake(
-            _after(lambda n: -1.0 if n == np.inf else n),
-            "There is no batch of −1. Where none is bound by compute, return np.inf.",
-        ),
-        Mistake(_after(lambda n: None if n == np.inf else n), "Where no batch is bound by compute, return np.inf."),
-        Mistake(
-            _never_said,
-            "A batch is never negative. Where each further example takes longer to move than to compute, return np.inf.",
-        ),
-        Mistake(_rounded(lambda n: n), "A batch is a whole number: the smallest from which on it holds, np.ceil."),
-        Mistake(
-            _rounded(np.floor),
-            "np.floor gives the last batch that is still bound by memory: np.ceil.",
-        ),
-        Mistake(
-            _rounded(np.rint),
-            "The nearest whole number may lie below: the smallest batch from which on it holds is np.ceil.",
-        ),
-        Mistake(
-            _rounded(lambda n: np.floor(n) + 1),
-            "“At least as long”: where both take equally long, that batch counts. np.ceil.",
-        ),
-        Mistake(
-            _weights_for_each,
-            "The weights are moved once a batch, whatever its size. The values, and the operations, once an example.",
-        ),
-        Mistake(_sum_of_both, "A further example adds to both sides: its moving is taken off its computing."),
-        Mistake(
-            _ratio, "That is operations a byte, the ridge of the roofline. How many does the layer have at batch N?"
-        ),
-    ),
-    hints=(
-        "Write down both times for a batch of N: what is done once a batch, what once an example?",
-        "Moving takes (weights + N · values) seconds, computing N · products. Where are they equal? Solve for N.",
-        "N is `weights / (compute - values)`, each in seconds, rounded up with `np.ceil`. And if `compute` is not larger than "
-        "`values`, no N is large enough.",
-    ),
-    also_right=_close_to_a_whole_number,
-    consequence=_measured_here,
 )
 
 
@@ -933,7 +933,7 @@ MERGE = Exercise(
     consequence=_one_range,
 )
 
-EXERCISES = (QDQ, BLOCK, EVEN, MERGE)
+EXERCISES = (QDQ, EVEN, BLOCK, MERGE)
 
 
 # 10.C small, and quick
