@@ -28,7 +28,7 @@ START: dict[str, dict[str, Any]] = {"explore_affine": {"outliers": 10}, "explore
 NETWORKS = dict.fromkeys(("explore_ptq", "explore_qat", "explore_mixed_precision"), (200, 250))
 # The ratio to the peer, which draws two panels, is asked of the explorers up to lesson 04.
 WITHOUT_PEER = {*NETWORKS, "explore_formats"}
-SECONDS = {"explore_language_model"}  # a move may take seconds, with a bar
+SECONDS = {"explore_language_model", "explore_speed"}  # a move may take seconds, with a bar
 NOTHING_TO_SEE = {("explore_qat", "rate")}  # a learning rate belongs to a training, and there is none at first
 SIZES = (10**4, 10**5, 10**6, 10**7)
 

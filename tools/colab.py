@@ -64,7 +64,14 @@ def main() -> int:
 
         tests, left_out = which_can_run(away)
         pytest("unit and property tests", "-n", "2", *tests, *chosen("not torchvision"))
-        networks = " and not ".join(("explore_ptq", "explore_qat", "explore_mixed_precision", "explore_language_model"))
+        with_networks = (
+            "explore_ptq",
+            "explore_qat",
+            "explore_mixed_precision",
+            "explore_language_model",
+            "explore_speed",
+        )
+        networks = " and not ".join(with_networks)
         of_wheel = ("--pyargs", "qlearn", "--doctest-modules", "--doctest-ignore-import-errors")
         pytest(
             "doctests of the wheel",

@@ -193,7 +193,7 @@ def _of_torchao(name: str, model: nn.Module) -> Engine:
     try:
         quantization = _torchao()
     except (ImportError, AttributeError) as error:
-        raise ImportError(f"{name!r} needs torchao 0.18 or newer ({error}): pip install torchao.") from error
+        raise ImportError(f"{name!r} needs a torchao that fits this PyTorch ({error}): pip install torchao.") from error
     model = copy.deepcopy(model).eval()
     quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
     return Engine(name, lambda x: one_tensor(model(x)), sum(map(_stored, model.state_dict().values())))

@@ -15,6 +15,7 @@ from qlearn.widgets.network import explore_network
 from qlearn.widgets.ptq import explore_ptq
 from qlearn.widgets.qat import explore_qat
 from qlearn.widgets.ranges import explore_ranges
+from qlearn.widgets.speed import explore_speed
 
 __all__ = [
     "explore_accumulator",
@@ -28,4 +29,5 @@ __all__ = [
     "explore_ptq",
     "explore_qat",
     "explore_ranges",
+    "explore_speed",
 ]

@@ -152,7 +152,7 @@ class WorkingExplorer(LateExplorer):
             Stopped: the button was pressed meanwhile.
         """
         with DRAWING:
-            self._checked(controls, self.values)
+            self.check_values({**self.values, **self._checked(controls, self.values)})
             self._end()
             super().set(**controls)
         self.load()
