@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 
@@ -442,7 +443,8 @@ def test_onnx_runtime_calibrators_are_as_the_lesson_says():
 
 
 def test_torchao_is_as_the_lesson_says():
-    observer = pytest.importorskip("torchao.quantization.observer")
+    pytest.importorskip("torchao", minversion="0.18")
+    observer = importlib.import_module("torchao.quantization.observer")
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
     from torchao.quantization.granularity import PerRow
 

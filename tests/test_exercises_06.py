@@ -512,7 +512,7 @@ def test_the_model_is_a_copy():
 
 
 def test_torchao_replaces_layers_and_goes_straight_through():
-    pytest.importorskip("torchao")
+    pytest.importorskip("torchao", minversion="0.18")
     from torchao.quantization import quantize_
     from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig, QATConfig
 

@@ -470,7 +470,7 @@ def test_onnx_runtime_folds_when_it_loads_a_network(tmp_path):
 
 
 def test_torchao_takes_bits_by_name():
-    pytest.importorskip("torchao")
+    pytest.importorskip("torchao", minversion="0.18")
     import torch
     from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, quantize_
 

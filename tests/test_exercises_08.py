@@ -516,7 +516,7 @@ def test_libraries_name_the_formats_as_the_table_does():
 
 
 def test_torchao_has_the_four_rules_and_nvfp4():
-    pytest.importorskip("torchao")
+    pytest.importorskip("torchao", minversion="0.18")
     config = importlib.import_module("torchao.prototype.mx_formats.config")
     assert {rule.value for rule in config.ScaleCalculationMode} == {"floor", "ceil", "rceil", "even"}
     assert hasattr(importlib.import_module("torchao.prototype.mx_formats.nvfp4_tensor"), "NVFP4Tensor")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import re
@@ -41,7 +42,8 @@ def test_01_signed_asymmetric_codes_are_pytorchs_and_onnx_runtimes():
 
 
 def test_01_torchao_has_three_mappings():
-    primitives = pytest.importorskip("torchao.quantization.quant_primitives")
+    pytest.importorskip("torchao", minversion="0.18")
+    primitives = importlib.import_module("torchao.quantization.quant_primitives")
     torch = pytest.importorskip("torch")
 
     def scale_of(mapping):
@@ -128,6 +130,6 @@ def test_09_onnx_runtime_smooths():
 
 
 def test_09_torchao_has_prototypes_of_gptq_awq_smoothquant_and_spinquant():
-    pytest.importorskip("torchao")
+    pytest.importorskip("torchao", minversion="0.18")
     for name in ("gptq", "awq", "smoothquant", "spinquant"):
         assert importlib.util.find_spec(f"torchao.prototype.{name}") is not None, name

@@ -1,8 +1,8 @@
 """How quick qlearn is, against named peers in the same run: `make bench`, or `make bench ONLY="quantize mse"`.
 
 Parts: import, quantize, mse, observers, ptq, qat, gptq, writing, real (minutes), adapters, layers, mixed_precision,
-workers, kernel, memory, lessons, page (which takes most of the time). The table is printed, and written with more
-digits to bench.json, which git ignores. Times depend on the machine and on what else it does, so nothing here fails.
+workers, speed, kernel, memory, lessons, page (which takes most of the time). The table is printed, and written with
+more digits to bench.json, which git ignores. Times depend on the machine and on what else it does, so nothing fails.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from bench_layers import layers
 from bench_maths import imports, lesson_times, mse, quantize
 from bench_networks import gptq, mixed_precision, observers, ptq, qat
 from bench_rows import Row, heading, line
+from bench_speed import speed
 from bench_workers import workers
 from dev import ROOT
 
@@ -40,6 +41,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "layers": layers,
     "mixed_precision": mixed_precision,
     "workers": workers,
+    "speed": speed,
     "kernel": kernel,
     "memory": memory,
     "lessons": lesson_times,

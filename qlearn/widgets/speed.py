@@ -222,13 +222,11 @@ class SpeedExplorer(WorkingExplorer):
         _logarithmic(axes, "y", RATES, 1e9)
         axes.grid()
         self._roofs = {
-            name: (
-                moving(axes, line, color=GREY, linewidth=1.5),
-                axes.text(0, 0, "", color=INK, ha="right", va="bottom"),
-            )
+            name: (moving(axes, line, color=GREY, linewidth=1.5), axes.text(0, 0, "", ha="right", va="bottom"))
             for name, line in (("float32", "-"), ("int8", "--"))
         }
-        self._pending = axes.text(np.mean(axes.get_xlim()), axes.get_ylim()[0] + 0.3, "", ha="center", color=GREY)
+        middle, bottom = float(np.log10(INTENSITIES).mean()), float(np.log10(RATES[0]))
+        self._pending = axes.text(middle, bottom + 0.3, "", ha="center", color=GREY)
         drawn = [self._point(axes, *kind) for kind in self._kinds()]
         self._now = [ring(axes, 13)]
         self._points = {kind: (line, line) for kind, line in zip(self._kinds(), drawn, strict=True)}
