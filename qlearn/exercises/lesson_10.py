@@ -727,6 +727,10 @@ def _by_place(bins, counts):
     return bins[0].copy(), np.sum(counts, axis=0)
 
 
+def _by_place_broadcast(bins, counts):
+    return bins[0].copy(), sum(counts)
+
+
 def _concatenated(bins, counts):
     return np.concatenate(bins), np.concatenate(counts)
 
@@ -887,22 +891,25 @@ MERGE = Exercise(
     ),
     cases=_histograms(),
     mistakes=(
-        Mistake(
-            _by_place,
-            "You add the first count to the first, the second to the second. A worker's first bin may be another one: "
-            "add what has the same number.",
+        *(
+            Mistake(
+                function,
+                "You add the first count to the first, the second to the second. A worker's first bin may be another one: "
+                "add what has the same number.",
+            )
+            for function in (_by_place, _by_place_broadcast)
         ),
         Mistake(_concatenated, "The lists stand one behind the other: a bin that two workers have is there twice."),
         Mistake(_concatenated_in_order, "In order, but a bin that two workers have is there twice: add its counts."),
-        Mistake(_last_wins, "Where two workers have a bin, the later one replaced the earlier. Add them."),
-        Mistake(
-            _with_total(_indexed_set), "Where two workers have a bin, the later one replaced the earlier. Add them."
+        *(
+            Mistake(
+                function,
+                "Where two workers have a bin, only the later count is left. (total[place] += counts adds but once to a "
+                "place, too; np.add.at adds every time.)",
+            )
+            for function in (_last_wins, _with_total(_indexed_set), _with_total(_indexed_add))
         ),
         Mistake(_first_seen_order, "The sums are right, the order is not: bins ascend, whoever came first."),
-        Mistake(
-            _with_total(_indexed_add),
-            "total[place] += counts adds only once where a place comes twice. np.add.at adds every time.",
-        ),
         *(
             Mistake(_of_total(mean), "That is an average. Counts add up: all workers together have seen all values.")
             for mean in (lambda total, n: total // n, lambda total, n: total / n)

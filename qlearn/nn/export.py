@@ -76,8 +76,9 @@ def export_onnx(
     Raises:
         ImportError: onnx or onnxscript is not installed.
         TypeError: an input_shape, input_dtype or opset that is none.
-        ValueError: an opset before 21, which has no codes of 4 bits and no groups, or one that onnx does not know; a module that cannot be written (names it); an input_shape that the network does not take; a file
-            of more than 2 GiB. No file is made then.
+        ValueError: an opset before 21, which has no codes of 4 bits and no groups, or one that onnx does not know; a
+            module that cannot be written (names it); an input_shape that the network does not take; a file of more
+            than 2 GiB. No file is made then.
 
     Cost: a second or more, for recording and translating.
     Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, version 21.
