@@ -525,3 +525,41 @@ def test_without_onnxscript_it_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"export_onnx\(\) needs onnx and onnxscript .*pip install onnx onnxscript"):
         qlearn.nn.export_onnx(nn.Linear(2, 2), tmp_path / "model.onnx", (2,))
+
+
+# --- which version of ONNX -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opset", [21, 22])
+def test_the_file_says_its_opset_and_runs(opset, tmp_path):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(8, 3), torch.randn(16, 8)
+    network = qlearn.nn.convert(qlearn.nn.calibrate(qlearn.nn.prepare(layer), x, progress=False))
+    path = tmp_path / "layer.onnx"
+    qlearn.nn.export_onnx(network, path, (8,), opset=opset)
+    assert [version.version for version in onnx.load(path).opset_import] == [opset]
+    (given,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": x.numpy()})
+    assert np.allclose(given, network(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("opset", "error", "message"),
+    [
+        (20, ValueError, r"opset=20 is too old: codes of 4 bits, and groups, came with 21\."),
+        (13, ValueError, r"opset=13 is too old"),
+        (999, ValueError, r"opset=999 is newer than the installed onnx, which knows \d+ at most\."),
+        ("21", TypeError, r"opset='21' must be a whole number, such as 21\."),
+        (True, TypeError, r"opset=True must be a whole number"),
+    ],
+)
+def test_an_opset_that_cannot_be_written_makes_no_file(opset, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        qlearn.nn.export_onnx(nn.Linear(4, 2), tmp_path / "layer.onnx", (4,), opset=opset)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shape", [(None,), (-1,), ("N", 4), (4, 0)])
+def test_a_shape_that_is_not_one_example_makes_no_file(shape, tmp_path):
+    with pytest.raises((TypeError, ValueError), match="input_shape"):
+        qlearn.nn.export_onnx(nn.Linear(4, 2), tmp_path / "layer.onnx", shape)
+    assert not list(tmp_path.iterdir())

@@ -46,6 +46,7 @@ def export_onnx(
     input_shape: Sequence[int],
     *,
     input_dtype: torch.dtype = torch.float32,
+    opset: int = OPSET,
 ) -> int:
     """Write a quantized network to an ONNX file with QuantizeLinear and DequantizeLinear; returns its size in bytes.
 
@@ -70,15 +71,17 @@ def export_onnx(
         path: of the file, which appears under its name only when it is complete.
         input_shape: of one example, without the batch: (1, 28, 28). The file takes batches of any size.
         input_dtype: of the input: torch.float32, or torch.int64 for tokens.
+        opset: the version of ONNX's operations that the file is written in; 21 is read by ONNX Runtime from 1.18 on.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        TypeError: an input_shape or input_dtype that is none.
-        ValueError: a module that cannot be written (names it); an input_shape that the network does not take; a file
-            of more than 2 GiB. No file is made then.
+        TypeError: an input_shape, input_dtype or opset that is none.
+        ValueError: an opset before 21, which has no codes of 4 bits and no groups, or one that onnx does not know; a
+            module that cannot be written (names it); an input_shape that the network does not take; a file of more
+            than 2 GiB. No file is made then.
 
     Cost: a second or more, for recording and translating.
-    Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, opset 21.
+    Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, version 21.
 
     >>> import tempfile
     >>> from qlearn.nn import calibrate, convert, prepare
@@ -98,12 +101,13 @@ def export_onnx(
         raise TypeError(f"input_shape={input_shape!r} must be the shape of one example: (1, 28, 28).")
     if input_dtype not in (torch.float32, torch.int64, torch.int32):
         raise TypeError(f"input_dtype={input_dtype!r} must be torch.float32, or torch.int64 for tokens.")
+    _check_opset(opset, onnx.defs.onnx_opset_version())
     twin = _twin(model)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what the libraries will change themselves
         example = _example(twin, tuple(input_shape), input_dtype)
-        written = _in_onnx(twin, _recorded(twin, example))
-    _tidy(written, twin)
+        written = _in_onnx(twin, _recorded(twin, example), opset)
+    _tidy(written, twin, opset)
     content = _content(written)
     try:
         onnx.checker.check_model(content, full_check=True)
@@ -111,6 +115,15 @@ def export_onnx(
         raise ValueError(f"this network cannot be written to ONNX: {error}") from error
     write_whole(path, content)
     return len(content)
+
+
+def _check_opset(opset: int, newest: int) -> None:
+    if isinstance(opset, bool) or not isinstance(opset, Integral):
+        raise TypeError(f"opset={opset!r} must be a whole number, such as {OPSET}.")
+    if opset < OPSET:
+        raise ValueError(f"opset={opset} is too old: codes of 4 bits, and groups, came with {OPSET}.")
+    if opset > newest:
+        raise ValueError(f"opset={opset} is newer than the installed onnx, which knows {newest} at most.")
 
 
 # --- the two operations, as PyTorch does them -------------------------------------------------------------------------
@@ -293,7 +306,7 @@ def _recorded(twin: nn.Module, example: Tensor) -> Any:
         raise ValueError(_refusal(names[running[-1]], running[-1], why)) from error
 
 
-def _in_onnx(twin: nn.Module, program: Any) -> Any:
+def _in_onnx(twin: nn.Module, program: Any, opset: int) -> Any:
     """The graph in ONNX's operations.
 
     Raises:
@@ -304,7 +317,7 @@ def _in_onnx(twin: nn.Module, program: Any) -> Any:
             program,
             (),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=int(opset),
             custom_translation_table=_translations(),
             input_names=[INPUT],
             output_names=[OUTPUT],
@@ -328,13 +341,13 @@ def _locals(error: BaseException | None, name: str) -> Iterator[Any]:
         error = error.__cause__
 
 
-def _tidy(written: Any, twin: nn.Module) -> None:
+def _tidy(written: Any, twin: nn.Module, opset: int) -> None:
     """Fold what is constant, take out what only says how the file was made, and give names and narrow types."""
     import onnx_ir as ir
     from onnx_ir.passes import common
     from onnxscript import optimizer, version_converter
 
-    version_converter.convert_version(written, OPSET)  # older PyTorch leaves that to its user
+    version_converter.convert_version(written, int(opset))  # older PyTorch leaves that to its user
     common.InlinePass()(written)
     logger = logging.getLogger(optimizer.__name__)
     level = logger.level
