@@ -1,6 +1,6 @@
 # Each target is one line; tools/dev.py makes .venv and installs what is missing. Without make: python tools/dev.py lab
 PYTHON ?= python3
-.PHONY: lab reset test lessons weights bench mutants test-colab test-processors wheel links front
+.PHONY: lab reset test lessons weights bench mutants test-colab test-processors wheel links front lite
 
 # JupyterLab on my_lessons/, copies of the lessons to work in. PORT=8999 chooses the port, BROWSER=none opens no window.
 lab: ; @$(PYTHON) tools/dev.py lab
@@ -26,3 +26,5 @@ wheel: ; @$(PYTHON) tools/dev.py wheel
 links: ; @$(PYTHON) tools/dev.py links
 # The pictures of README.md, from the explorers themselves.
 front: ; @$(PYTHON) tools/dev.py front
+# The lessons of arrays that run in the browser, with nothing installed, in site/lite/. PYODIDE=folder has its wheels.
+lite: ; @$(PYTHON) tools/dev.py lite

@@ -13,6 +13,7 @@
     python tools/dev.py wheel      package and lessons, to upload        into dist/
     python tools/dev.py links      stamp the address of the lessons into them
     python tools/dev.py front      make the pictures of README.md
+    python tools/dev.py lite       lessons that run in the browser       into site/lite/
     python tools/dev.py floors     print the oldest versions that are allowed, as pip's constraints
 
 `make lab` and so on are the same. The first call makes `.venv` and installs into it; later calls see from a
@@ -31,11 +32,13 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import NoReturn
 
 import copies
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
+LITE_VENV = ROOT / ".venv-lite"  # JupyterLite wants other versions than the lessons
 STAMP = VENV / "qlearn-installed.txt"
 # The kernel is this environment's own, whatever kernels the user has. What takes longer than this hangs, however busy
 # the machine is.
@@ -61,7 +64,7 @@ def main(arguments: list[str]) -> int:
             "wheel": wheel,
             "links": links,
         },
-        **{"front": front, "floors": floors, "find-browser": show_browser},
+        **{"front": front, "lite": lite, "floors": floors, "find-browser": show_browser},
     }
     if len(commands) != 1 or commands[0] not in known:
         print(__doc__)
@@ -185,6 +188,11 @@ def front() -> int:
     return subprocess.call([environment(), "tools/front.py"], env=own_environment())
 
 
+def lite() -> int:
+    """Build the lessons that run in the browser."""
+    return subprocess.call([environment(), "tools/lite.py"], env=own_environment())
+
+
 def floors() -> int:
     """Print "package==version" for every "package>=version" of pyproject.toml; of two floors the higher one."""
     import tomllib
@@ -299,6 +307,25 @@ def environment() -> str:
     return str(python)
 
 
+def lite_environment() -> str:
+    """The path of the Python that has JupyterLite; makes `.venv-lite` from the extra `lite` where that is needed."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = project["optional-dependencies"]["lite"]
+    python = LITE_VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp, wanted = LITE_VENV / "qlearn-installed.txt", "\n".join([*pins, sys.version, str(ROOT)])
+    if not (python.exists() and stamp.exists() and stamp.read_text() == wanted):
+        say("Installing JupyterLite into .venv-lite, once: half a minute.")
+        if subprocess.call([sys.executable, "-m", "venv", "--clear", str(LITE_VENV)]) != 0:
+            fail("Python could not make .venv-lite.")
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins]
+        if subprocess.call(install) != 0:
+            fail("pip could not install JupyterLite; its last lines say why. The next call tries again.")
+        stamp.write_text(wanted)
+    return str(python)
+
+
 def make_venv() -> None:
     """Make `.venv` with the Python that runs this."""
     say(f"Making .venv with Python {sys.version.split()[0]}.")
@@ -394,7 +421,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def fail(line: str) -> None:
+def fail(line: str) -> NoReturn:
     """Print a line and stop."""
     raise SystemExit(line)
 
