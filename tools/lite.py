@@ -48,12 +48,12 @@ OF_PYODIDE = (
     *("numpy", "matplotlib", "contourpy", "cycler", "kiwisolver", "packaging", "pillow", "pyparsing"),
     *("python-dateutil", "six", "matplotlib-pyodide", "ipython", "asttokens", "decorator", "executing"),
     *("matplotlib-inline", "prompt-toolkit", "pure-eval", "pygments", "stack-data", "traitlets", "wcwidth"),
-    *("jedi", "parso", "micropip"),
+    *("jedi", "parso", "micropip", "sqlite3"),
 )
-# They want these and do without: Matplotlib for PDF, and of old; IPython for a history.
-LEFT_AWAY = {"fonttools", "pytz", "sqlite3"}
-# The kernel asks for these and does without: an empty wheel takes the place of each.
-EMPTY = ("ssl", "sqlite3")
+# Matplotlib wants these, one for PDF and one of old, and does without.
+LEFT_AWAY = {"fonttools", "pytz"}
+# The kernel asks for this and does without: an empty wheel takes its place.
+EMPTY = ("ssl",)
 # What is Python alone: its name → what it is imported as, what it needs.
 PURE: dict[str, tuple[list[str], list[str]]] = {
     "array-api-compat": (["array_api_compat"], []),
@@ -71,7 +71,9 @@ OF_KERNEL: dict[str, tuple[list[str], list[str]]] = {
 }
 OF_QLEARN = ["array-api-compat", "hypothesis", "ipywidgets", "matplotlib", "numpy", "pillow", "platformdirs", "tqdm"]
 # What the kernel loads at its start. One that is missing shows up only as a kernel that never starts.
-AT_START = ("micropip", "piplite", *EMPTY, "ipykernel", "comm", "pyodide-kernel", "jedi", "ipython", "qlearn")
+AT_START = (
+    *("micropip", "piplite", "ssl", "sqlite3", "ipykernel", "comm", "pyodide-kernel", "jedi", "ipython", "qlearn"),
+)
 
 # Large and never used here: fonts for PDF and other typefaces, pictures of examples, hints about Django.
 TRIMMED = {
