@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 
+
+@lru_cache(maxsize=8)
 def fetched(name: str) -> bytes:
     """A file that lies on the site beside the packages. Python waits for it: it runs beside the page, not in it.
 

@@ -5,7 +5,7 @@ caches, where torchvision finds it as well. What lies there is checked before it
 if it is damaged. The trained networks and the text are read from the package itself.
 
 The package for browsers is smaller: it lacks the 55,000 training images, which no lesson there needs, and
-fetches some files when they are first asked for.
+fetches other large files when they are first asked for.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MD5 = {  # of the unpacked files
 
 # The training images from 55,000 on, which the package for browsers has in the place of all 60,000.
 HELD_OUT = "held-out-images-idx3-ubyte"
-TRAINING = "mnist/train-images-idx3-ubyte"
+IN_BROWSER = sys.platform == "emscripten"
 
 # How a safetensors file calls the types that NumPy has.
 TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
@@ -111,7 +111,7 @@ def mnist_arrays() -> MnistArrays:
     calibration  (1000, 28, 28) [6 3 5 7 2]
     test         (10000, 28, 28) [7 2 1 0 4]
     """
-    if not (SHIPPED / f"{TRAINING}.gz").exists() and (SHIPPED / f"{HELD_OUT}.gz").exists():
+    if IN_BROWSER:
         return _without_training_images()
     folder: Path | None
     try:
@@ -298,7 +298,7 @@ def _into_cache(path: Path, content: bytes, md5: str) -> None:
 
 def _shipped(name: str) -> bytes:
     """A file of this package. In a browser it is fetched now, if it did not come along."""
-    if sys.platform == "emscripten" and not (SHIPPED / name).exists():
+    if IN_BROWSER and not (SHIPPED / name).exists():
         from qlearn.browser import fetched
 
         return fetched(name)

@@ -25,7 +25,6 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ PINS = ROOT / "tools/lite.txt"
 PAGE = ROOT / "tools/lite_page.js"
 CACHE = ROOT / "build/lite"  # what was downloaded, proved again before it is used
 DATA = ROOT / "qlearn/data"
+HELD_OUT = "held-out-images-idx3-ubyte.gz"
 
 VERSION = "0.27.7"  # of Pyodide; the kernel, ipywidgets and the packages are those that fit it
 CORE_SHA256 = "89d5d952675eb08e11286e52c7238f1248ce71726e896db9703e73bef23dc343"
@@ -75,13 +75,19 @@ AT_START = (
     *("micropip", "piplite", "ssl", "sqlite3", "ipykernel", "comm", "pyodide-kernel", "jedi", "ipython", "qlearn"),
 )
 
-# Large and never used here: fonts for PDF and other typefaces, pictures of examples, hints about Django.
+# What the lessons never use: typefaces, headers, colours of other languages, time zones, hints on other libraries.
 TRIMMED = {
-    "matplotlib": r"matplotlib/mpl-data/(sample_data|fonts/(afm|pdfcorefonts)|fonts/ttf/(STIX|DejaVuSerif))",
-    "jedi": r"jedi/third_party/django-stubs",
+    "matplotlib": r"matplotlib/(testing|sphinxext|mpl-data/(sample_data|images|fonts/(afm|pdfcorefonts))|"
+    r"mpl-data/fonts/ttf/(DejaVuSerif|DejaVuSans-BoldOblique|DejaVuSansMono-.*))|.*\.pyi",
+    "numpy": r"numpy/(f2py/src|_core/include|.*\.(pyi|a|pxd))",
+    "pillow": r"PIL/_(webp|imagingft)\.",
+    "pygments": r"pygments/lexers/(?!(__init__|_mapping|python|special)\.py)",
+    "jedi": r"jedi/third_party/(django-stubs|typeshed/(third_party|stdlib/2/))",
+    "python-dateutil": r"dateutil/zoneinfo/.*\.gz",
 }
-LATE = ("language_model.safetensors",)  # fetched when it is first asked for
-LEFT_OUT = re.compile(r"qlearn/data/(mnist/train-images.*|cnn\..*|language_model\..*|moby-dick.*)")
+# Fetched when they are first asked for.
+LATE = ("language_model.safetensors", "mnist/t10k-images-idx3-ubyte.gz", HELD_OUT)
+LEFT_OUT = re.compile(r"qlearn/data/(mnist/.*-images-.*|cnn\..*|language_model\..*|moby-dick.*)")
 
 
 def main() -> int:
@@ -108,8 +114,7 @@ def build(out: Path) -> list[str]:
         packages.mkdir()
         upstream = core(packages)
         (packages / "pyodide-lock.json").write_text(json.dumps(lock(packages, upstream)), encoding="utf-8")
-        for late in LATE:
-            shutil.copy(DATA / late, packages)
+        late_data(packages)
         names = contents(home / "contents")
         made = jupyterlite(python, home)
         shutil.move(packages, made / "static/pyodide")
@@ -259,14 +264,21 @@ def sha256(content: bytes) -> str:
 
 
 def qlearn_wheel(folder: Path) -> Path:
-    """qlearn for browsers: without what no lesson there needs, and with the training images that are no training's."""
+    """qlearn for browsers: without what no lesson there needs, and what is fetched late."""
     version = re.search(r'__version__ = "(.+)"', (ROOT / "qlearn/__init__.py").read_text(encoding="utf-8"))
     assert version
     found = (path for path in sorted((ROOT / "qlearn").rglob("*")) if path.is_file() and path.suffix != ".pyc")
     files = {path.relative_to(ROOT).as_posix(): path for path in found}
     contents = {name: path.read_bytes() for name, path in files.items() if not LEFT_OUT.fullmatch(name)}
-    contents["qlearn/data/held-out-images-idx3-ubyte.gz"] = gzip.compress(held_out(), 9, mtime=0)
     return write_wheel(folder, "qlearn", version[1], contents)
+
+
+def late_data(folder: Path) -> None:
+    """Put what is fetched late beside the packages."""
+    for name in LATE:
+        (folder / name).parent.mkdir(exist_ok=True)
+        content = gzip.compress(held_out(), 9, mtime=0) if name == HELD_OUT else (DATA / name).read_bytes()
+        (folder / name).write_bytes(content)
 
 
 def held_out() -> bytes:
@@ -387,6 +399,8 @@ def speak(made: Path) -> None:
     if "</head>" not in text:
         fail("JupyterLite's page has no head any more, so nothing could tell the learner what she should know.")
     shutil.copy(PAGE, made / "lab/qlearn.js")
+    for icon in made.rglob("favicon.ico"):  # 0.3 MB, and JupyterLab's own
+        icon.write_bytes((made / "icon-120x120.png").read_bytes())
     page.write_text(text.replace("</head>", '<script defer src="./qlearn.js"></script></head>', 1), encoding="utf-8")
 
 
