@@ -90,6 +90,18 @@ LATE = ("language_model.safetensors", "mnist/t10k-images-idx3-ubyte.gz", HELD_OU
 LEFT_OUT = re.compile(r"qlearn/data/(mnist/.*-images-.*|cnn\..*|language_model\..*|moby-dick.*)")
 
 
+KERNEL = {"display_name": "Python (Pyodide)", "language": "python", "name": "python"}
+OVERRIDES: dict[str, Any] = {
+    # What the learner writes is kept in the browser; texts are shown and not edited.
+    "@jupyterlab/docmanager-extension:plugin": {
+        "autosaveInterval": 10,
+        "defaultViewers": {"markdown": "Markdown Preview"},
+    },
+    # A closed lesson needs no kernel any more.
+    "@jupyterlab/notebook-extension:tracker": {"kernelShutdown": True},
+}
+
+
 def main() -> int:
     """Build `site/lite`."""
     out = ROOT / "site/lite"
@@ -328,39 +340,51 @@ def digest(content: bytes) -> str:
 
 
 def contents(folder: Path) -> list[str]:
-    """Write what the file browser shows: the lessons that run, without outputs, and a page for each that does not.
+    """Write what the file browser shows: the lessons that run, without outputs; all else as pages without a kernel.
 
-    Returns the names of those that run.
+    Returns the names of the lessons that run.
     """
     folder.mkdir()
     editions, lines = copies.editions(copies.LESSONS)
     for line in lines:
         say(line)
-    names = [name for name in editions if name.startswith(LESSONS)]
+    runs = [name for name in editions if name.startswith(LESSONS)]
     for name, edition in editions.items():
-        runs = name in names or not name[:2].isdigit()
-        (folder / name).write_bytes(for_browser(edition) if runs else elsewhere(edition))
-    return names
+        notebook = json.loads(edition)
+        for cell in notebook["cells"]:
+            cell["source"] = links("".join(cell["source"]), runs)
+        if name in runs:
+            notebook["metadata"]["kernelspec"] = KERNEL
+            text = json.dumps(notebook, indent=1, ensure_ascii=False)
+        else:
+            text = page(notebook["cells"])
+        (folder / name).with_suffix(".ipynb" if name in runs else ".md").write_text(text, encoding="utf-8")
+    return runs
 
 
-def for_browser(edition: bytes) -> bytes:
-    """The same lesson for the kernel that browsers have."""
-    notebook = json.loads(edition)
-    notebook["metadata"]["kernelspec"] = {"display_name": "Python (Pyodide)", "language": "python", "name": "python"}
-    return json.dumps(notebook, indent=1, ensure_ascii=False).encode()
+def links(text: str, runs: list[str]) -> str:
+    """The same, with links to texts where there are no notebooks.
+
+    >>> links("[04](04_x.ipynb), [tie](glossary.ipynb#tie)", runs=["04_x.ipynb"])
+    '[04](04_x.ipynb), [tie](glossary.md#tie)'
+    """
+
+    def target(found: re.Match[str]) -> str:
+        kind = "ipynb" if f"{found[1]}.ipynb" in runs else "md"
+        return f"]({found[1]}.{kind}{found[2]})"
+
+    return re.sub(r"\]\(([\w-]+)\.ipynb((?:#[^)]*)?)\)", target, text)
 
 
-def elsewhere(edition: bytes) -> bytes:
-    """In the place of a lesson that needs PyTorch: its title, and why it is not here."""
-    notebook = json.loads(edition)
-    title = "".join(notebook["cells"][0]["source"]).splitlines()[0]
-    why = (
-        "This lesson trains networks with PyTorch, which does not run in a browser. Read it on the page of the "
-        "lessons, or work in it on a computer with Python: `make lab` in the project's folder opens it."
-    )
-    cell = {"cell_type": "markdown", "id": "elsewhere", "metadata": {}, "source": f"{title}\n\n{why}"}
-    notebook["cells"] = [cell]
-    return for_browser(json.dumps(notebook).encode())
+def page(cells: list[dict[str, Any]]) -> str:
+    """A notebook without code as one text; of a lesson that needs PyTorch, its title and why it is not here."""
+    if all(cell["cell_type"] == "markdown" for cell in cells):
+        return "\n\n".join(cell["source"] for cell in cells)
+    return f"""{cells[0]["source"].splitlines()[0]}
+
+This lesson trains networks with PyTorch, which does not run in a browser. Read it among the pages of all lessons, or
+work in it on a computer that has Python: `make lab` in the project's folder opens it.
+"""
 
 
 def jupyterlite(python: str, home: Path) -> Path:
@@ -372,7 +396,7 @@ def jupyterlite(python: str, home: Path) -> Path:
     }
     config = {
         "appName": "qlearn",
-        "exposeAppInBrowser": True,
+        "exposeAppInBrowser": True,  # for tools/lite_page.js
         "litePluginSettings": {"@jupyterlite/pyodide-kernel-extension:kernel": settings},
     }
     whole = {"jupyter-lite-schema-version": 0, "jupyter-config-data": config}
@@ -387,9 +411,6 @@ def jupyterlite(python: str, home: Path) -> Path:
     if result.returncode or not (made / "lab/index.html").exists():
         fail(f"JupyterLite could not be built:\n{(result.stdout + result.stderr)[-2000:]}")
     return made
-
-
-OVERRIDES: dict[str, Any] = {}
 
 
 def speak(made: Path) -> None:

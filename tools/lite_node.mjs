@@ -2,7 +2,8 @@
 //
 //     node tools/lite_node.mjs site/lite/static/pyodide notebook.ipynb
 //
-// For each code cell one line of JSON: what it printed, what it showed as text, how it failed, how long it took.
+// For each code cell one line of JSON: what it printed, what it showed as text, the heads of its pictures, how it
+// failed, how long it took.
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -36,7 +37,12 @@ console.log = () => {}; // what Pyodide says of the packages that it loads
 let cell;
 for (const name of ["stdout", "stderr"])
     names[`${name}_stream`].publish_stream_callback = (_, text) => { cell[name] += text; };
-const shown = (data) => { cell.shown.push(plain(data)["text/plain"] ?? ""); };
+// Of a picture the head, which has its size: as text, or a page cannot show it.
+const shown = (data) => {
+    const { "text/plain": text = "", "image/png": picture } = plain(data);
+    cell.shown.push(text);
+    if (picture !== undefined) cell.pictures.push(String(picture).slice(0, 32));
+};
 shell.display_pub.display_data_callback = (data) => shown(data);
 shell.display_pub.update_display_data_callback = (data) => shown(data);
 shell.display_pub.clear_output_callback = () => {};
@@ -46,7 +52,7 @@ say({ started: Math.round(performance.now() - began) });
 
 const cells = JSON.parse(readFileSync(notebook)).cells.filter(({ cell_type }) => cell_type === "code");
 for (const [index, { source }] of cells.entries()) {
-    cell = { index, stdout: "", stderr: "", shown: [], error: "" };
+    cell = { index, stdout: "", stderr: "", shown: [], pictures: [], error: "" };
     const start = performance.now();
     kernel._parent_header = pyodide.toPy({ header: {} });
     const { status, ename, evalue } = plain(await kernel.run([source].flat().join("")));
