@@ -252,11 +252,19 @@ def test() -> int:
             ask = "import sys; sys.path[:0] = ['tools']; import real_lab; print(real_lab.browser_path())"
             browser = find_browser() or subprocess.run([python, "-c", ask], capture_output=True, text=True).stdout
             if browser.strip() or os.environ.get("CI", "").lower() == "true":
-                pytest("browser tests", "tests/browser")  # one by one: they share a JupyterLab and a page
+                alone = "--ignore=tests/browser/test_lite.py"
+                pytest("browser tests", "tests/browser", alone)  # one by one: they share a JupyterLab and a page
             else:
                 heading("browser tests")
                 say("Skipped: no Chromium or Chrome found. Install one, or name it in CHROMIUM.")
                 results.append(Result("browser tests", 0, 0, 1, 0.0))
+
+        if os.environ.get("PYODIDE") and shutil.which("node"):
+            pytest("lessons in the browser", "tests/browser/test_lite.py")
+        else:
+            heading("lessons in the browser")
+            say("Skipped: these need Node.js, and Pyodide's wheels in the folder that PYODIDE names.")
+            results.append(Result("lessons in the browser", 0, 0, 1, 0.0))
 
     heading("summary")
     for result in results:

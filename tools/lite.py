@@ -97,8 +97,8 @@ OVERRIDES: dict[str, Any] = {
         "autosaveInterval": 10,
         "defaultViewers": {"markdown": "Markdown Preview"},
     },
-    # A closed lesson needs no kernel any more.
-    "@jupyterlab/notebook-extension:tracker": {"kernelShutdown": True},
+    # A closed lesson needs no kernel any more; and all of a lesson is in the page, to be searched and linked to.
+    "@jupyterlab/notebook-extension:tracker": {"kernelShutdown": True, "windowingMode": "none"},
 }
 
 
@@ -422,7 +422,9 @@ def speak(made: Path) -> None:
     shutil.copy(PAGE, made / "lab/qlearn.js")
     for icon in made.rglob("favicon.ico"):  # 0.3 MB, and JupyterLab's own
         icon.write_bytes((made / "icon-120x120.png").read_bytes())
-    page.write_text(text.replace("</head>", '<script defer src="./qlearn.js"></script></head>', 1), encoding="utf-8")
+    ours = '<link rel="icon" href="./favicon.ico" /><script defer src="./qlearn.js"></script></head>'
+    text = text.replace("<title>JupyterLite</title>", "<title>qlearn</title>")
+    page.write_text(text.replace("</head>", ours, 1), encoding="utf-8")
 
 
 if __name__ == "__main__":
