@@ -34,6 +34,11 @@
         navigator.locks.request(`qlearn ${home}`, () => location.reload());
     });
 
+    // The arrows move a slider that has the focus; JupyterLab would take them to go from cell to cell.
+    document.addEventListener("focusin", ({ target }) => {
+        if (target.matches?.(".noUi-handle")) target.setAttribute("data-lm-suppress-shortcuts", "true");
+    });
+
     if (!("serviceWorker" in navigator)) say(
         "This browser has no service workers here, as in a private window or on a page without https. The lessons run; "
         + "files that you write in a cell are not kept, and input() does not work.");
