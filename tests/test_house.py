@@ -40,7 +40,8 @@ def version(text):
 
 def of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    everything = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    extras = {name: extra for name, extra in project["optional-dependencies"].items() if name not in dev.APART}
+    everything = [*project["dependencies"], *(r for extra in extras.values() for r in extra)]
     return {CONDA_NAMES.get(n, n): f for n, f in floors([*everything, f"python{project['requires-python']}"]).items()}
 
 
@@ -87,7 +88,7 @@ def test_import_is_light():
 
 # Arrows point one way: a module imports only modules of its own layer and of those below.
 LAYERS = [
-    {"arrays", "datasets"},
+    {"arrays", "browser", "datasets"},
     {"affine", "errors", "ranges", "granularity", "config"}
     | {"gains", "sorted_view", "sorted_rows", "fine_bins", "range_search", "row_search"}
     | {"integer", "codebooks", "formats", "block_scales", "packing", "gguf_blocks", "gptq", "rotations"},

@@ -39,6 +39,7 @@ import copies
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 LITE_VENV = ROOT / ".venv-lite"  # JupyterLite wants other versions than the lessons
+APART = ("lite",)  # extras that are installed there, in the versions that they name
 STAMP = VENV / "qlearn-installed.txt"
 # The kernel is this environment's own, whatever kernels the user has. What takes longer than this hangs, however busy
 # the machine is.
@@ -198,7 +199,8 @@ def floors() -> int:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = sum(project["optional-dependencies"].values(), list(project["dependencies"]))
+    extras = [packages for name, packages in project["optional-dependencies"].items() if name not in APART]
+    wanted = sum(extras, list(project["dependencies"]))
     oldest: dict[str, tuple[int, ...]] = {}
     for name, _, version in (requirement.partition(">=") for requirement in wanted):
         oldest[name] = max(oldest.get(name, ()), tuple(map(int, version.split("."))))
