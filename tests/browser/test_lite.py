@@ -3,10 +3,12 @@
 They need Pyodide's wheels, in the folder that PYODIDE names, and Node.js.
 """
 
+import base64
 import concurrent.futures
 import json
 import os
 import shutil
+import struct
 import subprocess
 import threading
 from functools import partial
@@ -14,6 +16,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from operator import ne
 
 import nbformat
+import numpy as np
 import pytest
 from test_lesson_01 import STATE, agrees
 
@@ -100,6 +103,13 @@ def stored(cell):
     data = [output.data for output in cell.outputs if "data" in output]
     pictures = [bundle["image/png"][:32] for bundle in data if "image/png" in bundle]
     return printed, [text for bundle in data if (text := bundle.get("text/plain"))], pictures
+
+
+def size(head):
+    """Width and height of a PNG, from its first 24 bytes. Raises an error if this is none."""
+    content = base64.b64decode(head)
+    assert content.startswith(b"\x89PNG"), head
+    return struct.unpack(">II", content[16:])
 
 
 # --- in Chromium -----------------------------------------------------------------------------------------------------
@@ -194,11 +204,12 @@ def test_the_first_visit_is_small(lesson, host):
 def test_three_sliders_move_numbers_and_picture_and_both_agree(lesson, capsys):
     real_lab.run_cell(lesson.page, -1, STATE)
     agrees(lesson)
-    for label, name in (("bits", "bits"), ("outliers", "outliers"), ("outlier size (std)", "size")):
+    for label, name, by in (("bits", "bits", -2), ("outliers", "outliers", 2), ("outlier size (std)", "size", 2)):
         before, at = lesson.looks(), lesson.readout(label)
-        lesson.press(label, "ArrowRight", times=2)  # this kernel says that it is idle before it has answered
+        # This kernel says that it is idle before it has answered.
+        lesson.press(label, "ArrowRight" if by > 0 else "ArrowLeft", times=abs(by))
         real_lab.until("numbers and picture are others", lambda b=before: all(map(ne, b, lesson.looks())))
-        assert agrees(lesson)["values"][name] == lesson.readout(label) == at + 2
+        assert agrees(lesson)["values"][name] == lesson.readout(label) == at + by
     times = sorted(lesson.paint_times("bits", 30))
     with capsys.disabled():
         print(f"\nslider to picture: {times[len(times) // 2]:.0f} ms in the median of {len(times)} moves")
