@@ -1,6 +1,6 @@
 # Each target is one line; tools/dev.py makes .venv and installs what is missing. Without make: python tools/dev.py lab
 PYTHON ?= python3
-.PHONY: lab reset test lessons weights bench mutants test-colab test-processors wheel links front site
+.PHONY: lab reset test lessons weights bench mutants test-colab test-processors wheel links front site lite
 
 # JupyterLab on my_lessons/, copies of the lessons to work in. PORT=8999 chooses the port, BROWSER=none opens no window.
 lab: ; @$(PYTHON) tools/dev.py lab
@@ -28,3 +28,5 @@ links: ; @$(PYTHON) tools/dev.py links
 front: ; @$(PYTHON) tools/dev.py front
 # Every lesson as a page, the glossary, the package: in site/, for any static host. LITE=none leaves out what runs in the browser.
 site: ; @$(PYTHON) tools/dev.py site
+# The lessons of arrays that run in the browser, with nothing installed, in site/lite/. PYODIDE=folder has its wheels.
+lite: ; @$(PYTHON) tools/dev.py lite

@@ -3,6 +3,9 @@
 MNIST is unpacked once into a folder of the user's own, `QLEARN_DATA` or the system's usual place for
 caches, where torchvision finds it as well. What lies there is checked before it is used, and made anew
 if it is damaged. The trained networks and the text are read from the package itself.
+
+The package for browsers is smaller: it lacks the 55,000 training images, which no lesson there needs, and
+fetches other large files when they are first asked for.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ import errno
 import gzip
 import hashlib
 import itertools
+import json
 import os
 import secrets
+import sys
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
@@ -42,7 +47,15 @@ MD5 = {  # of the unpacked files
     "mnist/t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "mnist/t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
     "moby-dick.txt": "43d17462189f7f4152fbb330b7fbd342",
+    "held-out-images-idx3-ubyte": "f002f8a52317de072a0af656b64e0e3a",
 }
+
+# The training images from 55,000 on, which the package for browsers has in the place of all 60,000.
+HELD_OUT = "held-out-images-idx3-ubyte"
+IN_BROWSER = sys.platform == "emscripten"
+
+# How a safetensors file calls the types that NumPy has.
+TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 class Split(NamedTuple):
@@ -82,7 +95,8 @@ def mnist_arrays() -> MnistArrays:
         `MnistArrays`; each part has `images`, uint8 (N, 28, 28), and `labels`, int64 (N,). The arrays are
         yours to change: every call makes new ones.
 
-    Where nothing can be written, as in a read-only home or on a full disk, they are unpacked in memory.
+    Where nothing can be written, as in a read-only home or on a full disk, they are unpacked in memory. In a
+    browser there are no training images: `train` says so when it is used.
 
     Raises:
         RuntimeError: a file of this installation is damaged.
@@ -97,6 +111,8 @@ def mnist_arrays() -> MnistArrays:
     calibration  (1000, 28, 28) [6 3 5 7 2]
     test         (10000, 28, 28) [7 2 1 0 4]
     """
+    if IN_BROWSER:
+        return _without_training_images()
     folder: Path | None
     try:
         folder = mnist_folder()
@@ -109,6 +125,35 @@ def mnist_arrays() -> MnistArrays:
         calibration=Split(images[CALIBRATION], labels[CALIBRATION]),
         test=Split(*_read(folder, "t10k")),
     )
+
+
+class _NotHere(Split):
+    """The training images where there are none: whoever uses them is told why."""
+
+    def _why(self, *_: Any) -> Any:
+        raise RuntimeError(
+            "The 55,000 training images do not come along into the browser, because they take 10 MB. qlearn on a "
+            "computer has them; here are mnist_arrays()'s validation, calibration and test images."
+        )
+
+    images = labels = property(_why)  # type: ignore[assignment]
+    __iter__ = __getitem__ = __len__ = _why
+
+    def __repr__(self) -> str:
+        return "_NotHere()"
+
+
+def _without_training_images() -> MnistArrays:
+    """All of MNIST that the package for browsers has."""
+    images = np.frombuffer(bytearray(_unpack_shipped(HELD_OUT)), np.uint8, offset=16).reshape(-1, 28, 28)
+    labels = np.frombuffer(_content(None, "train-labels-idx1-ubyte"), np.uint8, offset=8).astype(np.int64)
+
+    def part(where: slice) -> Split:
+        start = TRAIN.stop
+        return Split(images[where.start - start : where.stop - start], labels[where])
+
+    nothing = np.empty(0)
+    return MnistArrays(_NotHere(nothing, nothing), part(VALIDATION), part(CALIBRATION), Split(*_read(None, "t10k")))
 
 
 def mnist(train: bool = True, transform: Callable[[Any], Any] | None = None) -> Any:
@@ -149,11 +194,26 @@ def trained(name: str) -> dict[str, np.ndarray]:
     >>> trained("mlp")["linear1.weight"].shape
     (100, 784)
     """
-    from safetensors.numpy import load_file
-
     if name not in TRAINED:
         raise ValueError(f"name={name!r}: there are trained weights for {', '.join(map(repr, TRAINED))}.")
-    return {key: value.astype(np.float32) for key, value in load_file(SHIPPED / f"{name}.safetensors").items()}
+    return {key: value.astype(np.float32) for key, value in _tensors(_shipped(f"{name}.safetensors")).items()}
+
+
+def _tensors(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file: the length of a head, the head in JSON, the numbers.
+
+    Read here, because the library `safetensors` is compiled and browsers may lack it.
+    Source: https://huggingface.co/docs/safetensors, "Format".
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    head = json.loads(content[8:start])
+    head.pop("__metadata__", None)
+    found = {}
+    for name, entry in head.items():
+        begin, end = entry["data_offsets"]
+        numbers = np.frombuffer(content[start + begin : start + end], TYPES[entry["dtype"]])
+        found[name] = numbers.reshape(entry["shape"])
+    return found
 
 
 def text() -> str:
@@ -236,11 +296,20 @@ def _into_cache(path: Path, content: bytes, md5: str) -> None:
         ) from error
 
 
+def _shipped(name: str) -> bytes:
+    """A file of this package. In a browser it is fetched now, if it did not come along."""
+    if IN_BROWSER and not (SHIPPED / name).exists():
+        from qlearn.browser import fetched
+
+        return fetched(name)
+    return (SHIPPED / name).read_bytes()
+
+
 def _unpack_shipped(name: str) -> bytes:
     """The content of a compressed file of this package, proved to be the right one."""
     packed = SHIPPED / f"{name}.gz"
     try:
-        content = gzip.decompress(packed.read_bytes())
+        content = gzip.decompress(_shipped(f"{name}.gz"))
     except (OSError, EOFError, zlib.error) as error:  # missing · cut short · altered
         raise RuntimeError(f"{packed} cannot be read ({error}): install qlearn again.") from error
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()

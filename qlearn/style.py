@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ INK, GREY, MUTED, PALE = "#222222", "#5F5F5F", "#8A8A8A", "#D9D9D9"  # text, tex
 # has to know the theme: lightness is turned round, the hue stays, and white becomes the dark of JupyterLab's page.
 DARKEST = 1 / 15
 DARK_FILTER = f"invert({1 - DARKEST:.3f}) hue-rotate(180deg)"
+
+# In a browser Matplotlib looks for its fonts each time, in a moment, and says so in red: nothing that a learner needs.
+logging.getLogger("matplotlib.font_manager").addFilter(lambda record: "building the font cache" not in str(record.msg))
 
 DPI = 100  # pixels of the page in an inch of the figure
 STILL_RATIO = 2  # pixels of a still picture for one of the page: for print, and for screens that have them

@@ -1,5 +1,6 @@
 """What is written and drawn in the explorers can be seen, on a light page and on a dark one; and pictures are cards."""
 
+import base64
 import io
 
 import numpy as np
@@ -107,6 +108,8 @@ def test_a_lessons_picture_is_said_in_words_that_every_reader_gets(monkeypatch):
     shown._ipython_display_()
     (image, metadata), (words, _) = outputs
     assert image["text/plain"] == metadata["image/png"]["alt"] == shown.alt
+    # As text: a browser's kernel hands on what it is given, and no page shows bytes.
+    assert base64.b64decode(image["image/png"], validate=True).startswith(b"\x89PNG")
     assert set(words) == {"text/html"}
     assert "size: a &lt; b 1." in words["text/html"]
     # What comes with them turns the picture above dark, on a page that is.

@@ -30,6 +30,7 @@ TEST_TOOLS = ("nbval", "pytest", "pytest-xdist")
 OF_THE_HOUSE = {
     "test_house.py",
     "test_lessons.py",
+    "test_lite.py",
     "test_processors.py",
 }  # they look at the repository, not at what is installed
 

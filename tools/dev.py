@@ -14,6 +14,7 @@
     python tools/dev.py links      stamp the address of the lessons into them
     python tools/dev.py front      make the pictures of README.md
     python tools/dev.py site       every lesson as a page, into site/    LITE=none
+    python tools/dev.py lite       lessons that run in the browser       into site/lite/
     python tools/dev.py floors     print the oldest versions that are allowed, as pip's constraints
 
 `make lab` and so on are the same. The first call makes `.venv` and installs into it; later calls see from a
@@ -38,6 +39,7 @@ import copies
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
+LITE_VENV = ROOT / ".venv-lite"  # JupyterLite wants other versions than the lessons
 STAMP = VENV / "qlearn-installed.txt"
 # The kernel is this environment's own, whatever kernels the user has. What takes longer than this hangs, however busy
 # the machine is.
@@ -46,12 +48,8 @@ NBVAL = (
     *("-n", "2", "--dist=loadfile"),
 )
 OLDEST = (3, 11)
-EXTRAS = (
-    "torch",
-    "lab",
-    "lessons",
-    "test",
-)  # what the lessons and their tests need; the others are installed where they are used
+# What the lessons and their tests need; the other extras are installed where they are used.
+EXTRAS = ("torch", "lab", "lessons", "test")
 
 
 def main(arguments: list[str]) -> int:
@@ -69,7 +67,7 @@ def main(arguments: list[str]) -> int:
             "wheel": wheel,
             "links": links,
         },
-        **{"front": front, "site": site, "floors": floors, "find-browser": show_browser},
+        **{"front": front, "site": site, "lite": lite, "floors": floors, "find-browser": show_browser},
     }
     if len(commands) != 1 or commands[0] not in known:
         print(__doc__)
@@ -198,6 +196,11 @@ def site() -> int:
     return subprocess.call([site_environment(), "tools/website.py"], env=own_environment())
 
 
+def lite() -> int:
+    """Build the lessons that run in the browser."""
+    return subprocess.call([environment(), "tools/lite.py"], env=own_environment())
+
+
 def floors() -> int:
     """Print "package==version" for every "package>=version" of pyproject.toml; of two floors the higher one."""
     wanted = project()["dependencies"] + [
@@ -258,11 +261,19 @@ def test() -> int:
             ask = "import sys; sys.path[:0] = ['tools']; import real_lab; print(real_lab.browser_path())"
             browser = find_browser() or subprocess.run([python, "-c", ask], capture_output=True, text=True).stdout
             if browser.strip() or os.environ.get("CI", "").lower() == "true":
-                pytest("browser tests", "tests/browser")  # one by one: they share a JupyterLab and a page
+                alone = "--ignore=tests/browser/test_lite.py"
+                pytest("browser tests", "tests/browser", alone)  # one by one: they share a JupyterLab and a page
             else:
                 heading("browser tests")
                 say("Skipped: no Chromium or Chrome found. Install one, or name it in CHROMIUM.")
                 results.append(Result("browser tests", 0, 0, 1, 0.0))
+
+        if os.environ.get("PYODIDE") and shutil.which("node"):
+            pytest("lessons in the browser", "tests/browser/test_lite.py")
+        else:
+            heading("lessons in the browser")
+            say("Skipped: these need Node.js, and Pyodide's wheels in the folder that PYODIDE names.")
+            results.append(Result("lessons in the browser", 0, 0, 1, 0.0))
 
     heading("summary")
     for result in results:
@@ -332,6 +343,22 @@ def project() -> Any:
     import tomllib
 
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def lite_environment() -> str:
+    """The path of the Python that has JupyterLite; makes `.venv-lite` from the extra `lite` where that is needed."""
+    pins = project()["optional-dependencies"]["lite"]
+    python = LITE_VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp, wanted = LITE_VENV / "qlearn-installed.txt", "\n".join([*pins, sys.version, str(ROOT)])
+    if not (python.exists() and stamp.exists() and stamp.read_text() == wanted):
+        say("Installing JupyterLite into .venv-lite, once: half a minute.")
+        if subprocess.call([sys.executable, "-m", "venv", "--clear", str(LITE_VENV)]) != 0:
+            fail("Python could not make .venv-lite.")
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins]
+        if subprocess.call(install) != 0:
+            fail("pip could not install JupyterLite; its last lines say why. The next call tries again.")
+        stamp.write_text(wanted)
+    return str(python)
 
 
 def make_venv() -> None:

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,12 +148,14 @@ def _stop(server: subprocess.Popen) -> None:
 
 
 @contextmanager
-def browser_page(width: int = 1280, height: int = 900, device_scale: float = 1) -> Iterator[Any]:
+def browser_page(
+    width: int = 1280, height: int = 900, device_scale: float = 1, options: Sequence[str] = ()
+) -> Iterator[Any]:
     """A page of a headless browser; `page.complaints` gathers the errors of its console."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path() or None, args=BROWSER_OPTIONS)
+        browser = playwright.chromium.launch(executable_path=browser_path() or None, args=[*BROWSER_OPTIONS, *options])
         page: Any = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=device_scale)
         page.set_default_timeout(1000 * PATIENCE)
         page.complaints = []

@@ -116,9 +116,6 @@ def need(*modules: str) -> None:
 
 def build_lite(folder: Path) -> list[str]:
     """Build the lessons that run in the browser; return their names."""
-    if importlib.util.find_spec("lite") is None:
-        say("There is no tools/lite.py, so no lesson runs in the browser.")
-        return []
     import lite  # only where it is wanted: it needs more
 
     try:

@@ -4,6 +4,7 @@ The sentence says what the picture shows, with its numbers: it is the alt text f
 a test can compare.
 """
 
+from qlearn import style as style  # first: it quietens Matplotlib before the fonts are looked for
 from qlearn.plots.affine import codes_in_use, errors_of, number_formats, number_line
 from qlearn.plots.bits import float_bits, packed_bits
 from qlearn.plots.charts import bars, curves, histograms

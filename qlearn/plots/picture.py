@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 from collections.abc import Callable
@@ -56,7 +57,8 @@ class Picture:
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         width, height = self.figure.get_size_inches() * DPI
         metadata = {"image/png": {"alt": self.alt, "width": round(width), "height": round(height)}}
-        return {"image/png": self.png(), "text/plain": self.alt}, metadata
+        text = base64.b64encode(self.png()).decode("ascii")  # a browser's kernel hands bytes to the page as they are
+        return {"image/png": text, "text/plain": self.alt}, metadata
 
 
 def picture(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Picture]:

@@ -4,6 +4,7 @@ Each `explore_…()` returns an `Explorer`. As the last line of a cell it shows 
 as a picture with its numbers everywhere else.
 """
 
+from qlearn import style as style  # first: it quietens Matplotlib before the fonts are looked for
 from qlearn.widgets.accumulator import explore_accumulator
 from qlearn.widgets.affine import explore_affine
 from qlearn.widgets.digit import explore_digit
