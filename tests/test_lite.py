@@ -1,6 +1,6 @@
 """Building the lessons in the browser: what is missing or altered is noticed, and the smaller package does its work.
 
-The lessons themselves run in tests/browser/test_lite.py.
+The lessons themselves run in tests/browser/test_lessons_in_browser.py.
 """
 
 import gzip
