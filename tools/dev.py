@@ -190,8 +190,8 @@ def front() -> int:
 
 
 def lite() -> int:
-    """Build the lessons that run in the browser."""
-    return subprocess.call([environment(), "tools/lite.py"], env=own_environment())
+    """Build the lessons that run in the browser. Any Python will do: PyTorch is not installed for that."""
+    return subprocess.call([sys.executable, "tools/lite.py"], env=own_environment())
 
 
 def floors() -> int:
