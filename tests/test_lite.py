@@ -1,6 +1,6 @@
 """Building the lessons in the browser: what is missing or altered is noticed, and the smaller package does its work.
 
-The lessons themselves run in tests/browser/test_lite.py.
+The lessons themselves run in tests/browser/test_lessons_in_browser.py.
 """
 
 import gzip
@@ -149,7 +149,7 @@ def test_pip_says_why_it_brings_nothing(monkeypatch, own_cache):
     said = "WARNING: of no use\nERROR: No matching distribution found for comm\n"
     monkeypatch.setattr(lite.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr=said))
     with pytest.raises(SystemExit, match=r"lite\.txt: No matching distribution found for comm$"):
-        lite.of_pypi()
+        lite.of_pypi(sys.executable)
 
 
 # --- wheels and pages ------------------------------------------------------------------------------------------------

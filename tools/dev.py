@@ -197,8 +197,8 @@ def site() -> int:
 
 
 def lite() -> int:
-    """Build the lessons that run in the browser."""
-    return subprocess.call([environment(), "tools/lite.py"], env=own_environment())
+    """Build the lessons that run in the browser. Any Python will do: PyTorch is not installed for that."""
+    return subprocess.call([sys.executable, "tools/lite.py"], env=own_environment())
 
 
 def floors() -> int:
@@ -261,7 +261,7 @@ def test() -> int:
             ask = "import sys; sys.path[:0] = ['tools']; import real_lab; print(real_lab.browser_path())"
             browser = find_browser() or subprocess.run([python, "-c", ask], capture_output=True, text=True).stdout
             if browser.strip() or os.environ.get("CI", "").lower() == "true":
-                alone = "--ignore=tests/browser/test_lite.py"
+                alone = "--ignore=tests/browser/test_lessons_in_browser.py"
                 pytest("browser tests", "tests/browser", alone)  # one by one: they share a JupyterLab and a page
             else:
                 heading("browser tests")
@@ -269,7 +269,7 @@ def test() -> int:
                 results.append(Result("browser tests", 0, 0, 1, 0.0))
 
         if os.environ.get("PYODIDE") and shutil.which("node"):
-            pytest("lessons in the browser", "tests/browser/test_lite.py")
+            pytest("lessons in the browser", "tests/browser/test_lessons_in_browser.py")
         else:
             heading("lessons in the browser")
             say("Skipped: these need Node.js, and Pyodide's wheels in the folder that PYODIDE names.")

@@ -125,7 +125,7 @@ def build(out: Path) -> list[str]:
         packages = home / "pyodide"
         packages.mkdir()
         upstream = core(packages)
-        (packages / "pyodide-lock.json").write_text(json.dumps(lock(packages, upstream)), encoding="utf-8")
+        (packages / "pyodide-lock.json").write_text(json.dumps(lock(packages, upstream, python)), encoding="utf-8")
         late_data(packages)
         names = contents(home / "contents")
         made = jupyterlite(python, home)
@@ -140,7 +140,7 @@ def build(out: Path) -> list[str]:
 # --- the list of packages --------------------------------------------------------------------------------------------
 
 
-def lock(folder: Path, upstream: dict[str, Any]) -> dict[str, Any]:
+def lock(folder: Path, upstream: dict[str, Any], python: str) -> dict[str, Any]:
     """Bring every package into `folder` and list it, as Pyodide's own list does."""
     packages: dict[str, Any] = {}
 
@@ -158,7 +158,7 @@ def lock(folder: Path, upstream: dict[str, Any]) -> dict[str, Any]:
         if name in TRIMMED:
             trim(wheel, re.compile(TRIMMED[name]))
         add(name, wheel, entry["imports"], entry["depends"])
-    pure, kernel = of_pypi(), of_kernel()
+    pure, kernel = of_pypi(python), of_kernel()
     for found, wanted in ((pure, PURE), (kernel, OF_KERNEL)):
         for name, (imports, depends) in wanted.items():
             add(name, Path(shutil.copy(found[name], folder)), imports, depends)
@@ -239,16 +239,18 @@ def of_pyodide(name: str, expected: str) -> bytes:
     return content
 
 
-def of_pypi() -> dict[str, Path]:
-    """{name: wheel} of what tools/lite.txt pins. pip proves the hashes, also of what it brought earlier."""
+def of_pypi(python: str) -> dict[str, Path]:
+    """{name: wheel} of what tools/lite.txt pins. The pip of that Python proves them, also what it brought earlier."""
     folder = CACHE / "pypi"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
     versions = ["--python-version", "3.12", "--platform", "any", "--only-binary", ":all:", "--no-deps"]
     command = [*pip, "download", "--quiet", *versions, "--require-hashes", "--requirement", str(PINS)]
     for extra in (["--no-index", f"--find-links={folder}"], []):  # what is there already needs no network
         result = subprocess.run([*command, "--dest", str(folder), *extra], capture_output=True, text=True)
         if result.returncode == 0:
-            return wheels(folder)
+            pins = re.findall(r"^([\w-]+)==(\S+)", PINS.read_text(encoding="utf-8"), re.MULTILINE)
+            # By their versions: of earlier pins there may be other ones.
+            return {name: next(folder.glob(f"{name.replace('-', '_')}-{version}-*.whl")) for name, version in pins}
     reason = next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), "ERROR: no reason given")
     fail(f"pip could not bring the packages of {PINS.relative_to(ROOT)}: {reason.removeprefix('ERROR: ')}")
 
