@@ -1062,8 +1062,8 @@ def judge(answer):
 CHALLENGE = Challenge(
     id="10.C",
     target=(
-        f"a file of {SMALL:,} bytes or less that reads {RIGHT} % of 2,000 held-out digits, and that ONNX Runtime runs "
-        f"{TIMES:.0f} times\n  as quick as the float MLP ({TIMES_WITHOUT} times where the processor has no VNNI or the like)."
+        f"a file of {SMALL:,} bytes or less that reads {RIGHT} % of 2,000 held-out digits, {TIMES:.0f} times as quick in ONNX "
+        f"Runtime as the float MLP ({TIMES_WITHOUT} times where the processor has no VNNI or the like)."
     ),
     solution=ship,
     judge=judge,
