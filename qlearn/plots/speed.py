@@ -53,10 +53,10 @@ billion operations a second, from 40 operations a byte on. linear: 5 operations 
             f"{name}, {_billions(peak)} billion/s", (high, peak), (0, 4), textcoords="offset points", ha="right"
         )
         parts.append(f"{name}: {_billions(peak)} billion operations a second, from {bend:.3g} operations a byte on.")
-    slope = min(bends.values())
+    start = 1.3 * low  # left of all points, which lie above the label
     axes.annotate(
-        f"{_billions(bytes_per_second)} GB/s", (np.sqrt(low * slope), bytes_per_second * np.sqrt(low * slope)),
-        (-6, 4), textcoords="offset points", ha="right",
+        f"{_billions(bytes_per_second)} GB/s", (start, bytes_per_second * start), (8, 0), textcoords="offset points",
+        va="top",
     )  # fmt: skip
     for k, (name, (x, y)) in enumerate(points.items()):
         colour, marker = COLOURS[k % len(COLOURS)], MARKERS[(k + k // len(COLOURS)) % len(MARKERS)]
