@@ -9,6 +9,7 @@ import io
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -322,6 +323,20 @@ def test_without_threads_a_loop_without_an_end_is_stopped_too(no_threads):
     def endless(start):
         while True:
             start = helper(start)
+
+    with pytest.raises(TookTooLong):
+        within(0.1, endless, {"start": 0})
+
+
+def test_without_threads_an_object_that_is_cleared_up_as_time_ends_does_not_swallow_it(no_threads):
+    code = "class Late:\n    def __del__(self):\n        time.sleep(0.2)\n        time.monotonic()"
+    made = {"time": time}
+    exec(compile(code, np.__file__, "exec"), made)  # a library's, as far as its file says
+
+    def endless(start):
+        while start < 1e8:  # it ends if it is not stopped, so that the test does, too
+            start += 1
+            late = made["Late"]() if start == 100 else None  # noqa: F841
 
     with pytest.raises(TookTooLong):
         within(0.1, endless, {"start": 0})
