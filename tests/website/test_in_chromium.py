@@ -22,6 +22,9 @@ OTHERS = [
 FOR_ALL = ["index.html", LESSONS[1], LESSONS[5], "notebooks/glossary.html", "api/nn_ptq.html", "search.html?q=scale"]
 WEIGHT = 1_500_000  # bytes of a lesson's page before its pictures
 
+# Colours that change from light to dark on the way are neither.
+AT_REST = """() => Promise.allSettled(document.getAnimations()
+    .filter(one => one instanceof CSSTransition).map(one => one.finished))"""
 # Lazy pictures come when they are looked at, so they are asked for here.
 ALL_IN = """async () => {
     for (const image of document.images) image.loading = 'eager';
@@ -46,6 +49,7 @@ def show(page, address, path, size=SCREEN, scheme="light"):
     page.complaints.clear()
     page.goto(f"{address}/{path}", wait_until="load")
     page.evaluate(ALL_IN)
+    page.evaluate(AT_REST)
 
 
 @pytest.mark.parametrize("path", [*LESSONS, *OTHERS])
