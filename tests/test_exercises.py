@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -383,6 +385,25 @@ def test_a_call_that_is_stopped_as_it_ends_leaves_nothing_behind(monkeypatch):
 def test_a_call_that_ends_in_time_is_left_alone():
     for _ in range(200):
         assert within(10.0, lambda x: x, {"x": 1}) == 1
+
+
+def test_a_debugger_and_a_profiler_work_after_calls_that_ended_and_calls_that_were_stopped():
+    """A stop taken back by half makes Python 3.11 look for it forever as soon as something traces."""
+    code = (
+        "import sys\n"
+        "from qlearn.exercises.time_limit import TookTooLong, within\n"
+        "def endless():\n"
+        "    while True: pass\n"
+        "within(1.0, lambda: 1, {})\n"
+        "try: within(0.05, endless, {})\n"
+        "except TookTooLong: events = []\n"
+        "sys.settrace(lambda frame, event, _: events.append(event))\n"
+        "(lambda: 1)()\n"
+        "sys.settrace(None)\n"
+        "print(events)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.stdout == "['call']\n", found.stderr
 
 
 def test_answers_that_change_from_call_to_call_are_said_to():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import nbformat
@@ -291,6 +292,7 @@ def test_ctrl_c_leaves_no_kernel(tmp_path):
         env=os.environ | {"TMPDIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit SIG_IGN
     )
     while not kernels(tmp_path):
         assert process.poll() is None

@@ -1,8 +1,8 @@
 """qlearn with the versions that Colab has: `make test-colab`, or with PyTorch too, `make test-colab TORCH=1`.
 
 Makes `.venv-colab` from tools/colab.txt, builds the wheel, installs it as a learner would, and proves that this
-replaced nothing. Then runs there, from a folder without the package's source, the tests and the lessons that need
-nothing but what Colab's list and the wheel bring. PYTHON_COLAB names a Python; without it 3.13 is looked for.
+replaced nothing; with PyTorch also what lesson 10 fetches there. Then runs there, from a folder without the package's
+source, the tests and the lessons that need nothing else. PYTHON_COLAB names a Python; without it 3.13 is looked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ OF_THE_HOUSE = {
     "test_house.py",
     "test_lessons.py",
     "test_lite.py",
+    "test_mutants.py",
     "test_processors.py",
+    "test_website.py",
 }  # they look at the repository, not at what is installed
 
 
@@ -39,7 +41,7 @@ def main() -> int:
     """Make the environment, install the wheel, run what can run; say what was left out."""
     with_torch = os.environ.get("TORCH", "") not in ("", "0")
     make_environment(wanted(with_torch))
-    results = [install_wheel(wanted(with_torch))]
+    results = [install_wheel(wanted(with_torch), lessons_fetch() if with_torch else [])]
     with tempfile.TemporaryDirectory(prefix="qlearn-colab-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         env = notebook_environment(home) | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # a remark of older kernels
@@ -121,8 +123,16 @@ def make_environment(versions: dict[str, str]) -> None:
     STAMP.write_text(stamp)
 
 
-def install_wheel(versions: dict[str, str]) -> Result:
-    """Build the wheel, install it as `pip install qlearn` would, and count what that replaced as failures."""
+def lessons_fetch() -> list[str]:
+    """The packages that the lessons install in Colab beside the wheel."""
+    asked = re.compile(r"%pip install --quiet ((?:\w+ ?)+)\\n")  # a wheel's name has a hyphen, so it is none of these
+    found = (asked.findall(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "notebooks").glob("*.ipynb")))
+    return sorted({name for lines in found for line in lines for name in line.split()})
+
+
+def install_wheel(versions: dict[str, str], beside: list[str]) -> Result:
+    """Build the wheel, install it as `pip install qlearn` would, then what the lessons fetch `beside` it; count what
+    that replaced as failures."""
     heading("the wheel")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -132,6 +142,8 @@ def install_wheel(versions: dict[str, str]) -> Result:
         # First what is missing, by pip's own choice; then surely this wheel, whose version may have been there before.
         if pip("install", "--quiet", wheel) or pip("install", "--quiet", "--no-deps", "--force-reinstall", wheel):
             fail("The wheel could not be installed.")
+        if beside and pip("install", "--quiet", *beside):
+            fail(f"{', '.join(beside)} could not be installed.")
     found = installed()
     replaced = [f"{name} {v} → {found.get(name)}" for name, v in versions.items() if found.get(name) != v]
     for line in replaced:

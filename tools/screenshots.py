@@ -3,7 +3,6 @@
 
     python tools/screenshots.py notebooks/01_….ipynb --to /tmp/shots             light and dark, 1280 and 800 wide
     python tools/screenshots.py notebooks/01_….ipynb --to /tmp/shots --width 800 --theme dark --height 1200
-    python tools/screenshots.py --explorer docs/explorer.png                      the explorer's picture, for the README
 
 A lesson becomes tiles from top to bottom: NAME-THEME-WIDTH-00.png, -01.png, …
 """
@@ -17,8 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 import real_lab
 
 OVERLAP = 60  # pixels that two tiles share, so that no line is cut in both
@@ -27,18 +24,14 @@ OVERLAP = 60  # pixels that two tiles share, so that no line is cut in both
 def main(arguments: list[str]) -> int:
     """Do what the command line says; print each file as it is written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path)
+    parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--to", type=Path, default=Path("screenshots"), help="folder for the tiles")
     parser.add_argument("--theme", nargs="+", choices=["light", "dark"], default=["light", "dark"])
     parser.add_argument("--width", nargs="+", type=int, default=[1280, 800])
     parser.add_argument("--height", type=int, default=1000, help="height of a tile")
     parser.add_argument("--scale", type=float, default=1, help="pixels of the picture for one of the page")
-    parser.add_argument("--explorer", type=Path, help="photograph explore_affine to this file")
     options = parser.parse_args(arguments)
-    if options.explorer:
-        photograph_explorer(options.explorer)
-        print(options.explorer)
-    for theme in options.theme if options.notebooks else []:
+    for theme in options.theme:
         with tempfile.TemporaryDirectory() as folder, real_lab.running_lab(Path(folder), theme) as lab:
             for notebook in options.notebooks:
                 shutil.copy(notebook, folder)
@@ -80,23 +73,6 @@ def still(area: Any) -> bytes:
 
     real_lab.until("the page has stopped moving", again)
     return shots[-1]
-
-
-def photograph_explorer(path: Path) -> None:
-    """The explorer of lesson 01 as the browser shows it, with its controls: five outliers spoil four bits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, real_lab.running_lab(Path(folder)) as lab:
-        start = "bits=4, outliers=5, size=15, pixel_ratio=2"
-        source = f"from qlearn import widgets\n\nexplorer = widgets.explore_affine({start})\nexplorer"
-        real_lab.write_notebook(Path(folder, "explorer.ipynb"), source)
-        with real_lab.browser_page(1100, 900, device_scale=2) as page:
-            real_lab.open_notebook(page, lab, "explorer.ipynb")
-            real_lab.run_all(page)
-            explorer = page.locator(".qlearn-explorer").first
-            explorer.locator("img").wait_for()  # the picture arrives after the controls
-            path.write_bytes(still(explorer))
-    with Image.open(path) as picture:  # few colours: a fifth of the bytes
-        picture.convert("RGB").quantize(128).save(path, optimize=True)
 
 
 if __name__ == "__main__":
