@@ -16,7 +16,7 @@ weights: ; @$(PYTHON) tools/dev.py weights
 bench: ; @$(PYTHON) tools/dev.py bench
 # Which small changes to the maths no test notices. MODULE=affine chooses one, AT_MOST=40 takes a sample.
 mutants: ; @$(PYTHON) tools/dev.py mutants
-# The wheel, the tests and the lessons with Colab's versions, in .venv-colab. TORCH=1 with PyTorch too.
+# The wheel, the tests and the lessons with Colab's versions, in .venv-colab: 5 GB.
 test-colab: ; @$(PYTHON) tools/dev.py test-colab
 # The lessons and the tests of the maths as on other processors, with a table. SETTING=nehalem runs one setting.
 test-processors: ; @$(PYTHON) tools/dev.py test-processors

@@ -56,7 +56,7 @@ def test_conda_and_pip_install_the_same():
 
 
 # Installing qlearn on Colab must not replace anything; what is not on its list replaces nothing.
-COLAB = {"python": "3.13", **colab.wanted(with_torch=True), "hypothesis": "6.100", "array-api-compat": "1.11.2"}
+COLAB = {"python": "3.13", **colab.wanted(), "hypothesis": "6.100", "array-api-compat": "1.11.2"}
 
 
 def test_core_floors_are_no_higher_than_colabs():

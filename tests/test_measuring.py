@@ -56,8 +56,13 @@ def test_every_control_is_moved_within_its_limits():
 # --- make test-colab -------------------------------------------------------------------------------------------------
 
 
-def test_torch_comes_only_when_asked_for():
-    assert set(colab.wanted(True)) - set(colab.wanted(False)) == {"torch", "torchao", "torchvision"}
+def test_each_line_of_colabs_list_is_a_package_and_its_version():
+    assert {"numpy", "torch", "torchao", "torchvision"} < set(colab.wanted())
+    assert all(version[0].isdigit() for version in colab.wanted().values())
+
+
+def test_what_the_lessons_fetch_in_colab_is_found():
+    assert {"gguf", "onnx", "onnxruntime", "onnxscript"} <= set(colab.lessons_fetch())
 
 
 @pytest.mark.parametrize(

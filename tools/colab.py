@@ -1,8 +1,9 @@
-"""qlearn with the versions that Colab has: `make test-colab`, or with PyTorch too, `make test-colab TORCH=1`.
+"""qlearn with the versions that Colab has: `make test-colab`.
 
-Makes `.venv-colab` from tools/colab.txt, builds the wheel, installs it as a learner would, and proves that this
-replaced nothing; with PyTorch also what lesson 10 fetches there. Then runs there, from a folder without the package's
-source, the tests and the lessons that need nothing else. PYTHON_COLAB names a Python; without it 3.13 is looked for.
+Makes `.venv-colab` from tools/colab.txt (5 GB, most of it PyTorch), builds the wheel, installs it as a learner would,
+then what the lessons fetch there, and proves that this replaced nothing. Then runs there, from a folder without the
+package's source, the tests and the lessons that need nothing else. PYTHON_COLAB names a Python; without it 3.13 is
+looked for.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ OF_THE_HOUSE = {
 
 def main() -> int:
     """Make the environment, install the wheel, run what can run; say what was left out."""
-    with_torch = os.environ.get("TORCH", "") not in ("", "0")
-    make_environment(wanted(with_torch))
-    results = [install_wheel(wanted(with_torch), lessons_fetch() if with_torch else [])]
+    make_environment(wanted())
+    results = [install_wheel(wanted(), lessons_fetch())]
     with tempfile.TemporaryDirectory(prefix="qlearn-colab-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         env = notebook_environment(home) | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # a remark of older kernels
@@ -49,12 +49,6 @@ def main() -> int:
         for name in ("tests", "tools", "notebooks"):
             shutil.copytree(ROOT / name, away / name, ignore=shutil.ignore_patterns("__pycache__", "browser"))
         shutil.copy(ROOT / "pyproject.toml", away)
-
-        def chosen(expression: str, always: str = "") -> list[str]:
-            """Without torch, only the tests that `expression` matches: two read MNIST with torchvision, some need
-            networks. With it or without, those that match `always`."""
-            parts = [part for part in (always, "" if with_torch else expression) if part]
-            return ["-k", " and ".join(parts)] if parts else []
 
         def pytest(title: str, *options: str) -> None:
             heading(title)
@@ -66,27 +60,14 @@ def main() -> int:
             results.append(from_report(title, code, report, time.perf_counter() - start))
 
         tests, left_out = which_can_run(away)
-        pytest("unit and property tests", "-n", "2", *tests, *chosen("not torchvision"))
-        with_networks = (
-            "explore_ptq",
-            "explore_qat",
-            "explore_mixed_precision",
-            "explore_language_model",
-            "explore_speed",
-        )
-        networks = " and not ".join(with_networks)
-        of_wheel = ("--pyargs", "qlearn", "--doctest-modules", "--doctest-ignore-import-errors")
-        pytest(
-            "doctests of the wheel",
-            *of_wheel,
-            *chosen(f"(not mnist or mnist_arrays) and not {networks}", always="not export_onnx"),
-        )
+        pytest("unit and property tests", "-n", "2", *tests)
+        pytest("doctests of the wheel", "--pyargs", "qlearn", "--doctest-modules", "--doctest-ignore-import-errors")
         lessons, lessons_left_out = which_lessons_can_run(away)
         if lessons:
             pytest("lessons, outputs compared", *NBVAL, *lessons)
 
     heading("left out")
-    print("Browser tests, doctests and tests of datasets that need a missing package; and these files:")
+    print("Browser tests, doctests that need a missing package; and these files:")
     for name, reason in (left_out | lessons_left_out).items():
         print(f"  {name:46} {reason}")
     heading("summary")
@@ -100,11 +81,10 @@ def main() -> int:
 # --- the environment -------------------------------------------------------------------------------------------------
 
 
-def wanted(with_torch: bool) -> dict[str, str]:
+def wanted() -> dict[str, str]:
     """{package: version} of tools/colab.txt."""
     lines = VERSIONS.read_text(encoding="utf-8").splitlines()
-    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
-    return {name: version for name, version in pairs if with_torch or not name.startswith("torch")}
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
 def make_environment(versions: dict[str, str]) -> None:

@@ -8,7 +8,7 @@
     python tools/dev.py weights    train the shipped networks again
     python tools/dev.py bench      how quick it is, against named peers  ONLY=quantize
     python tools/dev.py mutants    changes that no test notices          MODULE=affine  AT_MOST=40
-    python tools/dev.py test-colab tests with Colab's versions           TORCH=1
+    python tools/dev.py test-colab tests with Colab's versions
     python tools/dev.py test-processors  the same on other processors  SETTING=nehalem
     python tools/dev.py wheel      package and lessons, to upload        into dist/
     python tools/dev.py links      stamp the address of the lessons into them

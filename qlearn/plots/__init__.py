@@ -10,7 +10,7 @@ from qlearn.plots.bits import float_bits, packed_bits
 from qlearn.plots.charts import bars, curves, histograms
 from qlearn.plots.granularity import against_cost, blocks, row_errors, row_ranges, ticks_below
 from qlearn.plots.integer import fixed_point_bits, four_terms, near_ties
-from qlearn.plots.language import attention, surprise
+from qlearn.plots.language import attention, surprise, transformer_block
 from qlearn.plots.levels import grouped_bars, level_rows
 from qlearn.plots.network import digits, matrices
 from qlearn.plots.observers import two_histograms
@@ -56,6 +56,7 @@ __all__ = [
     "straight_lines",
     "surprise",
     "ticks_below",
+    "transformer_block",
     "two_histograms",
     "two_weights",
     "weight_paths",

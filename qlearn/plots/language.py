@@ -1,4 +1,4 @@
-"""Pictures of what a language model reads: a text and its surprise, and what each letter looks at."""
+"""Pictures of a language model: a text and its surprise, the parts of a block, and what each letter looks at."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 
 from qlearn.plots.picture import picture
-from qlearn.style import INK, SMALLEST
+from qlearn.style import BLUE, GREY, INK, SKY, SMALLEST, VERMILLION
 
 COLUMNS = 76  # letters in a line
 LINE = 0.21  # inches
@@ -104,3 +105,65 @@ def attention(heads: Mapping[str, Any], text: str) -> tuple[Figure, str]:
         parts.append(f"{name}: the last, {text[-1]!r}, gives most, {share}, to {text[most]!r}.")
     figure.colorbar(shown, ax=panels, label="share of its attention", shrink=0.8)
     return figure, " ".join(parts)
+
+
+@picture
+def transformer_block(width: int, heads: int, hidden: int, blocks: int = 1) -> tuple[Figure, str]:
+    """The parts of a pre-norm transformer block with a gated network, and how they hang on the stream.
+
+    Args:
+        width: numbers a token has in the stream.
+        heads: attention heads, of width / heads numbers each.
+        hidden: outputs of *gate* and *up*.
+        blocks: how many such blocks follow one another.
+
+    >>> transformer_block(192, 6, 512, blocks=4)
+    A stream of 192 numbers a letter runs from left to right through 4 blocks. In each, twice a norm reads it and \
+something is added to it: first norm, then query, key and value (each 192 to 192), attention in 6 heads of 32, and \
+output (192 to 192); then norm, gate and up (192 to 512), silu(gate) · up, and down (512 to 192).
+    """
+    figure = Figure(figsize=(7.6, 2.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.set(xlim=(0, 103), ylim=(0, 40))
+
+    def box(x: float, y: float, text: str, linear: bool, size: float = 9.5) -> None:
+        colours = (SKY, BLUE) if linear else ("white", GREY)
+        style = "round,pad=0,rounding_size=0.8"
+        card = FancyBboxPatch((x, y - 2.6), size, 5.2, boxstyle=style, facecolor=colours[0], edgecolor=colours[1])
+        axes.add_patch(card)
+        axes.text(x + size / 2, y - 0.2, text, ha="center", va="center", color=INK)
+
+    def arrow(*points: tuple[float, float]) -> None:
+        """Through all points; the head is at the last."""
+        axes.plot(*zip(*points, strict=True), color=GREY, linewidth=1.2, solid_joinstyle="round", zorder=0)
+        axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": GREY}, zorder=0)
+
+    stream, middle = 35, 16
+    axes.annotate("", (103, stream), (0, stream), arrowprops={"arrowstyle": "-|>", "color": VERMILLION, "linewidth": 4})
+    axes.text(0, stream + 2, f"stream: {width} numbers a letter", va="bottom", color=VERMILLION)
+    for start, names, joint, last, end in (
+        (2, ("query", "key", "value"), f"{heads} heads\nof {width // heads}", "output", 50),
+        (51, ("gate", "up"), "silu(gate)\n· up", "down", 99.5),
+    ):
+        places = [middle + 8.0 * (row - (len(names) - 1) / 2) for row in range(len(names))][::-1]
+        arrow((start, stream), (start, middle), (start + 2, middle))
+        box(start + 2, middle, "norm", linear=False, size=7.5)
+        for name, y in zip(names, places, strict=True):
+            arrow((start + 9.5, middle), (start + 11, middle), (start + 11, y), (start + 13, y))
+            box(start + 13, y, name, linear=True, size=8.5)
+            arrow((start + 21.5, y), (start + 23, y), (start + 23, middle), (start + 25, middle))
+        box(start + 25, middle, joint, linear=False)
+        arrow((start + 34.5, middle), (start + 36.5, middle))
+        box(start + 36.5, middle, last, linear=True, size=9)
+        arrow((start + 45.5, middle), (end - 1.5, middle), (end - 1.5, stream - 2))
+        plus = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": VERMILLION, "linewidth": 1.5}
+        axes.text(end - 1.5, stream, "+", ha="center", va="center", color=VERMILLION, fontweight="bold", bbox=plus)
+    axes.text(24, 0, "attention", ha="center", va="bottom", color=GREY)
+    axes.text(74, 0, "a network for each letter", ha="center", va="bottom", color=GREY)
+    return figure, (
+        f"A stream of {width} numbers a letter runs from left to right through {blocks} block{'s' * (blocks != 1)}. "
+        "In each, twice a norm reads it and something is added to it: first norm, then query, key and value "
+        f"(each {width} to {width}), attention in {heads} heads of {width // heads}, and output ({width} to {width}); "
+        f"then norm, gate and up ({width} to {hidden}), silu(gate) · up, and down ({hidden} to {width})."
+    )
