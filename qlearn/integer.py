@@ -211,7 +211,7 @@ def _shift_right(values: Array, places: Array) -> Array:
 
 def _check_shape(name: str, number: Any, other: str, shape: tuple[int, ...], wanted: str, advice: str = "") -> None:
     """Raise unless `number` holds integers and broadcasts against an array of this shape without making it larger."""
-    number = as_array(number)
+    number = as_array(number, name)
     if "int" not in dtype_name(number):
         raise TypeError(f"{name} has dtype {dtype_name(number)}: it must hold integers.{advice and ' ' + advice}")
     own = tuple(number.shape)

@@ -185,6 +185,70 @@ def test_either_order_of_bytes_will_do(order):
     ]
 
 
+NO_ARRAYS = {
+    "masked": (
+        np.ma.masked_less(np.arange(8.0), 4),
+        r"is a masked array, .*\.compressed\(\) are the values that count",
+    ),
+    "long double": (np.arange(8, dtype=np.longdouble), "has dtype .*: it must hold real numbers .*floats of 16 to 64"),
+    "ragged": ([[1.0, 2.0], [3.0]], "cannot be made an array, which takes numbers in rows of equal length"),
+    "sparse": (
+        torch.eye(4).to_sparse(),
+        r"is a tensor of layout sparse_coo: wanted is an ordinary one, .*\.to_dense\(\)",
+    ),
+    "without numbers": (
+        torch.ones(4, device="meta"),
+        "is on the meta device, where a tensor has a shape and no numbers",
+    ),
+}
+READERS = {
+    "find_qparams": find_qparams,
+    "fake_quantize": lambda x: fake_quantize(x, GRID),
+    "choose_qparams": lambda x: choose_qparams(x, x),
+    "MinMaxObserver": lambda x: observers.MinMaxObserver().observe(x),
+    "mse": lambda x: errors.mse(x, np.arange(8.0)),
+    "kmeans": lambda x: codebooks.kmeans(x, 2),
+    "cast": lambda x: formats.cast(x, formats.E4M3),
+}
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble) == np.float64, reason="here a long double is a float64")
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(("x", "message"), NO_ARRAYS.values(), ids=NO_ARRAYS)
+def test_what_holds_no_numbers_of_its_own_is_refused(read, x, message):
+    with pytest.raises(TypeError, match=rf"^(x|lo) {message}"):
+        read(x)
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda codes: dequantize(codes, GRID), "codes"),
+        (lambda codes: packing.pack(codes, 4), "codes"),
+        (lambda codes: packing.unpack(codes, 4, 8), "packed"),
+        (lambda codes: integer.matmul(codes[None], codes[:, None]), "a"),
+        (lambda codes: integer.matmul([[1]], [[1]], bias=codes), "bias"),
+        (lambda codes: QParams(1.0, codes[0:1], 0, 255), "zero_point"),
+    ],
+)
+def test_masked_codes_are_refused_by_name(read, name):
+    with pytest.raises(TypeError, match=f"^{name} is a masked array"):
+        read(np.ma.masked_less(np.arange(4, dtype=np.uint8), 2))
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_a_matrix_and_a_view_of_complex_numbers_are_arrays():
+    x = np.arange(-4.0, 4.0).reshape(2, 4)
+    imaginary = torch.complex(torch.zeros(2, 4), -torch.tensor(x, dtype=torch.float32)).conj().imag
+    assert imaginary.is_neg()
+    for method in ("min_max", "percentile", "mse", "entropy"):
+        assert find_qparams(np.matrix(x), method) == find_qparams(x, method)
+        assert find_qparams(imaginary, method) == find_qparams(x.astype(np.float32), method)
+    for granularity in (PerAxis(0), PerGroup(2)):
+        assert find_qparams(np.matrix(x), granularity=granularity) == find_qparams(x, granularity=granularity)
+    assert np.array_equal(fake_quantize(np.matrix(x), GRID), x.clip(0))
+
+
 def test_arrays_that_go_backwards():
     scale, zero_point = np.array([[1.0], [2.0]])[::-1], np.array([[3], [4]])[::-1]
     qparams = QParams(scale, zero_point, 0, 255)
