@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from qlearn import PerAxis, PerGroup, QuantConfig, codebooks, datasets
 from qlearn import nn as qnn
@@ -139,6 +140,10 @@ def test_two_bits_are_repaired_by_less_than_two_percent():
             lambda: qnn.add_adapters(qnn.convert(qnn.prepare(small(), TWO, QuantConfig(method="dynamic")))),
             r"'blocks\.0\.attention\.query' rounds its inputs, and no gradient .* activations=None",
         ),
+        (
+            lambda: qnn.add_adapters(nn.Sequential(prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5))),
+            r"layer '0' has weights that are computed before each call: torch\.nn\.utils\.prune\.remove",
+        ),
         (lambda: qnn.adapter_state(small()), r"no adapters: nn\.add_adapters"),
         (lambda: qnn.train_adapters(qnn.add_adapters(small()), "the whale"), "the text has 9 tokens: 129 are needed"),
         (lambda: qnn.train_adapters(small().requires_grad_(False), "a" * 200), "nothing that can be trained"),
@@ -192,3 +197,41 @@ def test_what_is_left_in_float_and_what_a_file_takes(tmp_path):
 def language(seed):
     torch.manual_seed(seed)
     return LanguageModel(width=32, heads=2, hidden=48, blocks=2).eval()
+
+
+# --- to the networks around them --------------------------------------------------------------------------------------
+
+
+class Curious(nn.Module):
+    """Calls its layer by keyword, looks at its sizes and at the type of its weights, and at a number of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(32, 32)
+        self.fc.gain = 3.0
+
+    def forward(self, x):
+        x = x.view(-1, self.fc.in_features).to(self.fc.weight.dtype)
+        return self.fc(input=x) * self.fc.gain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.filterwarnings("error:fc. not called")
+def test_they_are_to_others_what_the_float_layer_is(base, adapted, dtype):
+    torch.manual_seed(0)
+    model, x = Curious().eval(), torch.randn(4, 32)
+    seen = []
+    model.fc.register_forward_hook(lambda layer, _, output: seen.append(output))
+    made = base(model)
+    made = (qnn.add_adapters(made) if adapted else made).to(dtype)
+    if adapted:
+        made.fc.b.data.fill_(0.1)
+    with torch.no_grad():
+        y = made(x.to(dtype))
+        assert y.dtype == dtype
+        (output,) = seen
+        assert torch.equal(output * 3, y)  # with the adapter's part
+        expected = nn.functional.linear(x.to(dtype), made.fc.weight, model.fc.bias.to(dtype)) * 3
+        assert torch.allclose(y, expected, rtol=0.05, atol=0.05)  # bfloat16 has 3 digits

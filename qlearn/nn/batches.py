@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from qlearn.arrays import as_array
 from qlearn.nn.network import check_model
 
 BATCH_SIZE = 256  # into which a tensor of examples is cut
@@ -108,6 +109,28 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
             raise ValueError(f"a batch has {unknown[0]!r}, and the network takes {', '.join(takes or ())}: {HOW}.")
         return _called(model, **batch)
     return _called(model, _input_of(model, batch))
+
+
+def as_tensor(values: Any, name: str) -> Tensor:
+    """Numbers as people have them, as one tensor: lists, lists of tensors, NumPy arrays however they lie in memory.
+
+    Raises:
+        TypeError: no numbers in rows of equal length; an array that hides some of its values.
+
+    >>> as_tensor(np.array([1, 2, 3], dtype=">i2")[::-1], "labels")
+    tensor([3, 2, 1], dtype=torch.int16)
+    """
+    if isinstance(values, np.ndarray):
+        values = as_array(values, name)
+        values = values.copy() if any(step < 0 for step in values.strides) else values
+    try:
+        if isinstance(values, (list, tuple)) and values and all(isinstance(part, Tensor) for part in values):
+            return torch.stack(tuple(values))
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} cannot be made a tensor, which takes numbers in rows of equal length: {error}"
+        ) from error
 
 
 def one_tensor(output: Any) -> Tensor:

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from qlearn.codebooks import check_levels, decode, encode
 from qlearn.nn.linear_maps import NAMES, LinearMap, is_linear_map, rows_of
-from qlearn.nn.network import check_model, copy_of, linear_maps, naming, refuse_computed_weights, replace
+from qlearn.nn.network import (
+    carry_attributes,
+    carry_hooks,
+    check_model,
+    copy_of,
+    linear_maps,
+    naming,
+    refuse_computed_weights,
+    replace,
+)
 from qlearn.packing import pack, unpack
 
 
@@ -54,17 +63,18 @@ class CodebookLayer(nn.Module):
         self.register_buffer("levels", torch.tensor(numbers.astype(np.float32)))
         self.register_buffer("packed", pack(encode(rows.float(), numbers, scale), self.bits))
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
-        self.dtype = rows.dtype
+        self.register_buffer("_real", rows.new_empty(0), persistent=False)  # knows the type of real numbers here
+        carry_attributes(layer, self)
 
     @property
     def weight(self) -> Tensor:
         """What the codes stand for, as the float layer has it; made anew whenever it is read."""
         rows = decode(unpack(self.packed, self.bits, self.shape), self.levels, self.scale)
-        return self.map.weight(rows).to(self.dtype)
+        return self.map.weight(rows).to(self._real.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        return self.map(x, self.map.rows(self.weight).to(x.dtype), self.bias)
+        return self.map(input, self.map.rows(self.weight).to(input.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -106,4 +116,5 @@ def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: tuple
     for name, layer in layers.items():
         with naming(name):
             made[layer] = CodebookLayer(layer, levels, block)
+        carry_hooks(layer, made[layer])
     return replace(copied, made)
