@@ -111,6 +111,8 @@ def packed_size(n: int, bits: int) -> int:
     >>> packed_size(3, bits=4)
     2
     """
+    _check_bits(bits)
+    (n,) = _as_shape(n)
     return -(-n * bits // 8)
 
 

@@ -14,6 +14,7 @@ from qlearn import (
     PerTensor,
     QParams,
     QuantConfig,
+    block_scales,
     choose_qparams,
     codebooks,
     dequantize,
@@ -27,6 +28,7 @@ from qlearn import (
     packing,
     quantize,
     ranges,
+    rotations,
 )
 from qlearn import nn as qnn
 
@@ -83,6 +85,34 @@ GRID = QParams(1.0, 0, 0, 255)
         (lambda: packing.unpack(np.uint8([33]), 4, "2"), TypeError, "shape='2' must be a whole number, or a list"),
         (lambda: packing.unpack(np.uint8([33]), 4, (2.0,)), TypeError, r"shape=\(2.0,\) must be a whole number"),
         (lambda: packing.unpack(np.uint8([33]), 4, (-1, -2)), ValueError, r"shape=\(-1, -2\) has a length below 0"),
+        (lambda: packing.packed_size(3, "4"), ValueError, "bits='4' must be a whole number from 1 to 8"),
+        (lambda: packing.packed_size(2.5, 4), TypeError, "shape=2.5 must be a whole number"),
+        (lambda: packing.packed_size(-1, 4), ValueError, "shape=-1 has a length below 0"),
+        (lambda: formats.cast([1.0], "E4M3"), TypeError, "format='E4M3' must be a FloatFormat, such as formats.E4M3"),
+        (lambda: formats.decode([1], "E4M3"), TypeError, "format='E4M3' must be a FloatFormat"),
+        (lambda: block_scales.mx_scale(np.ones((1, 32)), "E2M1"), TypeError, "format='E2M1' must be a FloatFormat"),
+        (
+            lambda: find_range([1.0], candidates=5),
+            TypeError,
+            "method='min_max' has no option 'candidates'; it has none",
+        ),
+        (lambda: find_range([1.0], "mse", bins=5), TypeError, "method='mse' has no option 'bins'; it has candidates"),
+        (lambda: rotations.kurtosis([1.0, 2.0], axis=0.5), ValueError, r"axis=0.5: x has shape \(2,\), so it must be"),
+        (
+            lambda: integer.matmul(np.ones((2, 1, 1), int), np.ones((3, 1, 1), int)),
+            ValueError,
+            r"a has shape \(2, 1, 1\), b has shape \(3, 1, 1\): axes before the last two must agree",
+        ),
+        (
+            lambda: integer.requantize([9], 2**30, 0, zero_point=0, quant_min=255, quant_max=0),
+            ValueError,
+            "quant_min=255, quant_max=0: wanted are codes of int32, in rising order",
+        ),
+        (
+            lambda: integer.requantize([9], 2**30, 0, zero_point=2**40, quant_min=0, quant_max=2**41),
+            ValueError,
+            "wanted are codes of int32",
+        ),
         # Empty arrays
         (
             lambda: dequantize(np.array([], int), GRID),
@@ -266,6 +296,18 @@ def test_single_numbers():
         assert find_range(5.0, method)[1] == pytest.approx(5, rel=1e-6)
     with pytest.raises(ValueError, match=r"x has shape \(\): cross_entropy needs logits"):
         find_range(5.0, "cross_entropy")
+
+
+def test_a_tensor_and_an_array_can_be_multiplied():
+    a, b = np.array([[1, 2]]), np.array([[3], [4]])
+    for one, other in ((torch.tensor(a), b), (a, torch.tensor(b))):
+        product = integer.matmul(one, other, bias=np.array([1]))
+        assert type(product) is type(one) and product.tolist() == [[12]]
+
+
+def test_numpy_s_whole_numbers_are_sizes():
+    assert np.array_equal(rotations.hadamard(np.int64(12)), rotations.hadamard(12))
+    assert packing.packed_size(np.int64(3), np.int64(4)) == 2
 
 
 def test_a_tensor_and_an_array_can_be_compared():
