@@ -150,6 +150,10 @@ def test_two_bits_are_repaired_by_less_than_two_percent():
         (lambda: qnn.train_adapters(small(), "a" * 200, steps=0), "steps=0 must be a whole number, 1 or more"),
         (lambda: qnn.train_adapters(small(), "a" * 200, learning_rate=0), "learning_rate=0 must be larger than 0"),
         (lambda: qnn.use_codebook(small(), NF4, block=48), r"'blocks\.0\.attention\.query': block=48 does not divide"),
+        (
+            lambda: qnn.use_codebook(nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 40), nn.Linear(40, 1)), NF4),
+            r"'1': block=64 does not divide its rows of 48 weights, nor those of 2 \(40\): use another, or leave=\('1', '2'\)",
+        ),
         (lambda: qnn.use_codebook(small(), NF4, leave=("top",)), "leave names 'top', which is no Linear; those are"),
         (lambda: qnn.use_codebook(nn.ReLU(), NF4), "ReLU has no Linear left to quantize"),
         (lambda: qnn.CodebookLayer(nn.Conv1d(2, 2, 1), NF4), "Conv1d has no codebook: wanted is a Linear"),

@@ -18,6 +18,7 @@ from qlearn.nn.network import (
     carry_hooks,
     check_model,
     copy_of,
+    grouped,
     linear_maps,
     naming,
     refuse_computed_weights,
@@ -112,6 +113,13 @@ def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: tuple
     if not layers:
         raise ValueError(f"{type(model).__name__} has no Linear left to quantize; it knows {NAMES}.")
     refuse_computed_weights(layers)
+    rows = {name: rows_of(layer).shape[1] for name, layer in layers.items()}
+    if len(wrong := {name: n for name, n in rows.items() if isinstance(block, int) and block > 0 and n % block}) > 1:
+        (first, row), *others = wrong.items()
+        raise ValueError(
+            f"layer {first!r}: block={block} does not divide its rows of {row} weights, nor those of "
+            f"{grouped({name: str(n) for name, n in others})}: use another, or leave={tuple(wrong)} in float."
+        )
     made: dict[nn.Module, nn.Module] = {}
     for name, layer in layers.items():
         with naming(name):

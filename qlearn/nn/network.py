@@ -184,6 +184,7 @@ def refuse_computed_weights(layers: Mapping[str, nn.Module]) -> None:
     ValueError: layer 'fc' has weights that are computed before each call: torch.nn.utils.prune.remove(layer, \
 'weight') (or remove_spectral_norm) makes them numbers again.
     """
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)  # all at once, so that nobody meets them one by one
     for name, layer in layers.items():
         for which in ("weight", "bias"):
             if parametrize.is_parametrized(layer, which):
@@ -193,8 +194,10 @@ def refuse_computed_weights(layers: Mapping[str, nn.Module]) -> None:
                 remedy = next(ends, "make it a parameter of the layer")
             else:
                 continue
-            what = "weights that are" if which == "weight" else "a bias that is"
-            raise ValueError(f"layer {name!r} has {what} computed before each call: {remedy}.")
+            found["weights that are" if which == "weight" else "a bias that is", remedy].append(name)
+    for (what, remedy), names in found.items():
+        have = f"layer {names[0]!r} has" if len(names) == 1 else f"layers {', '.join(map(repr, names))} have"
+        raise ValueError(f"{have} {what} computed before each call: {remedy}.")
 
 
 def sharing(model: nn.Module) -> dict[nn.Module, list[str]]:
