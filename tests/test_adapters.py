@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 
 from qlearn import PerAxis, PerGroup, QuantConfig, codebooks, datasets
 from qlearn import nn as qnn
+from qlearn.nn import codebook_layer
 from qlearn.nn.language_model import LanguageModel, load_language_model, to_tokens
 from qlearn.packing import unpack
 
@@ -182,6 +183,21 @@ def test_a_layer_with_a_codebook_is_lesson_08_s_functions(levels, bias):
     with torch.no_grad():
         assert torch.allclose(made(x), nn.functional.linear(x, made.weight, layer.bias), atol=1e-6)
     assert made.packed.nbytes == 5 * 64 * made.bits // 8
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_tiles_give_the_numbers_of_one_piece(bits, bias, monkeypatch):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(33, 29, bias=bias), torch.randn(3, 33)
+    made = qnn.CodebookLayer(layer, torch.linspace(-1, 1, 2**bits), block=11)
+    weight = made.weight
+    with torch.no_grad():
+        whole = made(x)
+        monkeypatch.setattr(codebook_layer, "TILE", 1)
+        assert len(list(made._tiles())) == 4  # of eight rows
+        assert torch.equal(made.weight, weight)
+        assert torch.allclose(made(x), whole, rtol=0, atol=1e-5)  # sums over rows of other lengths
 
 
 def test_what_is_left_in_float_and_what_a_file_takes(tmp_path):

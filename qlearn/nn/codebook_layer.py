@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qlearn.codebooks import check_levels, decode, encode
+from qlearn.nn.layers import TILE
 from qlearn.nn.linear_maps import NAMES, LinearMap, is_linear_map, rows_of
 from qlearn.nn.network import (
     carry_attributes,
@@ -24,7 +26,7 @@ from qlearn.nn.network import (
     refuse_computed_weights,
     replace,
 )
-from qlearn.packing import pack, unpack
+from qlearn.packing import pack, packed_size, unpack
 
 
 class CodebookLayer(nn.Module):
@@ -70,12 +72,24 @@ class CodebookLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """What the codes stand for, as the float layer has it; made anew whenever it is read."""
-        rows = decode(unpack(self.packed, self.bits, self.shape), self.levels, self.scale)
-        return self.map.weight(rows).to(self._real.dtype)
+        return self.map.weight(torch.cat([rows for _, rows in self._tiles()]))
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        return self.map(input, self.map.rows(self.weight).to(input.dtype), self.bias)
+        parts = []
+        for place, rows in self._tiles():
+            parts.append(self.map(input, rows.to(input.dtype), None if self.bias is None else self.bias[place]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """The rows, in pieces that are turned into floats at once. Of eight rows the codes fill whole bytes."""
+        outputs, inputs = self.shape
+        step = max(8, TILE // 4 // inputs // 8 * 8)  # codes are unpacked as int64, which takes more than their floats
+        for start in range(0, outputs, step):
+            stop = min(start + step, outputs)
+            of_codes = slice(packed_size(start * inputs, self.bits), packed_size(stop * inputs, self.bits))
+            codes = unpack(self.packed[of_codes], self.bits, (stop - start, inputs))
+            yield slice(start, stop), decode(codes, self.levels, self.scale[start:stop]).to(self._real.dtype)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
