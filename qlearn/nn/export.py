@@ -233,8 +233,9 @@ class QDQLayer(nn.Module):
             return getattr(self, "bias_numbers", None)
         return torch.ops.qlearn.dequantize_linear(self.bias_codes, self.bias_scale, self.bias_zero_point, 0, 0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Real input → real output, as in ONNX."""
+        x = input
         if self.static:
             x = x if self.clip is None else x.clamp(*self.clip)
             codes = torch.ops.qlearn.quantize_linear(x, self.input_scale, self.input_zero_point)
