@@ -67,7 +67,7 @@ class QParams:
         scale = as_floats(self.scale, "scale")
         if not bool((scale > 0).all()):
             raise ValueError(f"scale={_text(self.scale)} must be larger than 0: it is the distance between two ticks.")
-        zero_point = as_array(self.zero_point)
+        zero_point = as_array(self.zero_point, "zero_point")
         if "int" not in dtype_name(zero_point):
             raise TypeError(f"zero_point has dtype {dtype_name(zero_point)}: it is a code, so it must be an integer.")
         if tuple(zero_point.shape) not in ((), tuple(scale.shape)):

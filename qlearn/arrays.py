@@ -23,17 +23,40 @@ SLAB = 1 << 17  # values worked on at once: 512 KiB of float32 stay in a core's 
 quietly = np.errstate(over="ignore", under="ignore")
 
 
-def as_array(x: Any) -> Array:
+def as_array(x: Any, name: str = "x") -> Array:
     """`x` itself if it is an array (a tensor without its gradient), else a NumPy array made of it.
 
     Bytes in another order than the processor's, as files often have them, are turned round.
+
+    Raises:
+        TypeError: no numbers in rows of equal length; an array that hides some of its values (masked), a tensor that
+            has none (meta) or does not store each (sparse).
 
     >>> as_array(np.array([1, 2], dtype=">i2")).dtype
     dtype('int16')
     """
     if is_torch_array(x):
-        return x.detach()
-    x = np.asarray(x) if not isinstance(x, np.ndarray) else x
+        if x.is_meta:
+            raise TypeError(
+                f"{name} is on the meta device, where a tensor has a shape and no numbers: load them first."
+            )
+        if (layout := str(x.layout).removeprefix("torch.")) != "strided":
+            raise TypeError(f"{name} is a tensor of layout {layout}: wanted is an ordinary one, {name}.to_dense().")
+        return x.detach().resolve_neg()  # a view such as z.conj().imag has numbers of its own only then
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, and its mask would be ignored: {name}.compressed() are the values that count, "
+            f"{name}.filled(0) puts a number in the place of the others."
+        )
+    if isinstance(x, np.matrix):
+        x = x.A  # a matrix stays two-dimensional whatever is done with it
+    if not isinstance(x, np.ndarray):
+        try:
+            x = np.asarray(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{name} cannot be made an array, which takes numbers in rows of equal length: {error}"
+            ) from error
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
@@ -51,7 +74,7 @@ def as_floats(x: Any, name: str = "x", *, finite: bool = True) -> Array:
         TypeError: for booleans, complex numbers, text and objects.
         ValueError: for an empty array; for NaN or infinity, saying how many and where the first is.
     """
-    x = as_array(x)
+    x = as_array(x, name)
     xp = array_namespace(x)
     if math.prod(x.shape) == 0:
         raise ValueError(f"{name} is empty (shape {tuple(x.shape)}): it needs at least one value.")
@@ -63,7 +86,7 @@ def as_floats(x: Any, name: str = "x", *, finite: bool = True) -> Array:
     elif dtype.startswith(("int", "uint")):
         x = xp.astype(x, xp.float32 if is_torch_array(x) else xp.float64)
     else:
-        raise TypeError(f"{name} has dtype {dtype}: it must hold real numbers (floats or integers).")
+        raise TypeError(f"{name} has dtype {dtype}: it must hold real numbers (integers, or floats of 16 to 64 bits).")
     if finite:
         check_finite(x, name)
     return x
@@ -78,7 +101,7 @@ def as_codes(codes: Any, name: str = "codes", wanted: str = "they must be intege
     >>> as_codes([1, 2])
     array([1, 2])
     """
-    codes = as_array(codes)
+    codes = as_array(codes, name)
     if "int" not in dtype_name(codes):
         raise TypeError(f"{name} {'have' if name == 'codes' else 'has'} dtype {dtype_name(codes)}: {wanted}")
     if math.prod(codes.shape) == 0:

@@ -74,6 +74,7 @@ def mx_scale(x: Any, format: FloatFormat = E2M1, *, rule: str = "floor", block_s
     >>> [float(mx_scale(x, rule=rule, block_size=2)[0, 0]) for rule in RULES]
     [1.0, 2.0, 2.0, 2.0]
     """
+    formats.check_format(format)
     return powers_of_two(_largest(x, PerGroup(block_size)), format.largest, format.significand_bits, rule)
 
 

@@ -93,6 +93,17 @@ E2M3 = FloatFormat("FP6 E2M3", 2, 3, reserved=0)
 E2M1 = FloatFormat("FP4 E2M1", 2, 1, reserved=0)
 
 
+def check_format(format: object) -> None:
+    """Raise `TypeError` unless it is a format.
+
+    >>> check_format("E4M3")
+    Traceback (most recent call last):
+    TypeError: format='E4M3' must be a FloatFormat, such as formats.E4M3.
+    """
+    if not isinstance(format, FloatFormat):
+        raise TypeError(f"format={format!r} must be a FloatFormat, such as formats.E4M3.")
+
+
 @quietly
 def encode(x: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     """Give every value of `x` the bits of the nearest number of the format.
@@ -116,6 +127,7 @@ def encode(x: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     >>> encode([0.5, 1.25, -5.0, 100.0], E2M1)
     array([ 1,  2, 14,  7], dtype=uint8)
     """
+    check_format(format)
     x = as_floats(x)
     compat, xp = array_namespace(x), native_namespace(x)
     scaled = of_blocks(x, scale, compat.divide)  # may overflow to infinity, which saturates like all that is too large
@@ -149,6 +161,7 @@ def decode(codes: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     >>> decode([1, 2, 14, 7], E2M1)
     array([ 0.5,  1. , -4. ,  6. ], dtype=float32)
     """
+    check_format(format)
     codes = as_codes(codes, wanted="a code is the bits of a float, read as an integer.")
     compat, xp = array_namespace(codes), native_namespace(codes)
     codes = compat.astype(codes, xp.int64)

@@ -328,7 +328,7 @@ def _blocks_of(x: Any, kind: BlockType) -> Array:
 
 def _blocks_in(data: Any, kind: BlockType) -> Array:
     """Rows of bytes, cut into blocks: (…, blocks, bytes), int16, in which they can be shifted."""
-    data = as_array(data)
+    data = as_array(data, "data")
     if dtype_name(data) != "uint8":
         raise TypeError(f"data has dtype {dtype_name(data)}: blocks are bytes, uint8.")
     if data.ndim == 0 or math.prod(data.shape) == 0 or data.shape[-1] % kind.bytes:

@@ -9,7 +9,9 @@ Which inputs are similar is what a matrix says, H = mean over inputs of x xᵀ. 
 
 from __future__ import annotations
 
+import math
 import sys
+from numbers import Real
 from typing import Any
 
 from array_api_compat import array_namespace, device
@@ -202,8 +204,8 @@ def _hessian(hessian: Any, rows: Array) -> Array:
 
 def _damped(h: Array, damping: float) -> Array:
     """H + λ·1; an input that is always 0 gets a 1 of its own on the diagonal, which ties its weight to no other."""
-    if not damping >= 0:
-        raise ValueError(f"damping={damping} must be 0 or more: it is added to the hessian's diagonal.")
+    if not isinstance(damping, Real) or not 0 <= damping < math.inf:
+        raise ValueError(f"damping={damping!r} must be 0 or more, and finite: it is added to the hessian's diagonal.")
     xp = array_namespace(h)
     diagonal = xp.linalg.diagonal(h)
     added = damping * xp.mean(diagonal, axis=-1, keepdims=True) + xp.astype(diagonal == 0, xp.float64)

@@ -63,6 +63,10 @@ def matmul(
         raise ValueError(
             f"a has shape {tuple(a.shape)}, b has shape {tuple(b.shape)}: wanted are (…, M, K) and (…, K, N)."
         )
+    if any(m != n and 1 not in (m, n) for m, n in zip(a.shape[-3::-1], b.shape[-3::-1], strict=False)):
+        raise ValueError(
+            f"a has shape {tuple(a.shape)}, b has shape {tuple(b.shape)}: axes before the last two must agree."
+        )
     _check_shape("a_zero_point", a_zero_point, "a", tuple(a.shape), "(M, 1) for one a row")
     _check_shape("b_zero_point", b_zero_point, "b", tuple(b.shape), "(1, N) for one a column")
     if bias is not None:
@@ -71,7 +75,7 @@ def matmul(
         )
     if largest_sum is None:
         largest_sum = _largest_sum(a, a_zero_point, b, b_zero_point, bias)
-    xp = array_namespace(a, b)
+    b, xp = like(b, a), array_namespace(a)
     acc = sum_of_products(
         xp.matmul, (a, b), (_number(a_zero_point, a), _number(b_zero_point, b)), (-1, -2), largest_sum
     )
@@ -189,6 +193,8 @@ def requantize(acc: Any, m: Any, shift: Any, *, zero_point: Any, quant_min: int,
         _check_shape(name, number, "acc", tuple(acc.shape), "one number for all, or one for each channel")
     for name, number in {"quant_min": quant_min, "quant_max": quant_max}.items():
         _check_shape(name, number, "acc", (), "one whole number")
+    if not -INT32_MAX - 1 <= int(quant_min) <= int(quant_max) <= INT32_MAX:
+        raise ValueError(f"quant_min={quant_min}, quant_max={quant_max}: wanted are codes of int32, in rising order.")
     m_numbers, shifts = as_array(to_numpy(m)), as_array(to_numpy(shift))
     if (m_numbers < 2**30).any() or (m_numbers >= 2**31).any() or (shifts < 0).any() or (shifts > 31).any():
         raise ValueError("m must lie in 2**30 … 2**31 − 1 and shift in 0 … 31: take both from quantize_multiplier.")
@@ -211,7 +217,7 @@ def _shift_right(values: Array, places: Array) -> Array:
 
 def _check_shape(name: str, number: Any, other: str, shape: tuple[int, ...], wanted: str, advice: str = "") -> None:
     """Raise unless `number` holds integers and broadcasts against an array of this shape without making it larger."""
-    number = as_array(number)
+    number = as_array(number, name)
     if "int" not in dtype_name(number):
         raise TypeError(f"{name} has dtype {dtype_name(number)}: it must hold integers.{advice and ' ' + advice}")
     own = tuple(number.shape)

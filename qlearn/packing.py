@@ -38,7 +38,7 @@ def pack(codes: Any, bits: int) -> Array:
     >>> pack(np.array([1, 2, 3]), bits=4)
     array([33,  3], dtype=uint8)
     """
-    codes = as_array(codes)
+    codes = as_array(codes, "codes")
     xp = array_namespace(codes)
     _check_bits(bits)
     if "int" not in dtype_name(codes):
@@ -81,7 +81,7 @@ def unpack(packed: Any, bits: int, shape: int | Sequence[int], *, signed: bool =
     >>> unpack(np.array([33, 3], dtype=np.uint8), bits=4, shape=(3,))
     array([1, 2, 3], dtype=uint8)
     """
-    packed = as_array(packed)
+    packed = as_array(packed, "packed")
     xp = array_namespace(packed)
     _check_bits(bits)
     shape = _as_shape(shape)
@@ -111,6 +111,8 @@ def packed_size(n: int, bits: int) -> int:
     >>> packed_size(3, bits=4)
     2
     """
+    _check_bits(bits)
+    (n,) = _as_shape(n)
     return -(-n * bits // 8)
 
 

@@ -6,6 +6,7 @@ and calls the method by its name.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -301,6 +302,7 @@ METHODS: dict[str, Callable[..., tuple[Array, Array]]] = {
     "cross_entropy": cross_entropy,
     "entropy": entropy,
 }
+_OF_THE_CODES = ("bits", "symmetric", "narrow_range")
 KNOW_THE_CODES = ("mse", "cross_entropy", "entropy")  # take bits, symmetric and narrow_range
 WHOLE_TENSOR = ("cross_entropy", "entropy")  # one range for everything
 
@@ -343,6 +345,9 @@ def find_range(
         raise ValueError(f"method={method!r} is not known; the methods are {', '.join(map(repr, METHODS))}.")
     quant_limits(bits, symmetric=symmetric, narrow_range=narrow_range)
     check_granularity(granularity)
+    takes = [name for name in inspect.signature(METHODS[method]).parameters if name not in ("x", *_OF_THE_CODES)]
+    if unknown := [name for name in options if name not in takes]:
+        raise TypeError(f"method={method!r} has no option {unknown[0]!r}; it has {', '.join(takes) or 'none'}.")
     if method in KNOW_THE_CODES:
         options = {"bits": bits, "symmetric": symmetric, "narrow_range": narrow_range, **options}
     x = as_floats(x)

@@ -56,6 +56,7 @@ def hadamard(n: int) -> Array:
            [ 1., -1., -1.,  1.]])
     """
     _check_whole(n, "n", 1, SIZE)
+    n = int(n)  # NumPy's integers have no bit_length
     m = _smallest_part(n)
     if m is None:
         below = next((k for k in range(n - 1, 0, -1) if _smallest_part(k)), 1)
@@ -153,7 +154,7 @@ def kurtosis(x: Any, axis: int | None = None) -> Any:
     """
     x = as_floats(x)
     xp = array_namespace(x)
-    if axis is not None and not -x.ndim <= axis < x.ndim:
+    if axis is not None and (not isinstance(axis, (int, np.integer)) or not -x.ndim <= axis < x.ndim):
         raise ValueError(f"axis={axis}: x has shape {tuple(x.shape)}, so it must be from {-x.ndim} to {x.ndim - 1}.")
     values = xp.astype(x.reshape(-1) if axis is None else x, xp.float64)
     along = 0 if axis is None else axis

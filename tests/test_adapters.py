@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from qlearn import PerAxis, PerGroup, QuantConfig, codebooks, datasets
 from qlearn import nn as qnn
+from qlearn.nn import codebook_layer
 from qlearn.nn.language_model import LanguageModel, load_language_model, to_tokens
 from qlearn.packing import unpack
 
@@ -139,12 +141,20 @@ def test_two_bits_are_repaired_by_less_than_two_percent():
             lambda: qnn.add_adapters(qnn.convert(qnn.prepare(small(), TWO, QuantConfig(method="dynamic")))),
             r"'blocks\.0\.attention\.query' rounds its inputs, and no gradient .* activations=None",
         ),
+        (
+            lambda: qnn.add_adapters(nn.Sequential(prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5))),
+            r"layer '0' has weights that are computed before each call: torch\.nn\.utils\.prune\.remove",
+        ),
         (lambda: qnn.adapter_state(small()), r"no adapters: nn\.add_adapters"),
         (lambda: qnn.train_adapters(qnn.add_adapters(small()), "the whale"), "the text has 9 tokens: 129 are needed"),
         (lambda: qnn.train_adapters(small().requires_grad_(False), "a" * 200), "nothing that can be trained"),
         (lambda: qnn.train_adapters(small(), "a" * 200, steps=0), "steps=0 must be a whole number, 1 or more"),
         (lambda: qnn.train_adapters(small(), "a" * 200, learning_rate=0), "learning_rate=0 must be larger than 0"),
         (lambda: qnn.use_codebook(small(), NF4, block=48), r"'blocks\.0\.attention\.query': block=48 does not divide"),
+        (
+            lambda: qnn.use_codebook(nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 40), nn.Linear(40, 1)), NF4),
+            r"'1': block=64 does not divide its rows of 48 weights, nor those of 2 \(40\): use another, or leave=\('1', '2'\)",
+        ),
         (lambda: qnn.use_codebook(small(), NF4, leave=("top",)), "leave names 'top', which is no Linear; those are"),
         (lambda: qnn.use_codebook(nn.ReLU(), NF4), "ReLU has no Linear left to quantize"),
         (lambda: qnn.CodebookLayer(nn.Conv1d(2, 2, 1), NF4), "Conv1d has no codebook: wanted is a Linear"),
@@ -175,6 +185,21 @@ def test_a_layer_with_a_codebook_is_lesson_08_s_functions(levels, bias):
     assert made.packed.nbytes == 5 * 64 * made.bits // 8
 
 
+@pytest.mark.parametrize("bits", [1, 3, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_tiles_give_the_numbers_of_one_piece(bits, bias, monkeypatch):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(33, 29, bias=bias), torch.randn(3, 33)
+    made = qnn.CodebookLayer(layer, torch.linspace(-1, 1, 2**bits), block=11)
+    weight = made.weight
+    with torch.no_grad():
+        whole = made(x)
+        monkeypatch.setattr(codebook_layer, "TILE", 1)
+        assert len(list(made._tiles())) == 4  # of eight rows
+        assert torch.equal(made.weight, weight)
+        assert torch.allclose(made(x), whole, rtol=0, atol=1e-5)  # sums over rows of other lengths
+
+
 def test_what_is_left_in_float_and_what_a_file_takes(tmp_path):
     model = small()
     converted = qnn.use_codebook(model, NF4, block=16, leave=("head",))
@@ -192,3 +217,41 @@ def test_what_is_left_in_float_and_what_a_file_takes(tmp_path):
 def language(seed):
     torch.manual_seed(seed)
     return LanguageModel(width=32, heads=2, hidden=48, blocks=2).eval()
+
+
+# --- to the networks around them --------------------------------------------------------------------------------------
+
+
+class Curious(nn.Module):
+    """Calls its layer by keyword, looks at its sizes and at the type of its weights, and at a number of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(32, 32)
+        self.fc.gain = 3.0
+
+    def forward(self, x):
+        x = x.view(-1, self.fc.in_features).to(self.fc.weight.dtype)
+        return self.fc(input=x) * self.fc.gain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.filterwarnings("error:fc. not called")
+def test_they_are_to_others_what_the_float_layer_is(base, adapted, dtype):
+    torch.manual_seed(0)
+    model, x = Curious().eval(), torch.randn(4, 32)
+    seen = []
+    model.fc.register_forward_hook(lambda layer, _, output: seen.append(output))
+    made = base(model)
+    made = (qnn.add_adapters(made) if adapted else made).to(dtype)
+    if adapted:
+        made.fc.b.data.fill_(0.1)
+    with torch.no_grad():
+        y = made(x.to(dtype))
+        assert y.dtype == dtype
+        (output,) = seen
+        assert torch.equal(output * 3, y)  # with the adapter's part
+        expected = nn.functional.linear(x.to(dtype), made.fc.weight, model.fc.bias.to(dtype)) * 3
+        assert torch.allclose(y, expected, rtol=0.05, atol=0.05)  # bfloat16 has 3 digits

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from qlearn import nn as qnn
 from qlearn.nn.batches import call, device_of, evaluating, listed, one_tensor, outputs
 
 
@@ -30,6 +31,23 @@ class Detector(nn.Module):
 class Anything(nn.Module):
     def forward(self, x, **more):
         return x + sum(more.values())
+
+
+class AnyNumber(nn.Module):
+    def forward(self, *inputs):
+        return sum(inputs)
+
+
+class Beside(nn.Module):
+    """As the models of the transformers library."""
+
+    def forward(self, tokens, mask=None, **more):
+        return tokens if mask is None else tokens * mask
+
+
+class Both(nn.Module):
+    def forward(self, tokens, mask):
+        return tokens * mask
 
 
 ONE = nn.Identity()
@@ -70,10 +88,34 @@ def test_a_list_of_images_is_what_a_detector_takes():
     assert call(Detector(), ([small, large], [{"boxes": 1}, {"boxes": 2}])) == [12, 60]
 
 
+def test_a_layer_by_itself_takes_inputs_and_classes():
+    x, classes = torch.rand(3, 2, 4, 4), torch.tensor([0, 1, 2])
+    for layer in (
+        nn.ConvTranspose2d(2, 2, 3),
+        qnn.prepare(nn.ConvTranspose2d(2, 2, 3)),
+        qnn.prepare_qat(nn.Conv2d(2, 2, 3)),
+    ):
+        assert qnn.calibrate(
+            qnn.prepare(layer) if isinstance(layer, nn.ConvTranspose2d) else layer, [(x, classes)], progress=False
+        ).observer.seen
+    converted = qnn.convert(qnn.prepare(nn.Conv2d(2, 2, 3), activations=None))
+    assert torch.equal(call(converted, (x, classes)), converted(x))
+
+
+def test_a_layer_that_is_given_no_tensor_is_named():
+    prepared = qnn.prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+    with pytest.raises(TypeError, match="layer '0': its input is a list: it must be a tensor"):
+        qnn.calibrate(prepared, [([X, X], torch.tensor([0, 1, 2]))], progress=False)
+
+
 HOW = r"say how the network takes it: forward=lambda model, batch: model\(…\)"
 REFUSED = {
     "two inputs": (Two(), (X, X), ValueError, rf"has 2 parts, and the network takes up to 2 inputs \(tokens, mask\).*{HOW}"),
     "an input and classes": (Two(), (X, torch.tensor([0, 1, 2])), ValueError, "may be an input or labels"),
+    "an input and a mask for any number": (AnyNumber(), (X, X > 0), ValueError, rf"takes any number of inputs \(\*\), so that the second may be an input or labels: {HOW}"),
+    "tokens and a mask for names beside": (Beside(), (X.long(), X.long()), ValueError, r"takes up to 2 inputs \(tokens, mask\), so that the second may be"),
+    "one input of two": (Both(), X, ValueError, rf"does not hold what the network takes \(missing a required argument: 'mask'\): {HOW}"),
+    "one name of two": (Both(), {"tokens": X}, ValueError, "missing a required argument: 'mask'"),
     "two images": (ONE, (IMAGES, IMAGES), ValueError, rf"a batch has 2 parts that all look like inputs: {HOW}"),
     "two alike": (ONE, (X, X), ValueError, "2 parts that all look like inputs"),
     "three parts": (ONE, (X, X, torch.tensor([0, 1, 2])), ValueError, "3 parts that all look like inputs"),

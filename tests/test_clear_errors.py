@@ -14,6 +14,7 @@ from qlearn import (
     PerTensor,
     QParams,
     QuantConfig,
+    block_scales,
     choose_qparams,
     codebooks,
     dequantize,
@@ -27,6 +28,7 @@ from qlearn import (
     packing,
     quantize,
     ranges,
+    rotations,
 )
 from qlearn import nn as qnn
 
@@ -83,6 +85,34 @@ GRID = QParams(1.0, 0, 0, 255)
         (lambda: packing.unpack(np.uint8([33]), 4, "2"), TypeError, "shape='2' must be a whole number, or a list"),
         (lambda: packing.unpack(np.uint8([33]), 4, (2.0,)), TypeError, r"shape=\(2.0,\) must be a whole number"),
         (lambda: packing.unpack(np.uint8([33]), 4, (-1, -2)), ValueError, r"shape=\(-1, -2\) has a length below 0"),
+        (lambda: packing.packed_size(3, "4"), ValueError, "bits='4' must be a whole number from 1 to 8"),
+        (lambda: packing.packed_size(2.5, 4), TypeError, "shape=2.5 must be a whole number"),
+        (lambda: packing.packed_size(-1, 4), ValueError, "shape=-1 has a length below 0"),
+        (lambda: formats.cast([1.0], "E4M3"), TypeError, "format='E4M3' must be a FloatFormat, such as formats.E4M3"),
+        (lambda: formats.decode([1], "E4M3"), TypeError, "format='E4M3' must be a FloatFormat"),
+        (lambda: block_scales.mx_scale(np.ones((1, 32)), "E2M1"), TypeError, "format='E2M1' must be a FloatFormat"),
+        (
+            lambda: find_range([1.0], candidates=5),
+            TypeError,
+            "method='min_max' has no option 'candidates'; it has none",
+        ),
+        (lambda: find_range([1.0], "mse", bins=5), TypeError, "method='mse' has no option 'bins'; it has candidates"),
+        (lambda: rotations.kurtosis([1.0, 2.0], axis=0.5), ValueError, r"axis=0.5: x has shape \(2,\), so it must be"),
+        (
+            lambda: integer.matmul(np.ones((2, 1, 1), int), np.ones((3, 1, 1), int)),
+            ValueError,
+            r"a has shape \(2, 1, 1\), b has shape \(3, 1, 1\): axes before the last two must agree",
+        ),
+        (
+            lambda: integer.requantize([9], 2**30, 0, zero_point=0, quant_min=255, quant_max=0),
+            ValueError,
+            "quant_min=255, quant_max=0: wanted are codes of int32, in rising order",
+        ),
+        (
+            lambda: integer.requantize([9], 2**30, 0, zero_point=2**40, quant_min=0, quant_max=2**41),
+            ValueError,
+            "wanted are codes of int32",
+        ),
         # Empty arrays
         (
             lambda: dequantize(np.array([], int), GRID),
@@ -185,6 +215,70 @@ def test_either_order_of_bytes_will_do(order):
     ]
 
 
+NO_ARRAYS = {
+    "masked": (
+        np.ma.masked_less(np.arange(8.0), 4),
+        r"is a masked array, .*\.compressed\(\) are the values that count",
+    ),
+    "long double": (np.arange(8, dtype=np.longdouble), "has dtype .*: it must hold real numbers .*floats of 16 to 64"),
+    "ragged": ([[1.0, 2.0], [3.0]], "cannot be made an array, which takes numbers in rows of equal length"),
+    "sparse": (
+        torch.eye(4).to_sparse(),
+        r"is a tensor of layout sparse_coo: wanted is an ordinary one, .*\.to_dense\(\)",
+    ),
+    "without numbers": (
+        torch.ones(4, device="meta"),
+        "is on the meta device, where a tensor has a shape and no numbers",
+    ),
+}
+READERS = {
+    "find_qparams": find_qparams,
+    "fake_quantize": lambda x: fake_quantize(x, GRID),
+    "choose_qparams": lambda x: choose_qparams(x, x),
+    "MinMaxObserver": lambda x: observers.MinMaxObserver().observe(x),
+    "mse": lambda x: errors.mse(x, np.arange(8.0)),
+    "kmeans": lambda x: codebooks.kmeans(x, 2),
+    "cast": lambda x: formats.cast(x, formats.E4M3),
+}
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble) == np.float64, reason="here a long double is a float64")
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(("x", "message"), NO_ARRAYS.values(), ids=NO_ARRAYS)
+def test_what_holds_no_numbers_of_its_own_is_refused(read, x, message):
+    with pytest.raises(TypeError, match=rf"^(x|lo) {message}"):
+        read(x)
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda codes: dequantize(codes, GRID), "codes"),
+        (lambda codes: packing.pack(codes, 4), "codes"),
+        (lambda codes: packing.unpack(codes, 4, 8), "packed"),
+        (lambda codes: integer.matmul(codes[None], codes[:, None]), "a"),
+        (lambda codes: integer.matmul([[1]], [[1]], bias=codes), "bias"),
+        (lambda codes: QParams(1.0, codes[0:1], 0, 255), "zero_point"),
+    ],
+)
+def test_masked_codes_are_refused_by_name(read, name):
+    with pytest.raises(TypeError, match=f"^{name} is a masked array"):
+        read(np.ma.masked_less(np.arange(4, dtype=np.uint8), 2))
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_a_matrix_and_a_view_of_complex_numbers_are_arrays():
+    x = np.arange(-4.0, 4.0).reshape(2, 4)
+    imaginary = torch.complex(torch.zeros(2, 4), -torch.tensor(x, dtype=torch.float32)).conj().imag
+    assert imaginary.is_neg()
+    for method in ("min_max", "percentile", "mse", "entropy"):
+        assert find_qparams(np.matrix(x), method) == find_qparams(x, method)
+        assert find_qparams(imaginary, method) == find_qparams(x.astype(np.float32), method)
+    for granularity in (PerAxis(0), PerGroup(2)):
+        assert find_qparams(np.matrix(x), granularity=granularity) == find_qparams(x, granularity=granularity)
+    assert np.array_equal(fake_quantize(np.matrix(x), GRID), x.clip(0))
+
+
 def test_arrays_that_go_backwards():
     scale, zero_point = np.array([[1.0], [2.0]])[::-1], np.array([[3], [4]])[::-1]
     qparams = QParams(scale, zero_point, 0, 255)
@@ -202,6 +296,18 @@ def test_single_numbers():
         assert find_range(5.0, method)[1] == pytest.approx(5, rel=1e-6)
     with pytest.raises(ValueError, match=r"x has shape \(\): cross_entropy needs logits"):
         find_range(5.0, "cross_entropy")
+
+
+def test_a_tensor_and_an_array_can_be_multiplied():
+    a, b = np.array([[1, 2]]), np.array([[3], [4]])
+    for one, other in ((torch.tensor(a), b), (a, torch.tensor(b))):
+        product = integer.matmul(one, other, bias=np.array([1]))
+        assert type(product) is type(one) and product.tolist() == [[12]]
+
+
+def test_numpy_s_whole_numbers_are_sizes():
+    assert np.array_equal(rotations.hadamard(np.int64(12)), rotations.hadamard(12))
+    assert packing.packed_size(np.int64(3), np.int64(4)) == 2
 
 
 def test_a_tensor_and_an_array_can_be_compared():

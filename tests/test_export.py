@@ -505,6 +505,24 @@ def test_a_parameter_that_is_tied_is_written_once(tmp_path):
     assert 4 * 3200 < size < 4 * 3200 + 1000
 
 
+def test_a_network_that_looks_at_its_layer_and_calls_it_by_keyword(tmp_path):
+    class Curious(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.fc.gain = 3.0
+
+        def forward(self, x):
+            return self.fc(input=x.view(-1, self.fc.in_features)) * self.fc.gain
+
+    torch.manual_seed(0)
+    x = torch.randn(6, 4)
+    model = convert(Curious(), torch.randn(50, 4))
+    qlearn.nn.export_onnx(model, tmp_path / "model.onnx", (4,))
+    theirs = session_of(tmp_path / "model.onnx").run(None, {"input": x.numpy()})[0]
+    assert is_relative(model(x), torch.from_numpy(theirs))
+
+
 def test_a_hook_of_a_quantized_layer_is_part_of_the_network(tmp_path):
     torch.manual_seed(0)
     model = convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(50, 4))

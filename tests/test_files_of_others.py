@@ -349,6 +349,10 @@ BOTH = {
         lambda: quantized(nn.Sequential(nn.Conv2d(32, 4, 1))),
         "layer '0' is a Conv2d: .* Linear layers only",
     ),
+    "convolutions": (
+        lambda: quantized(nn.Sequential(nn.Conv2d(32, 32, 1), nn.Flatten(), nn.Linear(32, 4), nn.Conv1d(32, 4, 1))),
+        r"layers 0 \(Conv2d\), 3 \(Conv1d\) are none: .* Linear layers only; overrides=\{'0, 3': None\} leaves",
+    ),
     "adapters": (lambda: qlearn.nn.add_adapters(quantized()), "AdaptedLayer, holds more than codes and scales"),
     "codebook": (
         lambda: qlearn.nn.use_codebook(small_model(), [-1.0, 0.0, 1.0], block=32),

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 import qlearn
 from networks import copy_is_separate, random_images, random_network
@@ -162,6 +163,9 @@ def left_alone():
     yield "the steps of a Sequential, called by code that looks at values", Outside(nn.Sequential(conv, norm))
     yield "weights that the network reads without a call", Reading(conv, norm)
     yield "a layer to which a hook listens", nn.Sequential(heard, trained_norm(nn.BatchNorm2d, 3))
+    own = trained_norm(nn.BatchNorm2d, 3)
+    own.forward = lambda x: 2 * functional.batch_norm(x, own.running_mean, own.running_var)
+    yield "a norm whose forward was replaced", nn.Sequential(nn.Conv2d(3, 3, 3), own)
     yield "across a module that is no Sequential", nn.Sequential(Doubled(conv), norm)
 
 

@@ -213,6 +213,8 @@ def test_an_h_of_float32_is_as_good_as_symmetric():
         ({"hessian": -np.eye(4)}, "its smallest eigenvalue is -1.01"),
         ({"hessian": np.full((4, 4), np.inf)}, "hessian holds 16 values that are not finite"),
         ({"damping": -0.1}, "damping=-0.1 must be 0 or more"),
+        ({"damping": "0.1"}, "damping='0.1' must be 0 or more, and finite"),
+        ({"damping": float("inf")}, "damping=inf must be 0 or more, and finite"),
         ({"damping": float("nan")}, "damping=nan must be 0 or more"),
         ({"qparams": QParams(np.ones((3, 1)), 0, -3, 3)}, "scale has shape"),
     ],

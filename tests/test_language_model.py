@@ -308,6 +308,12 @@ def test_each_character_is_read_once_and_the_letters_stay(model, kind, temperatu
     assert read == [9, *[1] * (length - 1)]
 
 
+def test_under_autocast_the_whole_window_is_read(model, read):
+    with torch.autocast("cpu", torch.bfloat16):
+        written = generate(model, "The whale", length=10, temperature=0)
+    assert len(written) == 19 and not read
+
+
 @pytest.mark.parametrize("slide", [1, 50, CONTEXT])
 def test_a_full_window_moves_on_and_is_read_anew(model, slide, read):
     prompt = datasets.text_parts().validation[:140]

@@ -103,6 +103,69 @@ def test_a_network_s_parameters_tell_its_device_and_type_and_none_is_trained(cas
     assert made.weight.device == first.device
 
 
+def test_so_are_those_that_a_user_has_given_it(kind, mode):
+    make, shape = KINDS[kind]
+    layer = make()
+    layer.gain, layer.spans = 2.0, [3]
+    made = convert(nn.Sequential(layer), inputs_like(shape), mode)[0]
+    prepared = qlearn.nn.prepare(nn.Sequential(layer))[0]
+    for each in (made, prepared, copy.deepcopy(made)):
+        assert each.gain == 2.0 and each.spans == [3] and each.training is False
+    assert kind == "Linear" or made.transposed == layer.transposed
+
+
+def test_the_linear_of_gpt_2_keeps_its_sizes(mode):
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    x = inputs_like((5, 12))
+    made = convert(nn.Sequential(conv1d(6, 12)), x, mode)[0]
+    assert (made.nf, made.nx) == (6, 12)
+    assert qlearn.nn.prepare_qat(nn.Sequential(conv1d(6, 12)))[0].nf == 6
+
+
+def test_an_output_size_that_is_said_in_the_call_is_refused(mode):
+    class Up(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose2d(2, 3, 3, stride=2)
+
+        def forward(self, x):
+            return self.up(x, output_size=(8, 8))
+
+    x = inputs_like((2, 2, 3, 3))
+    message = r"layer 'up': it is called with output_size=\(8, 8\), .*give the layer an output_padding, or leave it"
+    for prepare in (qlearn.nn.prepare, qlearn.nn.prepare_qat):
+        with pytest.raises(ValueError, match=message):
+            prepare(Up(), PER_CHANNEL, MODES[mode])(x)
+    with pytest.raises(ValueError, match=message):
+        qlearn.nn.convert(qlearn.nn.prepare(Up(), PER_CHANNEL, None))(x)
+    assert qlearn.nn.prepare(nn.Sequential(Up(), nn.Conv2d(3, 1, 1)), overrides={"0.up": None})(x).shape == (2, 1, 8, 8)
+
+
+def test_networks_that_are_made_in_inference_mode_work(case):
+    layer, x, made = case
+    with torch.inference_mode():
+        inside = convert(
+            nn.Sequential().append(layer), x, next(mode for mode, kind in CLASSES.items() if type(made) is kind)
+        )
+        assert torch.equal(inside(x), made(x))
+    with torch.no_grad():
+        assert torch.equal(inside(x), made(x))
+
+
+def test_a_layer_with_a_forward_of_its_own_stays_in_float(kind, mode):
+    make, shape = KINDS[kind]
+    torch.manual_seed(0)
+    first, x = make(), inputs_like(shape)
+    model = nn.Sequential(first, nn.Flatten(1), nn.Linear(first(x)[0].numel(), 4))
+    original = first.forward
+    first.forward = lambda x: 2 * original(x)
+    with pytest.warns(UserWarning, match=r"its forward was replaced, by accelerate for example"):
+        made = convert(model, x, mode)
+    with torch.no_grad():
+        assert (made(x) - model(x)).norm() < 0.05 * model(x).norm()
+    assert type(made[0]) is type(first)
+
+
 def test_it_is_called_by_keyword_as_the_float_layer(case):
     _, x, made = case
     assert torch.equal(made(input=x), made(x))

@@ -173,6 +173,8 @@ def test_weights_that_are_computed_are_refused_with_what_would_do(compute, remed
         refuse_computed_weights({"head": layer})
     with pytest.raises(ValueError, match="layer '1' has"):
         qlearn.nn.prepare(nn.Sequential(nn.Linear(6, 6), layer))
+    with pytest.raises(ValueError, match="layers '0', '2' have"):  # all at once
+        qlearn.nn.prepare(nn.Sequential(compute(nn.Linear(6, 6)), nn.ReLU(), compute(nn.Linear(6, 4))))
 
 
 @OLD

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import qlearn
 from qlearn import PerAxis, QuantConfig
@@ -260,3 +261,41 @@ def test_dropout_draws_from_the_seed_and_from_nobody_else_s_numbers():
     first, again, other = train(1), train(1), train(2)
     assert first[0] == again[0] != other[0]
     assert first[1] == again[1] == other[1] == untouched
+
+
+# --- what others have switched off ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_training_has_gradients_wherever_it_is_called(off):
+    free, inside = network(), network()
+    losses = qnn.train(free, X, Y, progress=False, **OPTIONS)
+    text = "Call me Ishmael. " * 10
+    small, again = (qnn.add_adapters(qnn.LanguageModel(width=8, heads=2, hidden=16, blocks=1)) for _ in "ab")
+    again.load_state_dict(small.state_dict())
+    adapted = qnn.train_adapters(small, text, steps=2, progress=False)
+    with off():
+        assert qnn.train(inside, X, Y, progress=False, **OPTIONS) == losses
+        assert qnn.train_adapters(again, text, steps=2, progress=False) == adapted
+        assert not torch.is_grad_enabled() and torch.is_inference_mode_enabled() == (off is torch.inference_mode)
+
+
+def test_a_network_that_can_never_be_trained_is_named():
+    with torch.inference_mode():
+        made = network()
+    with pytest.raises(ValueError, match=r"'0\.weight' was made in torch\.inference_mode\(\) and can never be trained"):
+        qnn.train(made, X, Y, progress=False, **OPTIONS)
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_computed_weights_stay_computed_in_the_network_that_was_prepared(kind):
+    """PyTorch makes a class for each such layer, and takes the weight off that class when it is made a number again."""
+    model, x = network().eval(), X[:3]
+    getattr(parametrizations, kind)(model[4])
+    two = copy.deepcopy(model)
+    before, watch = model(x), Watch(model, two)
+    with pytest.warns(UserWarning, match="ordinary numbers in this copy"):
+        prepared = qnn.prepare_qat(model, FOUR)
+    watch.unchanged()
+    assert torch.equal(model(x), before) and torch.equal(two(x), before)
+    assert type(prepared[4].layer) is nn.Linear

@@ -378,6 +378,20 @@ def test_operations_are_counted_and_bytes_are_those_of_all_tensors(layer, shape,
     assert codes == Work(work.operations, -(-layer.weight.numel() // 2) + x.numel() + 4 * layer(x).numel())
 
 
+def test_layers_that_are_called_by_keyword_are_counted():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.up = nn.Linear(4, 4), nn.ConvTranspose2d(1, 1, 3, stride=2)
+
+        def forward(self, x):
+            return self.up(self.fc(input=x), output_size=(10, 10))
+
+    found = layer_work(Named(), torch.zeros(1, 1, 4, 4))
+    assert found["fc"] == Work(2 * 4 * 4 * 4, 4 * (16 + 16 + 16))
+    assert found["up"] == Work(2 * 16 * 9, 4 * (9 + 16 + 100))
+
+
 def test_layers_come_in_the_order_of_their_calls_and_twice_is_both():
     class Twice(nn.Module):
         def __init__(self):

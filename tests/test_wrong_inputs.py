@@ -209,6 +209,8 @@ ARGUMENTS = {
     "no images": (accuracy(images=None), TypeError, "images cannot be made a tensor"),
     "images of ragged rows": (lambda: qnn.to_inputs([[1.0], [1.0, 2.0]]), TypeError, "images cannot be made a tensor, which takes numbers in rows of equal length"),
     "images that are int64": (accuracy(images=X[:, 0].long()), TypeError, r"images have dtype torch\.int64: they must be bytes"),
+    "images with a mask": (accuracy(images=np.ma.masked_less(X.numpy(), 0.5)), TypeError, r"images is a masked array, .*images\.filled\(0\)"),
+    "labels with a mask": (train(labels=np.ma.masked_equal(Y.numpy(), 0)), TypeError, "labels is a masked array"),
     "images in rows": (accuracy(images=X.flatten(1)), ValueError, r"images have shape \(20, 15\): \(N, H, W\) or"),
     "images of another size": (accuracy(images=X[..., :2]), RuntimeError, r"the network fails on a batch of shape \(20, 1, 3, 2\) of torch\.float32"),
     "images of NaN": (accuracy(images=X * torch.nan), ValueError, "the network puts out NaN: it has no accuracy"),
@@ -266,6 +268,8 @@ ARGUMENTS = {
     "tokens without a batch": (lambda: small()(torch.arange(5)), ValueError, r"tokens has shape \(5,\), torch\.int64: wanted .* \(N, T\)"),
     "tokens of no character": (lambda: small()(torch.tensor([[3, 80]])), ValueError, "tokens go from 3 to 80: the model knows 0 to 79"),
     "numbers of no character": (lambda: qnn.to_text(torch.tensor([[5, -1]])), ValueError, "tokens holds -1: the model knows 0 to 79"),
+    "numbers of no character, but floats": (lambda: qnn.to_text(torch.rand(1, 5)), TypeError, "tokens has dtype torch.float32: wanted is a tensor of whole"),
+    "tokens with a mask": (lambda: qnn.perplexity(small(), np.ma.masked_equal(np.ones(200, int), 0)), TypeError, "text is a masked array"),
     "a text that is a text already": (lambda: qnn.to_text("abc"), TypeError, "tokens is a str: wanted is a tensor"),
     # layers
     "a layer and NumPy": (lambda: converted()[1](np.zeros((2, 15), np.float32)), TypeError, "layer '1': its input is a ndarray: it must be a tensor"),
@@ -273,6 +277,9 @@ ARGUMENTS = {
     "weights only and another shape": (lambda: qnn.convert(qnn.prepare(network(), activations=None))[1](torch.rand(2, 14)), ValueError, r"layer '1' does not take an input of shape \(2, 14\): "),
     "a convolution and other channels": (lambda: qnn.convert(qnn.prepare(nn.Sequential(nn.Conv2d(1, 2, 3)), activations=QuantConfig(method="dynamic")))(torch.rand(2, 3, 5, 5)), ValueError, r"layer '0' does not take an input of shape \(2, 3, 5, 5\): "),
     "training on whole numbers": (lambda: qnn.prepare_qat(network()).train()(X.long()), TypeError, r"layer '1': its input has dtype torch\.int64: it must hold floats"),
+    "a lazy layer": (lambda: qnn.prepare(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))), ValueError, r"0\.weight has no shape yet, being part of a lazy layer: call the network once"),
+    "folding a lazy layer": (lambda: qnn.fold_batch_norm(nn.Sequential(nn.LazyConv2d(4, 1), nn.BatchNorm2d(4))), ValueError, r"0\.weight has no shape yet"),
+    "layers of complex numbers": (lambda: qnn.equalize(nn.Sequential(*(nn.Linear(4, 4, dtype=torch.complex64) for _ in "ab"))), ValueError, "nothing to equalize"),
     "another name of a network": (lambda: qnn.load_trained("vgg"), ValueError, "name='vgg': there are trained weights for 'mlp' and 'cnn'"),
 }  # fmt: skip
 
@@ -317,3 +324,33 @@ def test_a_shape_that_a_network_does_not_take(tmp_path):
     for shape in ((3, 4), (-1, 3, 5)):
         message = "the network does not take an input_shape of"
         refused(lambda shape=shape: qnn.export_onnx(network(), tmp_path / "a.onnx", shape), ValueError, message)
+
+
+# --- what is right, in other clothes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [
+        lambda a: a.astype(a.dtype.newbyteorder(">")),
+        lambda a: a[::-1].copy()[::-1],
+        np.asfortranarray,
+        lambda a: list(torch.tensor(a)),
+        lambda a: list(a),
+    ],
+    ids=["the other byte order", "backwards", "Fortran", "a list of tensors", "a list of arrays"],
+)
+@pytest.mark.filterwarnings("ignore:Creating a tensor from a list")
+def test_images_labels_and_tokens_however_they_lie_in_memory(turned):
+    model, tokens = network().eval(), np.arange(300) % 80
+    images, labels = X.numpy(), model(X).argmax(1).numpy()
+    labels[0] = (labels[0] + 1) % 4
+    assert qnn.accuracy(model, turned(images), turned(labels)) == qnn.accuracy(model, X, labels) == 0.95
+    assert torch.equal(qnn.to_inputs(turned(images)), X)
+    assert qnn.perplexity(small(), turned(tokens)) == qnn.perplexity(small(), tokens)
+
+
+def test_tokens_may_be_bytes():
+    tokens = qnn.to_tokens("Call me Ishmael.")
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        assert torch.equal(small()(tokens.to(dtype)), small()(tokens))

@@ -24,11 +24,19 @@ from qlearn.nn.integer_layers import IntegerLayer
 from qlearn.nn.language_model import CONTEXT
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
-from qlearn.nn.network import check_model, copy_of, linear_maps, replace
+from qlearn.nn.network import (
+    carry_attributes,
+    check_model,
+    copy_of,
+    linear_maps,
+    move_hooks,
+    refuse_computed_weights,
+    replace,
+)
 from qlearn.nn.perplexity import as_tokens, logits_of
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
-from qlearn.nn.training import own_random
+from qlearn.nn.training import gradients, own_random
 
 WARM_UP = 10  # steps until the learning rate has its full size
 
@@ -61,6 +69,7 @@ class AdaptedLayer(nn.Module):
         a = torch.randn(rank, self.map.inputs, generator=generator) / math.sqrt(self.map.inputs)
         self.a = nn.Parameter(a.to(layer.weight))
         self.b = nn.Parameter(self.a.new_zeros(self.map.outputs, rank))
+        carry_attributes(layer, self)
 
     @property
     def weight(self) -> Tensor:
@@ -72,9 +81,9 @@ class AdaptedLayer(nn.Module):
         """The layer's."""
         return self.layer.bias
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        return self.layer(x) + functional.linear(functional.linear(x, self.a), self.b) * self.scale
+        return self.layer(input) + functional.linear(functional.linear(input, self.a), self.b) * self.scale
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -117,9 +126,9 @@ def add_adapters(
         raise ValueError("this model has adapters already.")
     copied = copy_of(model).requires_grad_(False)
     kinds = (QuantizedLayer, CodebookLayer)
-    found: dict[str, Any] = {name: m for name, m in copied.named_modules() if isinstance(m, kinds)} | linear_maps(
-        copied
-    )
+    maps = linear_maps(copied)
+    refuse_computed_weights(maps)
+    found: dict[str, Any] = {name: m for name, m in copied.named_modules() if isinstance(m, kinds)} | maps
     found = {n: m for n, m in found.items() if fnmatchcase(n, layers) and m.weight.ndim == 2}
     if not found:
         raise ValueError(f"{type(model).__name__} has no linear layer that is called {layers!r}.")
@@ -133,7 +142,11 @@ def add_adapters(
     alpha, generator = float(rank if alpha is None else alpha), torch.Generator().manual_seed(int(seed))
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha} must be above 0, and finite.")
-    return replace(copied, {layer: AdaptedLayer(layer, int(rank), alpha, generator) for layer in found.values()}).eval()
+    made: dict[nn.Module, nn.Module] = {}
+    for layer in found.values():
+        made[layer] = AdaptedLayer(layer, int(rank), alpha, generator)
+        move_hooks(layer, made[layer])
+    return replace(copied, made).eval()
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
@@ -222,7 +235,7 @@ def train_adapters(
                 starts = torch.randint(tokens.shape[1] - context, (batch_size, 1), generator=places)
                 windows = tokens[texts, starts + torch.arange(context + 1)].to(device)
                 # The number of threads changes the sums' last digits, and with them what is learnt.
-                with one_thread(), own_random(model, chance):
+                with one_thread(), own_random(model, chance), gradients(model):
                     logits = logits_of(model, windows[:, :-1], forward=forward)
                     loss = functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
                     optimizer.zero_grad()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from qlearn.arrays import as_array
 from qlearn.nn.network import check_model
 
 BATCH_SIZE = 256  # into which a tensor of examples is cut
@@ -104,10 +105,32 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
         return forward(model, batch)
     if isinstance(batch, Mapping):
         takes = _arguments(model)
-        if unknown := [name for name in batch if takes is not None and name not in takes]:
-            raise ValueError(f"a batch has {unknown[0]!r}, and the network takes {', '.join(takes or ())}: {HOW}.")
+        if unknown := [name for name in batch if not any(part in (name, "**") for part in takes)]:
+            raise ValueError(f"a batch has {unknown[0]!r}, and the network takes {', '.join(takes)}: {HOW}.")
         return _called(model, **batch)
     return _called(model, _input_of(model, batch))
+
+
+def as_tensor(values: Any, name: str) -> Tensor:
+    """Numbers as people have them, as one tensor: lists, lists of tensors, NumPy arrays however they lie in memory.
+
+    Raises:
+        TypeError: no numbers in rows of equal length; an array that hides some of its values.
+
+    >>> as_tensor(np.array([1, 2, 3], dtype=">i2")[::-1], "labels")
+    tensor([3, 2, 1], dtype=torch.int16)
+    """
+    if isinstance(values, np.ndarray):
+        values = as_array(values, name)
+        values = values.copy() if any(step < 0 for step in values.strides) else values
+    try:
+        if isinstance(values, (list, tuple)) and values and all(isinstance(part, Tensor) for part in values):
+            return torch.stack(tuple(values))
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} cannot be made a tensor, which takes numbers in rows of equal length: {error}"
+        ) from error
 
 
 def one_tensor(output: Any) -> Tensor:
@@ -156,6 +179,10 @@ def _called(model: nn.Module, *inputs: Any, **named: Any) -> Any:
     """What the model gives. Where it fails, the error says on what."""
     try:
         return model(*inputs, **named)
+    except TypeError as error:
+        if why := _does_not_fit(model, *inputs, **named):
+            raise ValueError(f"a batch does not hold what the network takes ({why}): {HOW}.") from error
+        raise
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # no memory is left, say
             raise
@@ -178,9 +205,11 @@ def _input_of(model: nn.Module, batch: Any) -> Any:
     first, *others = batch
     if len(batch) == 1:
         return _input_of(model, first)
-    if len(takes := _arguments(model) or ("input",)) > 1:
+    takes = [name for name in _arguments(model) if name != "**"]
+    if len(takes) > 1 or "*" in takes:
+        most = "any number of" if "*" in takes else f"up to {len(takes)}"
         raise ValueError(
-            f"a batch has {len(batch)} parts, and the network takes up to {len(takes)} inputs ({', '.join(takes)}), "
+            f"a batch has {len(batch)} parts, and the network takes {most} inputs ({', '.join(takes)}), "
             f"so that the second may be an input or labels: {HOW}."
         )
     if len(batch) > 2 or (isinstance(first, Tensor) and not _are_labels(others[0], first)):
@@ -199,14 +228,21 @@ def _are_labels(part: Any, inputs: Tensor) -> bool:
     return part.ndim < inputs.ndim or not part.is_floating_point() or part.shape[1:] != inputs.shape[1:]
 
 
-def _arguments(model: nn.Module) -> tuple[str, ...] | None:
-    """The names of what a network's forward takes; None if it takes anything."""
-    names = []
-    for parameter in inspect.signature(model.forward).parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD or parameter.kind is parameter.VAR_POSITIONAL:
-            return None
-        names.append(parameter.name)
-    return tuple(names)
+def _arguments(model: nn.Module) -> list[str]:
+    """The names of what a network's forward takes, with "*" or "**" for any others."""
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    parameters = inspect.signature(model.forward).parameters.values()
+    # A transposed convolution may be told the size of its output, which is in no batch.
+    return [stars.get(p.kind, p.name) for p in parameters if p.name != "output_size"]
+
+
+def _does_not_fit(model: nn.Module, *inputs: Any, **named: Any) -> str:
+    """Why a network cannot be called so, whatever the values are; "" if it can."""
+    try:
+        inspect.signature(model.forward).bind(*inputs, **named)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def _some(batches: Iterable[Any]) -> Iterator[Any]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from qlearn.codebooks import check_levels, decode, encode
+from qlearn.nn.layers import TILE
 from qlearn.nn.linear_maps import NAMES, LinearMap, is_linear_map, rows_of
-from qlearn.nn.network import check_model, copy_of, linear_maps, naming, refuse_computed_weights, replace
-from qlearn.packing import pack, unpack
+from qlearn.nn.network import (
+    carry_attributes,
+    carry_hooks,
+    check_model,
+    copy_of,
+    grouped,
+    linear_maps,
+    naming,
+    refuse_computed_weights,
+    replace,
+)
+from qlearn.packing import pack, packed_size, unpack
 
 
 class CodebookLayer(nn.Module):
@@ -54,17 +66,30 @@ class CodebookLayer(nn.Module):
         self.register_buffer("levels", torch.tensor(numbers.astype(np.float32)))
         self.register_buffer("packed", pack(encode(rows.float(), numbers, scale), self.bits))
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
-        self.dtype = rows.dtype
+        self.register_buffer("_real", rows.new_empty(0), persistent=False)  # knows the type of real numbers here
+        carry_attributes(layer, self)
 
     @property
     def weight(self) -> Tensor:
         """What the codes stand for, as the float layer has it; made anew whenever it is read."""
-        rows = decode(unpack(self.packed, self.bits, self.shape), self.levels, self.scale)
-        return self.map.weight(rows).to(self.dtype)
+        return self.map.weight(torch.cat([rows for _, rows in self._tiles()]))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        return self.map(x, self.map.rows(self.weight).to(x.dtype), self.bias)
+        parts = []
+        for place, rows in self._tiles():
+            parts.append(self.map(input, rows.to(input.dtype), None if self.bias is None else self.bias[place]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """The rows, in pieces that are turned into floats at once. Of eight rows the codes fill whole bytes."""
+        outputs, inputs = self.shape
+        step = max(8, TILE // 4 // inputs // 8 * 8)  # codes are unpacked as int64, which takes more than their floats
+        for start in range(0, outputs, step):
+            stop = min(start + step, outputs)
+            of_codes = slice(packed_size(start * inputs, self.bits), packed_size(stop * inputs, self.bits))
+            codes = unpack(self.packed[of_codes], self.bits, (stop - start, inputs))
+            yield slice(start, stop), decode(codes, self.levels, self.scale[start:stop]).to(self._real.dtype)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -102,8 +127,16 @@ def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: tuple
     if not layers:
         raise ValueError(f"{type(model).__name__} has no Linear left to quantize; it knows {NAMES}.")
     refuse_computed_weights(layers)
+    rows = {name: rows_of(layer).shape[1] for name, layer in layers.items()}
+    if len(wrong := {name: n for name, n in rows.items() if isinstance(block, int) and block > 0 and n % block}) > 1:
+        (first, row), *others = wrong.items()
+        raise ValueError(
+            f"layer {first!r}: block={block} does not divide its rows of {row} weights, nor those of "
+            f"{grouped({name: str(n) for name, n in others})}: use another, or leave={tuple(wrong)} in float."
+        )
     made: dict[nn.Module, nn.Module] = {}
     for name, layer in layers.items():
         with naming(name):
             made[layer] = CodebookLayer(layer, levels, block)
+        carry_hooks(layer, made[layer])
     return replace(copied, made)

@@ -58,6 +58,8 @@ def collect(
 
     def add(layer: nn.Module, values: Any) -> None:
         name = names[layer]
+        if not isinstance(values, Tensor):
+            raise TypeError(f"layer {name!r}: its {of} is a {type(values).__name__}: it must be a tensor.")
         if name not in found:
             found[name] = make(layer)
         if values.numel():

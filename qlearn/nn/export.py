@@ -30,7 +30,7 @@ from qlearn.datasets import write_whole
 from qlearn.nn.codebook_layer import CodebookLayer
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer
-from qlearn.nn.network import carry_hooks, check_model, copy_of
+from qlearn.nn.network import carry_attributes, carry_hooks, check_model, copy_of
 from qlearn.nn.prepared import ObservedLayer
 from qlearn.nn.storage import writable
 
@@ -194,8 +194,6 @@ class QDQLayer(nn.Module):
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
         self.map, self.bits, self.static = layer.map, layer.bits, isinstance(layer, StaticLayer)
-        for attribute in (name for name in vars(layer) if name in getattr(nn, self.map.kind, nn.Linear).__constants__):
-            setattr(self, attribute, getattr(layer, attribute))
         scale, codes = layer.weight_scale.detach(), layer.weight_codes
         self.shape, self.axis, self.block_size = tuple(codes.shape), -1, 0
         zero_point = layer.weight_zero_point.expand(scale.shape).to(codes.dtype)
@@ -218,6 +216,7 @@ class QDQLayer(nn.Module):
             self._constants(bias_codes=layer.bias_codes, bias_scale=scales, bias_zero_point=zeros)
         elif layer.bias is not None:
             self._constants(bias_numbers=layer.bias)
+        carry_attributes(layer, self)
 
     @property
     def weight(self) -> Tensor:
@@ -234,8 +233,9 @@ class QDQLayer(nn.Module):
             return getattr(self, "bias_numbers", None)
         return torch.ops.qlearn.dequantize_linear(self.bias_codes, self.bias_scale, self.bias_zero_point, 0, 0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Real input → real output, as in ONNX."""
+        x = input
         if self.static:
             x = x if self.clip is None else x.clamp(*self.clip)
             codes = torch.ops.qlearn.quantize_linear(x, self.input_scale, self.input_zero_point)

@@ -165,8 +165,9 @@ def function_name(function: Any) -> str:
 
 
 def hooks(module: nn.Module) -> list[Any]:
-    """Those that see what goes into a module, or comes out."""
-    return [hook for kind in HOOKS for hook in getattr(module, kind).values() if "forward" in kind]
+    """Those that see what goes into a module, or comes out; a `forward` that was put in its place sees both."""
+    heard = [hook for kind in HOOKS for hook in getattr(module, kind).values() if "forward" in kind]
+    return heard + [own for name, own in vars(module).items() if name == "forward"]
 
 
 def what_does(name: str) -> str:

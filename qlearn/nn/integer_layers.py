@@ -33,7 +33,7 @@ class IntegerLayer(QuantizedLayer):
     """
 
     input_limits: tuple[int, int]
-    _known_sum: tuple[tuple[int, int], int] = ((-1, -1), 0)
+    _known_sum: tuple[tuple[int, int] | None, int] = None, 0
 
     @property
     def largest_sum(self) -> int:
@@ -95,8 +95,9 @@ class IntegerLayer(QuantizedLayer):
 
     def _weight_sum(self) -> int:
         """The largest Σ |code_w − zero_point_w| of a row; kept until the codes change."""
-        now = self.weight_codes._version, self.weight_codes.data_ptr()
-        if self._known_sum[0] != now:
+        codes = self.weight_codes
+        now = None if codes.is_inference() else (codes._version, codes.data_ptr())  # those made there count no changes
+        if now is None or self._known_sum[0] != now:
             tiles = ((self.weight_codes[t].float(), self._of_rows(self.weight_zero_point, t)) for t in self._tiles())
             found = max(float((codes - zero_point).abs().flatten(1).sum(1).max()) for codes, zero_point in tiles)
             self._known_sum = now, int(found * (1 + 1e-6)) + 1  # the sum itself is rounded

@@ -177,7 +177,7 @@ class LanguageModel(nn.Module):
 
     def _in(self, tokens: Tensor, before: int = 0) -> Tensor:
         """What goes into the first block, if these are characters and not too many."""
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
             shown = (
                 f"shape {tuple(tokens.shape)}, {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
             )
@@ -195,7 +195,7 @@ class LanguageModel(nn.Module):
                 f"Cut the text into pieces, or hand over its end: tokens[..., -{CONTEXT}:]."
             )
         places = torch.arange(before, before + tokens.shape[-1], device=tokens.device)
-        return self.dropout(self.tokens(tokens) + self.positions(places))
+        return self.dropout(self.tokens(tokens.long()) + self.positions(places))
 
     def _out(self, x: Tensor) -> Tensor:
         return self.head(self.norm(x))
@@ -259,8 +259,9 @@ def to_text(tokens: Tensor) -> str:
     >>> to_text(to_tokens("Call me Ishmael."))
     'Call me Ishmael.'
     """
-    if not isinstance(tokens, Tensor):
-        raise TypeError(f"tokens is a {type(tokens).__name__}: wanted is a tensor of whole numbers.")
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point():
+        shown = f"has dtype {tokens.dtype}" if isinstance(tokens, Tensor) else f"is a {type(tokens).__name__}"
+        raise TypeError(f"tokens {shown}: wanted is a tensor of whole numbers.")
     numbers = tokens.reshape(-1).tolist()
     if wrong := [number for number in numbers if number not in range(len(ALPHABET))]:
         raise ValueError(f"tokens holds {wrong[0]}: the model knows 0 to {len(ALPHABET) - 1}.")

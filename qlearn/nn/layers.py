@@ -6,8 +6,9 @@ Between two layers values are real numbers. What happens inside depends on what 
     DynamicLayer      its range is found anew for every batch; then integers, as above
     WeightOnlyLayer   it stays real: the codes of the weights are turned back into numbers first
 
-To everyone else they are what they replace: `.weight` and `.bias` are real numbers, `in_features`, `stride` and the
-like are there, and so are the hooks that were registered on the float layer. The first two are in `integer_layers`.
+To everyone else they are what they replace: `.weight` and `.bias` are real numbers, `in_features`, `stride` and
+attributes of one's own are there, and so are the hooks that were registered on the float layer. The first two are in
+`integer_layers`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from qlearn.affine import QParams, dequantize, quantize
 from qlearn.arrays import saturate
 from qlearn.nn.linear_maps import LinearMap, Supported
+from qlearn.nn.network import carry_attributes
 from qlearn.packing import pack, unpack
 
 TILE = 1 << 22  # weights that are turned into floats at once: 16 MB
@@ -60,8 +62,6 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.map = LinearMap.of(layer)
         self.name, self.called = "", False
-        for attribute in getattr(type(layer), "__constants__", ()):
-            setattr(self, attribute, getattr(layer, attribute))
         self.bits = weight_qparams.bits
         self.weight_limits = weight_qparams.quant_min, weight_qparams.quant_max
         zero_point = torch.as_tensor(weight_qparams.zero_point, dtype=torch.int32)
@@ -74,6 +74,7 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("weight_zero_point", zero_point.clone().to(rows.device))
         self.register_buffer("weight_codes", quantize(self._in_blocks(rows), self.weight_qparams).view_as(rows))
         self.register_buffer("_real", rows.new_empty(0), persistent=False)  # knows the type of real numbers here
+        carry_attributes(layer, self)
         self.register_state_dict_post_hook(_pack_codes)
         self.register_load_state_dict_pre_hook(_unpack_codes)
 
@@ -133,12 +134,14 @@ class QuantizedLayer(nn.Module):
         outputs, *inputs = self.weight_codes.shape
         return f"{' × '.join(map(str, inputs))} → {outputs}, weights {self.weights_text}, input {self.inputs_text}"
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         """Real input → real output.
 
         Raises:
-            TypeError: whole numbers, no tensor.  ValueError: NaN, infinity or another shape. All name the layer.
+            TypeError: whole numbers, no tensor.  ValueError: NaN, infinity or another shape, an output_size. All name
+                the layer.
         """
+        refuse_output_size(self.name, output_size)
         if not torch.compiler.is_compiling():
             self.called = True
         check_input(self.name, input)
@@ -252,6 +255,15 @@ def check_input(name: str, input: Any) -> None:
         raise TypeError(f"layer {name!r}: its input is a {type(input).__name__}: it must be a tensor.")
     if not input.is_floating_point():
         raise TypeError(f"layer {name!r}: its input has dtype {input.dtype}: it must hold floats.")
+
+
+def refuse_output_size(name: str, output_size: Any) -> None:
+    """Raise `ValueError`, naming the layer, if a transposed convolution is told the size of its output in a call."""
+    if output_size is not None:
+        raise ValueError(
+            f"layer {name!r}: it is called with output_size={output_size}, which changes its padding from call to "
+            f"call: give the layer an output_padding, or leave it in float, overrides={{{name!r}: None}}."
+        )
 
 
 def fixed(bias: Tensor | None) -> nn.Parameter | None:

@@ -38,15 +38,22 @@ _OPTIONS = {
 }
 
 
-def is_linear_map(module: object) -> bool:
+def is_linear_map(module: nn.Module) -> bool:
     """Whether a module is one of these layers. A subclass may compute something else, so only the exact types are.
+
+    Nor is a layer of complex numbers, or one that was given a `forward` of its own, as libraries do that load weights
+    when they are needed.
 
     >>> is_linear_map(nn.Linear(2, 3)), is_linear_map(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
     (True, False)
     """
+    if "forward" in vars(module):
+        return False
     if f"{type(module).__module__}.{type(module).__name__}" == "transformers.pytorch_utils.Conv1D":
         return True
-    return type(module) in KINDS and getattr(module, "padding_mode", "zeros") == "zeros"
+    if type(module) not in KINDS or getattr(module, "padding_mode", "zeros") != "zeros":
+        return False
+    return not isinstance(module.weight, Tensor) or not module.weight.is_complex()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from qlearn.nn.linear_maps import KINDS, NAMES, is_linear_map
@@ -48,6 +49,8 @@ def check_model(model: object, *, numbers: bool = True) -> None:
         )
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: wanted is a network, an nn.Module.")
+    if lazy := next((name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)), None):
+        raise ValueError(f"{lazy} has no shape yet, being part of a lazy layer: call the network once, on a batch.")
     if numbers and (meta := next((name for name, p in model.named_parameters() if p.is_meta), None)):
         raise ValueError(f"{meta} is on the meta device, where it has a shape and no numbers: load the weights first.")
 
@@ -108,6 +111,27 @@ def carry_hooks(old: nn.Module, new: nn.Module) -> None:
         new._is_full_backward_hook = old._is_full_backward_hook
 
 
+def move_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Let the hooks of a module fire on the one that is put around it, and on that alone."""
+    carry_hooks(old, new)
+    for kind in HOOKS:
+        getattr(old, kind).clear()
+
+
+def carry_attributes(old: nn.Module, new: nn.Module) -> None:
+    """Let a module have the plain attributes of the one whose place it takes, such as `in_features` and one's own.
+
+    >>> old, new = nn.Linear(2, 3), nn.Identity()
+    >>> old.gain = 2.0
+    >>> carry_attributes(old, new)
+    >>> new.out_features, new.gain
+    (3, 2.0)
+    """
+    for name, value in vars(old).items():
+        if not name.startswith("_") and not hasattr(new, name):
+            setattr(new, name, value)
+
+
 def with_plain_weights(model: nn.Module) -> nn.Module:
     """Make ordinary numbers of all weights that a hook or a parametrization computes; in place, with a warning.
 
@@ -119,7 +143,11 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
     """
     names = []
     for name, module in model.named_modules():
-        for parameter in [key for key in getattr(module, "parametrizations", {})]:
+        computed = [key for key in getattr(module, "parametrizations", {})]
+        if computed:  # PyTorch takes `weight` off the class, which this copy and the model share: a class of its own
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+        for parameter in computed:
             parametrize.remove_parametrizations(module, parameter)
             names.append(name)
         for which in [key for key in ("weight", "bias") if _is_computed(module, key)]:
@@ -156,6 +184,7 @@ def refuse_computed_weights(layers: Mapping[str, nn.Module]) -> None:
     ValueError: layer 'fc' has weights that are computed before each call: torch.nn.utils.prune.remove(layer, \
 'weight') (or remove_spectral_norm) makes them numbers again.
     """
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)  # all at once, so that nobody meets them one by one
     for name, layer in layers.items():
         for which in ("weight", "bias"):
             if parametrize.is_parametrized(layer, which):
@@ -165,8 +194,10 @@ def refuse_computed_weights(layers: Mapping[str, nn.Module]) -> None:
                 remedy = next(ends, "make it a parameter of the layer")
             else:
                 continue
-            what = "weights that are" if which == "weight" else "a bias that is"
-            raise ValueError(f"layer {name!r} has {what} computed before each call: {remedy}.")
+            found["weights that are" if which == "weight" else "a bias that is", remedy].append(name)
+    for (what, remedy), names in found.items():
+        have = f"layer {names[0]!r} has" if len(names) == 1 else f"layers {', '.join(map(repr, names))} have"
+        raise ValueError(f"{have} {what} computed before each call: {remedy}.")
 
 
 def sharing(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -343,6 +374,10 @@ def _reason(module: nn.Module, read: bool) -> str:
         return "PyTorch's attention reads its weights without calling it"
     if is_linear_map(module):
         return "left out by overrides"
+    if isinstance(module, KINDS) and "forward" in vars(module):
+        return "its forward was replaced, by accelerate for example"
+    if isinstance(module, KINDS) and module.weight.is_complex():
+        return "its weights are complex numbers"
     if type(module) in KINDS:
         return f"padding_mode={module.padding_mode!r}"
     if isinstance(module, KINDS):

@@ -28,7 +28,7 @@ from qlearn.nn.adapters import AdaptedLayer
 from qlearn.nn.codebook_layer import CodebookLayer
 from qlearn.nn.fake_quantize import FakeQuantize
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer, quantized_layers
-from qlearn.nn.network import check_model, linear_maps
+from qlearn.nn.network import check_model, grouped, linear_maps
 from qlearn.nn.prepared import ObservedLayer
 from qlearn.packing import pack
 
@@ -99,11 +99,17 @@ def weight_only_layers(model: nn.Module) -> dict[str, WeightOnlyLayer]:
         if isinstance(module, (AdaptedLayer, CodebookLayer)):
             raise ValueError(f"{where} holds more than codes and scales, for which files of others have no place.")
     layers: dict[str, WeightOnlyLayer] = {}
+    kinds = {name: layer.map.kind for name, layer in quantized_layers(model).items() if layer.map.kind != "Linear"}
+    if kinds:
+        names = list(kinds)
+        which = f"layer {names[0]!r} is a {kinds[names[0]]}" if len(names) == 1 else f"layers {grouped(kinds)} are none"
+        raise ValueError(
+            f"{which}: files of others have codes of Linear layers only; overrides={{{', '.join(names)!r}: None}} "
+            "leaves the rest in float."
+        )
     for name, layer in quantized_layers(model).items():
         if not isinstance(layer, WeightOnlyLayer):
             raise ValueError(f"layer {name!r} quantizes its input, too: use activations=None, which keeps it in float.")
-        if layer.map.kind != "Linear":
-            raise ValueError(f"layer {name!r} is a {layer.map.kind}: files of others have codes of Linear layers only.")
         if layer.weight_limits[0] >= 0:
             raise ValueError(f"layer {name!r} has asymmetric codes: use QuantConfig(symmetric=True, …).")
         layers[name] = layer

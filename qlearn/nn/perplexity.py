@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from qlearn.nn.batches import Forward, call, device_of, evaluating, one_tensor
+from qlearn.nn.batches import Forward, as_tensor, call, device_of, evaluating, one_tensor
 from qlearn.nn.language_model import ALPHABET, CONTEXT, to_tokens, windows
 from qlearn.nn.network import check_model
 
@@ -101,11 +101,11 @@ def as_tokens(text: Any) -> Tensor:
     if isinstance(text, Mapping) or hasattr(text, "input_ids"):
         raise TypeError(f"text is a {type(text).__name__}: wanted are the tokens alone, text['input_ids'].")
     try:
-        tokens = torch.as_tensor(text)
-    except (TypeError, ValueError, RuntimeError):
+        tokens = as_tensor(text, "text")
+    except TypeError as error:
         raise TypeError(
-            f"text is a {type(text).__name__} that cannot be made a tensor: wanted are whole numbers, (T,) or (N, T). "
-            "Texts of different lengths are to be joined to one, or measured one by one."
+            f"{error} Wanted are whole numbers, (T,) or (N, T). Texts of different lengths are to be joined to one, "
+            "or measured one by one."
         ) from None
     if tokens.ndim not in (1, 2) or not tokens.numel():
         raise ValueError(f"tokens have shape {tuple(tokens.shape)}: wanted are some, (T,) or (N, T).")

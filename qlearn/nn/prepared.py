@@ -21,16 +21,16 @@ from qlearn.affine import QParams, dequantize
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from qlearn.nn.integer_layers import quantized
-from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.layers import QuantizedLayer, refuse_output_size
 from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks, rows_of
 from qlearn.nn.network import (
-    HOOKS,
-    carry_hooks,
+    carry_attributes,
     check_model,
     copy_of,
     in_float_text,
     left_in_float,
     linear_maps,
+    move_hooks,
     naming,
     plain_lists,
     refuse_computed_weights,
@@ -70,14 +70,8 @@ class ObservedLayer(nn.Module):
         self.weight_qparams: QParams | None = None
         self.weight_codes: Tensor | None = None
         self.calibrating = self.called = False
-        carry_hooks(layer, self)
-        for kind in HOOKS:
-            getattr(layer, kind).clear()
-
-    def __getattr__(self, name: str) -> Any:
-        """The float layer's own numbers, such as `in_features`, for a parent that looks at them."""
-        layer = self.__dict__.get("_modules", {}).get("layer")
-        return getattr(layer, name) if name in getattr(layer, "__constants__", ()) else super().__getattr__(name)
+        carry_attributes(layer, self)
+        move_hooks(layer, self)
 
     @property
     def weight(self) -> Tensor:
@@ -120,8 +114,9 @@ class ObservedLayer(nn.Module):
             )
         return self.weights.find_qparams(self.rows) if self.weight_qparams is None else self.weight_qparams
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         """What the float layer does."""
+        refuse_output_size(self.name, output_size)
         self.called = True
         return self.layer(input)
 
@@ -193,7 +188,9 @@ def notice_uncalled(model: nn.Module, *_: Any) -> None:
     if vars(model).get("noticed") or torch.compiler.is_compiling():
         return
     model.noticed = True
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "called")}
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, (ObservedLayer, QuantizedLayer))
+    }
     if uncalled := [name for name, module in layers.items() if not module.called]:
         warnings.warn(
             f"{', '.join(uncalled)}: not called in the first pass. Where the network reads the weights of a layer "

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from qlearn.arrays import saturate
 from qlearn.config import QuantConfig
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.integer_layers import with_room_for_bias
-from qlearn.nn.layers import check_input
+from qlearn.nn.layers import check_input, refuse_output_size
 from qlearn.nn.linear_maps import LinearMap, Supported
 from qlearn.nn.network import copy_of, with_plain_weights
 from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers
@@ -86,8 +87,9 @@ class FakeQuantizedLayer(ObservedLayer):
             inputs.start(observer.qparams())
         return observer.qparams()
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         """What the integer layer will do, in numbers that have a gradient."""
+        refuse_output_size(self.name, output_size)
         if self.calibrating or input.numel() == 0:
             return super().forward(input)
         self.called = True

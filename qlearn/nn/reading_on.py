@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from qlearn.granularity import PerGroup, PerToken
 from qlearn.nn.adapters import AdaptedLayer
+from qlearn.nn.batches import device_of
 from qlearn.nn.codebook_layer import CodebookLayer
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.flow import hooks
@@ -114,11 +115,12 @@ def reads_on(model: nn.Module) -> TypeGuard[LanguageModel]:
     """Whether every part of the model takes each character by itself, attention apart, so that once is enough."""
     if type(model) is not LanguageModel or not all(_is_plain(block) for block in model.blocks):
         return False
+    if torch.is_autocast_enabled(device_of(model).type):  # which does not know all functions that are called here
+        return False
     prepared = {layer for layer in model.modules() if isinstance(layer, ObservedLayer)}
     inside = {part for layer in prepared for part in layer.modules()} - prepared
     return all(
         type(module).__module__.startswith(("torch.nn.", "qlearn.nn."))
-        and "forward" not in vars(module)
         and all(hook is notice_uncalled for hook in hooks(module))
         and (module in inside or not _looks_around(module))
         for module in model.modules()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from qlearn.nn.batches import Batches, Forward, call, evaluating, listed
+from qlearn.nn.batches import Batches, Forward, call, device_of, evaluating, listed
 from qlearn.nn.flow import FLATTENS, KEEPS, MAPS, MIXES, MOVES, POOLS, TIMES, UNKNOWN, Flow, Step, say_left
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import linear_maps, sharing
@@ -277,7 +277,7 @@ def _holds_on_noise(model: nn.Module, flow: Flow, site: Site) -> bool:
 
 def outputs_in_float(model: nn.Module, batch: Any, forward: Forward | None) -> list[Tensor]:
     """All tensors in what a network puts out for a batch, in eval mode and without gradients."""
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), torch.autocast(device_of(model).type, enabled=False):
         return [part.float() for part in tree_leaves(call(model, batch, forward)) if isinstance(part, Tensor)]
 
 

@@ -98,7 +98,7 @@ def rotate(
     def off(network: nn.Module) -> float:
         return _distance(wanted, outputs_in_float(network, batch, forward))
 
-    limit = max(SAME, *(16 * torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()))
+    limit = max([SAME, *(16 * torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())])
     streams = streams_of(flow, model)
     changes: Changes = defaultdict(list)
     for stream in streams:

@@ -177,19 +177,22 @@ def layer_work(model: nn.Module, example: Tensor, *, weight_bits: int = 32, inpu
     """
     found: dict[str, Work] = {}
 
-    def note(name: str, layer: Supported, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def note(name: str, layer: Supported, x: Tensor, output: Tensor) -> None:
         weights, one = layer.weight.numel(), LinearMap.of(layer)
         # A transposed convolution multiplies each input with many weights; all others sum up for each output.
-        ends, channels = (inputs[0], one.inputs) if one.transposed else (output, one.outputs)
+        ends, channels = (x, one.inputs) if one.transposed else (output, one.outputs)
         products = ends.numel() * weights // channels
-        bits = weights * weight_bits + inputs[0].numel() * input_bits + output.numel() * 32
+        bits = weights * weight_bits + x.numel() * input_bits + output.numel() * 32
         old = found.get(name, Work(0, 0))
         found[name] = Work(old.operations + 2 * products, old.bytes + -(-bits // 8))
 
     layers: dict[str, Any] = linear_maps(model)
     hooks = [
         module.register_forward_hook(
-            lambda layer, inputs, output, name=name: note(name or "model", layer, inputs, output)
+            lambda layer, inputs, named, output, name=name: note(
+                name or "model", layer, (*inputs, *named.values())[0], output
+            ),
+            with_kwargs=True,
         )
         for name, module in layers.items()
     ]

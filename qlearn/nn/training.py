@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlearn.nn.batches import Forward, call, device_of, evaluating, one_tensor
+from qlearn.nn.batches import Forward, as_tensor, call, device_of, evaluating, one_tensor
 from qlearn.nn.distributed import TIMEOUT, Part, exchange, telling, workers
 from qlearn.nn.network import check_model
 from qlearn.nn.threads import one_thread
@@ -125,7 +125,7 @@ def training_steps(
         for _ in range(epochs):
             for batch in torch.randperm(len(images), generator=order).split(batch_size):
                 # The number of threads changes the sums' last digits, and with them the trained model.
-                with one_thread(), own_random(model, chance):
+                with one_thread(), own_random(model, chance), gradients(model):
                     y = labels[batch]
                     logits = _logits(call(model, to_inputs(images[batch]).to(device), forward), y)
                     loss = nn.functional.cross_entropy(logits, y.to(device))
@@ -159,6 +159,25 @@ def own_random(model: nn.Module, chance: torch.Generator) -> Iterator[None]:
         torch.set_rng_state(chance.get_state())
         yield
         chance.set_state(torch.get_rng_state())
+
+
+@contextmanager
+def gradients(model: nn.Module) -> Iterator[None]:
+    """Gradients are computed in here, whatever its user has switched off around it.
+
+    Raises:
+        ValueError: parameters that never have one.
+
+    >>> with torch.no_grad(), gradients(model := nn.Linear(1, 1)):
+    ...     model(torch.ones(1)).requires_grad
+    True
+    """
+    if wrong := next((name for name, p in model.named_parameters() if p.requires_grad and p.is_inference()), None):
+        raise ValueError(
+            f"{wrong!r} was made in torch.inference_mode() and can never be trained: make this network outside of it."
+        )
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def accuracy(
@@ -227,7 +246,7 @@ def to_inputs(images: Any) -> Tensor:
     >>> to_inputs(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8))
     tensor([[[[0.0000, 0.2000, 1.0000]]]])
     """
-    pixels = _tensor("images", images)
+    pixels = as_tensor(images, "images")
     if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
         raise TypeError(f"images have dtype {pixels.dtype}: they must be bytes (uint8) from 0 to 255, or floats.")
     if pixels.ndim not in (3, 4):
@@ -238,15 +257,6 @@ def to_inputs(images: Any) -> Tensor:
     return inputs.unsqueeze(1) if pixels.ndim == 3 else inputs
 
 
-def _tensor(name: str, values: Any) -> Tensor:
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"{name} cannot be made a tensor, which takes numbers in rows of equal length: {error}"
-        ) from error
-
-
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r} must be a whole number.")
@@ -255,7 +265,7 @@ def _check_count(name: str, value: Any) -> None:
 
 
 def _paired(images: Any, labels: Any, *, some: bool = True) -> tuple[Tensor, Tensor]:
-    images, labels = _tensor("images", images), _tensor("labels", labels)
+    images, labels = as_tensor(images, "images"), as_tensor(labels, "labels")
     if images.ndim == 0 or labels.ndim == 0:
         name = "images" if images.ndim == 0 else "labels"
         raise ValueError(f"{name} is a single number: wanted is an array with one entry for each image.")
