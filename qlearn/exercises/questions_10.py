@@ -86,7 +86,7 @@ QUESTIONS = (
     ),
     Question(
         "10.e",
-        "Four workers look at a quarter of the data each. Which statistic can not be merged into what one worker would have "
+        "Four workers look at a quarter of the data each. Which statistic cannot be merged into what one worker would have "
         "found on all of it?",
         (
             Choice("The smallest and the largest value", "The smallest of four smallest is the smallest of all."),
