@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import struct
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -407,12 +409,23 @@ def test_a_processor_without_quick_products_asks_for_less(monkeypatch):
 # --- what the lesson says, and no cell compares ----------------------------------------------------------------------
 
 
+def cell_with(text):
+    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]]
+    (source,) = [source for source in cells if text in source]
+    return source
+
+
+def test_without_compressed_tensors_its_cell_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    exec(cell_with("def read_by_compressed_tensors("), {"nn": nn, "packed": tmp_path})
+    assert capsys.readouterr().out == "Not here: pip install compressed-tensors.\n"
+    assert logging.root.manager.disable == logging.NOTSET  # remarks of others are heard again
+
+
 def test_channels_of_zeros_change_no_code():
     """The CNN behind three channels of zeros has the codes of the CNN, and gives the same."""
-    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]]
-    (source,) = [source for source in cells if "class WithZeros" in source]
     known = {"torch": torch}
-    exec(source.split("\n\n\nfilled = ")[0], known)
+    exec(cell_with("class WithZeros").split("\n\n\nfilled = ")[0], known)
     x = torch.rand(32, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
     def converted(model):
