@@ -433,7 +433,7 @@ def _measured_here(attempt):
     layer, batches = torch.nn.Linear(*LAYER).eval(), (1, int(found), 4 * int(found))
     inputs = {batch: torch.rand(batch, LAYER[0]) for batch in batches}
     calls = {str(batch): lambda x=x: layer(x) for batch, x in inputs.items()}
-    ms = [1e3 * t.median for t in nn.latencies(calls, seconds=0.15, progress=False).values()]
+    ms = [1e3 * t.median for t in nn.latencies(calls, seconds=0.1, progress=False).values()]
     work = [next(iter(nn.layer_work(layer, x).values())) for x in inputs.values()]
     least = [1e3 * nn.roofline(machine, one.operations, one.bytes) for one in work]
     rows = zip(batches, least, ms, strict=True)
