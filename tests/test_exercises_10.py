@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import struct
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -214,6 +216,21 @@ def d_of(block):
         ),
         ("10.1", renamed(lambda x, s, z, w, ws, b: (codes_of(x, s, z) - z) @ w.T + b), "Those are the integer sums"),
         ("10.1", renamed(lambda x, s, z, w, ws, b: x @ (w * ws[:, None]).T + b * s * ws), "never quantized"),
+        (
+            "10.1",
+            renamed(lambda x, s, z, w, ws, b: ((codes_of(x, s, z) - z) @ w.T + b * s * ws) * (s * ws)),
+            "The bias is scaled twice",
+        ),
+        (
+            "10.1",
+            renamed(lambda x, s, z, w, ws, b: (codes_of(x, s, z) - z) * s @ ((w - z) * ws[:, None]).T + b * s * ws),
+            "belongs to x alone",
+        ),
+        (
+            "10.1",
+            renamed(lambda x, s, z, w, ws, b: ((codes_of(x, s, z) - z) @ w.T + b - z) * (s * ws)),
+            "belongs to x alone",
+        ),
         ("10.1", renamed(lambda *all_: torch.as_tensor(qdq_by_integers(*all_))), "a NumPy array is wanted"),
         ("10.2", even(lambda i, o, w, v, p, b: np.ceil(w * p / (2 * b))), "are moved as well"),
         ("10.2", even(lambda *all_: even_by_a_formula(*all_) - 1), "other values"),
@@ -241,6 +258,19 @@ def d_of(block):
         ),
         ("10.2", even(lambda i, o, w, v, p, b: math.ceil(p / b)), "the ridge of the roofline"),
         ("10.2", even(lambda *all_: np.inf), "other values"),
+        ("10.2", even(lambda i, o, w, v, p, b: even_by_a_formula(i, o, w, v, b, p)), "yours are mixed up"),
+        ("10.2", even(lambda i, o, w, v, p, b: even_by_a_formula(i, o, w, v, 1 / p, 1 / b)), "or multiplied"),
+        (
+            "10.2",
+            even(lambda i, o, w, v, p, b: max(1, math.ceil(i * o * w / b / (2 * i * o / p - (i + o) * v / b)))),
+            "no batch is large enough",
+        ),
+        (
+            "10.2",
+            even(lambda i, o, w, v, p, b: math.ceil(i * o * w / b / abs(2 * i * o / p - (i + o) * v / b))),
+            "no batch is large enough",
+        ),
+        ("10.3", lambda block: block[:2].view(np.float16)[0] * (nibbles(block) - 8), "3 − 8 becomes 251"),
         ("10.3", lambda block: d_of(block) * (nibbles(block) - 8), "3 − 8 becomes 251"),
         ("10.3", lambda block: d_of(block) * nibbles(block), "take 8 off"),
         (
@@ -261,6 +291,7 @@ def d_of(block):
         ("10.4", lambda bins, counts: (np.concatenate(bins), np.concatenate(counts)), "is there twice"),
         ("10.4", lambda bins, counts: np.unique(np.concatenate(bins), return_counts=True), "how many workers"),
         ("10.4", lambda bins, counts: merged_by_counting(bins, counts)[1], "Return both"),
+        ("10.4", lambda bins, counts: merged_by_counting(bins, counts)[::-1], "first the bins"),
         (
             "10.4",
             lambda bins, counts: (lambda b, c: (b, c.astype(float)))(*merged_by_counting(bins, counts)),
@@ -290,9 +321,26 @@ def test_what_is_done_with_an_answer_is_said_in_numbers():
     assert "of 2,000 held-out digits are read as ONNX Runtime" in said("10.1")
     same = int(said("10.1").split("three layers: ")[1].split(" of")[0].replace(",", ""))
     assert same >= 1998
-    assert "Measured, for an example:" in said("10.2")
+    here = said("10.2")
+    assert "your break-even is a batch of" in here and "with codes of 8 bits" in here
     assert "55,776 blocks of the language model's 29 linear layers" in said("10.3")
     assert "to the last bit that of one worker who saw all" in said("10.4")
+
+
+def test_a_measurement_may_disagree_with_a_prediction():
+    """From 1 to 32 examples the time grows 2 times, then in step with the batch; or always in step."""
+    assert "\nAs predicted" in lesson_10._direction(32, 1.0, 2.0, 8.0)
+    assert "\nNot as predicted" in lesson_10._direction(32, 1.0, 32.0, 128.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "said", "measured"),
+    [(np.inf, "at no batch", False), (4000.0, "4,000", False), (2.0, "a batch of 2", True)],
+)
+def test_only_batches_that_fit_are_measured(found, said, measured):
+    message = lesson_10._measured_here(lambda *_: found)
+    assert said in message
+    assert ("roofline     measured" in message) == measured
 
 
 # --- the challenge ---------------------------------------------------------------------------------------------------
@@ -361,12 +409,23 @@ def test_a_processor_without_quick_products_asks_for_less(monkeypatch):
 # --- what the lesson says, and no cell compares ----------------------------------------------------------------------
 
 
+def cell_with(text):
+    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]]
+    (source,) = [source for source in cells if text in source]
+    return source
+
+
+def test_without_compressed_tensors_its_cell_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    exec(cell_with("def read_by_compressed_tensors("), {"nn": nn, "packed": tmp_path})
+    assert capsys.readouterr().out == "Not here: pip install compressed-tensors.\n"
+    assert logging.root.manager.disable == logging.NOTSET  # remarks of others are heard again
+
+
 def test_channels_of_zeros_change_no_code():
     """The CNN behind three channels of zeros has the codes of the CNN, and gives the same."""
-    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]]
-    (source,) = [source for source in cells if "class WithZeros" in source]
     known = {"torch": torch}
-    exec(source.split("\n\n\nfilled = ")[0], known)
+    exec(cell_with("class WithZeros").split("\n\n\nfilled = ")[0], known)
     x = torch.rand(32, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
     def converted(model):

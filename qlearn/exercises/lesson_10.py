@@ -103,6 +103,27 @@ def _sums(x, x_scale, x_zero_point, w_codes, w_scale, bias_codes):
     return (_codes_of(x, x_scale, x_zero_point) - x_zero_point) @ w_codes.T + bias_codes
 
 
+def _bias_scaled_twice(x, x_scale, x_zero_point, w_codes, w_scale, bias_codes):
+    step = x_scale * w_scale
+    return ((_codes_of(x, x_scale, x_zero_point) - x_zero_point) @ w_codes.T + bias_codes * step) * step
+
+
+def _off_weights(kind):
+    """The zero point of x is taken off the weights' codes too, in int8, where it wraps around, or wider."""
+
+    def layer(x, x_scale, x_zero_point, w_codes, w_scale, bias_codes):
+        x_hat = (_codes_of(x, x_scale, x_zero_point) - x_zero_point) * x_scale
+        w_hat = (w_codes.astype(np.int64) - x_zero_point).astype(kind) * w_scale[:, None]
+        return x_hat @ w_hat.T + bias_codes * (x_scale * w_scale)
+
+    return layer
+
+
+def _zero_point_off_bias(x, x_scale, x_zero_point, w_codes, w_scale, bias_codes):
+    codes = _codes_of(x, x_scale, x_zero_point)
+    return _layer(codes, x_scale, x_zero_point, w_codes, w_scale, bias_codes - x_zero_point)
+
+
 def _with_relu(x, x_scale, x_zero_point, w_codes, w_scale, bias_codes):
     return np.maximum(qdq_linear(x, x_scale, x_zero_point, w_codes, w_scale, bias_codes), 0)
 
@@ -175,6 +196,14 @@ QDQ_MISTAKES = (
         _with_bias(lambda b, sx, sw: (b * (sx * sw))[:, None]),
         "One bias for each output: (O,) fits the columns of the result as it is.",
     ),
+    Mistake(_bias_scaled_twice, "The bias is scaled twice: once by itself, and once more with the sums."),
+    *(
+        Mistake(
+            function,
+            "x_zero_point belongs to x alone: the codes of weights and bias are signed, and 0 is their code of 0.",
+        )
+        for function in (_off_weights(np.int8), _off_weights(np.int64), _zero_point_off_bias)
+    ),
     Mistake(_no_transpose, "Weights have shape (O, I): x̂ @ ŵ.T gives (N, O)."),
     Mistake(_sums, "Those are the integer sums. Times x_scale · w_scale they are real numbers."),
     Mistake(_narrow_sums, "Your sums are int16 and wrapped around. Sums of products need 32 bits (lesson 04)."),
@@ -229,7 +258,8 @@ def _against_onnx_runtime(attempt):
     who = "ONNX Runtime" if name.startswith("ONNX") else "the network of nn.convert (onnxruntime is not installed)"
     return (
         f"Your `qdq_linear` as all three layers: {same:,} of {DIGITS:,} held-out digits are read as {who}\n"
-        f"reads them, which multiplied codes. On average a logit differs by {np.mean(np.abs(mine - theirs)):.0e}."
+        f"reads them. It multiplied codes, and you real numbers: on average a logit differs by "
+        f"{np.mean(np.abs(mine - theirs)):.0e}."
     )
 
 
@@ -362,26 +392,67 @@ def _ratio(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
     return np.ceil(operations / bandwidth)
 
 
+def _mixed_up(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+    return max(1.0, break_even(inputs, outputs, weight_bytes, value_bytes, bandwidth, operations))
+
+
+def _one_at_least(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+    return max(1.0, _never_said(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth))
+
+
+def _without_its_sign(inputs, outputs, weight_bytes, value_bytes, operations, bandwidth):
+    per = 2 * inputs * outputs / operations - (inputs + outputs) * value_bytes / bandwidth
+    with np.errstate(divide="ignore"):
+        return np.ceil(np.float64(inputs * outputs * weight_bytes / bandwidth) / abs(per))
+
+
+LAYER, MEASURED = (1024, 4096), 1024  # the layer of the lesson; larger batches are not measured
+
+
 def _measured_here(attempt):
+    """What the attempt predicts for this machine, and how the time of a layer grows below and above that batch."""
     import torch
 
     from qlearn import nn
 
-    inputs, outputs = 1024, 4096
     machine = nn.measure_machine()
-    found = float(attempt(inputs, outputs, 4, 4, machine.float_operations_per_second, machine.bytes_per_second))
-    said = (
-        f"Your `break_even` of a layer {inputs} → {outputs} in float32, with the "
-        f"{machine.bytes_per_second / 1e9:.0f} GB and {machine.float_operations_per_second / 1e9:.0f} billion float "
-        f"operations\na second that were measured here: "
+    bandwidth, peak, peak8 = (
+        machine.bytes_per_second,
+        machine.float_operations_per_second,
+        machine.int8_operations_per_second,
     )
-    if not np.isfinite(found):
-        return f"{said}never."
-    layer, times = torch.nn.Linear(inputs, outputs).eval(), {}
-    for batch in (1, int(found), 4 * int(found)):
-        times[batch] = nn.latency(layer, torch.rand(batch, inputs), seconds=0.1).median / batch
-    each = ", ".join(f"{1e6 * seconds:,.0f} µs at {batch}" for batch, seconds in times.items())
-    return f"{said}a batch of {found:.0f}.\nMeasured, for an example: {each}. Below it you pay for the weights, above for the products."
+    found = float(attempt(*LAYER, 4, 4, peak, bandwidth))
+    codes = "" if peak8 is None else f", with codes of 8 bits {_batch(attempt(*LAYER, 1, 1, peak8, bandwidth))}"
+    said = (
+        f"The lesson's layer {LAYER[0]} → {LAYER[1]} on this machine ({bandwidth / 1e9:.0f} GB and "
+        f"{peak / 1e9:.0f} billion float operations a second):\nin float32 your break-even is "
+        f"{_batch(found)}{codes}."
+    )
+    if not found <= MEASURED:
+        return said
+    layer, batches = torch.nn.Linear(*LAYER).eval(), (1, int(found), 4 * int(found))
+    inputs = {batch: torch.rand(batch, LAYER[0]) for batch in batches}
+    calls = {str(batch): lambda x=x: layer(x) for batch, x in inputs.items()}
+    ms = [1e3 * t.median for t in nn.latencies(calls, seconds=0.1, progress=False).values()]
+    work = [next(iter(nn.layer_work(layer, x).values())) for x in inputs.values()]
+    least = [1e3 * nn.roofline(machine, one.operations, one.bytes) for one in work]
+    rows = zip(batches, least, ms, strict=True)
+    table = "".join(f"\n  batch {n:6,}: {roof:6.2f} ms {took:11.2f} ms" for n, roof, took in rows)
+    cached = " A call quicker than the roofline finds its weights in a cache." if ms[0] < least[0] else ""
+    return f"{said}\n  {'':13}roofline     measured{table}\n{_direction(int(found), *ms)}{cached}"
+
+
+def _batch(found):
+    return f"a batch of {found:,.0f}" if np.isfinite(found) else "at no batch"
+
+
+def _direction(found, one, even, beyond):
+    """Whether examples are cheaper below the break-even than above it, in words, from the time of a call at each batch."""
+    below, above = even / one, beyond / even
+    grows = f"{found} examples take {below:.1f} times as long as one, four times as many {above:.1f} times as long as those.\n"
+    if below / found < 0.7 * above / 4:
+        return f"{grows}As predicted: below the break-even a further example is cheap, above it each pays for its products."
+    return f"{grows}Not as predicted: does another program run beside it? Try again."
 
 
 @st.composite
@@ -475,6 +546,17 @@ EVEN = Exercise(
             _never_said,
             "A batch is never negative. Where each further example takes longer to move than to compute, return np.inf.",
         ),
+        *(
+            Mistake(
+                function,
+                "Where each further example takes longer to move than to compute, no batch is large enough: return np.inf.",
+            )
+            for function in (_one_at_least, _without_its_sign)
+        ),
+        Mistake(
+            _mixed_up,
+            "Operations are divided by `operations`, bytes by `bandwidth`: yours are mixed up, or multiplied.",
+        ),
         Mistake(_rounded(lambda n: n), "A batch is a whole number: the smallest from which on it holds, np.ceil."),
         Mistake(
             _rounded(np.floor),
@@ -560,6 +642,12 @@ def _offset_seven_and_a_half(block):
 def _wrapped(block):
     codes = np.concatenate([block[2:] & 15, block[2:] >> 4]) - np.uint8(8)
     return _scale_of(block) * codes
+
+
+def _wrapped_in_float16(block):
+    codes = np.concatenate([block[2:] & 15, block[2:] >> 4]) - np.uint8(8)
+    with np.errstate(all="ignore"):
+        return block[:2].view("<f2")[0] * codes
 
 
 def _high_byte_first(block):
@@ -677,9 +765,12 @@ BLOCK = Exercise(
         ),
         Mistake(_offset_seven, "Stored is code + 8, not + 7: the 16 codes run from −8 to 7."),
         Mistake(_offset_seven_and_a_half, "Stored is code + 8: 0 is a code, and the codes run from −8 to 7."),
-        Mistake(
-            _wrapped,
-            "The bytes are uint8, which have no negative numbers: 3 − 8 becomes 251. Cast to a signed type first.",
+        *(
+            Mistake(
+                function,
+                "The bytes are uint8, which have no negative numbers: 3 − 8 becomes 251. Cast to a signed type first.",
+            )
+            for function in (_wrapped, _wrapped_in_float16)
         ),
         Mistake(_high_byte_first, "The low byte of d comes first: '<f2', not '>f2'."),
         Mistake(_scale_as_whole_number, "You read d as a whole number. Its two bytes are a float16: .view('<f2')."),
@@ -819,6 +910,10 @@ def _a_dictionary(bins, counts):
     return dict(zip(merged.tolist(), total.tolist(), strict=True))
 
 
+def _counts_first(bins, counts):
+    return merge_histograms(bins, counts)[::-1]
+
+
 def _counts_alone(bins, counts):
     return merge_histograms(bins, counts)[1]
 
@@ -929,6 +1024,7 @@ MERGE = Exercise(
         ),
         Mistake(_with_empty_bins, "Empty bins are not kept: only those in which something lies."),
         Mistake(_a_dictionary, "Return two arrays: the bins, ascending, and their counts."),
+        Mistake(_counts_first, "The other way round: first the bins, then their counts."),
         Mistake(_counts_alone, "Return both: the bins, and their counts."),
     ),
     hints=(

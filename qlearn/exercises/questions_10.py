@@ -86,8 +86,8 @@ QUESTIONS = (
     ),
     Question(
         "10.e",
-        "Four workers look at a quarter of the data each. Of which statistic can theirs not be put together to that of one "
-        "worker who saw all?",
+        "Four workers look at a quarter of the data each. Which statistic cannot be merged into what one worker would have "
+        "found on all of it?",
         (
             Choice("The smallest and the largest value", "The smallest of four smallest is the smallest of all."),
             Choice(
