@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,11 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
     True
     """
     check_model(model)
-    path = writable(path)
-    state = {name: tensor.contiguous().clone() for name, tensor in _state(model).items()}
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        unfinished = Path(folder, path.name)
+    with whole(path) as unfinished:
+        state = {name: tensor.contiguous().clone() for name, tensor in _state(model).items()}
         configurations = json.dumps(_configurations(model), separators=(",", ":"))
         save_file(state, unfinished, {HEAD: configurations})
-        os.replace(unfinished, path)
-    return path.stat().st_size
+    return Path(path).stat().st_size
 
 
 def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Module:
@@ -118,6 +116,32 @@ def writable(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Where to write a file in here; it gets its own name when it is complete.
+
+    Raises:
+        TypeError, FileNotFoundError, IsADirectoryError: as `writable`.
+    """
+    path = writable(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        unfinished = Path(folder, path.name)
+        yield unfinished
+        os.replace(unfinished, path)
+
+
+def readable(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that is to be read.
+
+    Raises:
+        TypeError: no path.  FileNotFoundError: no such file.
+    """
+    path = _path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    return path
+
+
 def _path(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path is a {type(path).__name__}: wanted is the name of a file.")
@@ -126,10 +150,8 @@ def _path(path: str | os.PathLike[str]) -> Path:
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The file's tensors, and how its layers were quantized."""
-    if not _path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(readable(path), framework="pt") as file:
             state = OrderedDict((name, file.get_tensor(name)) for name in list(file.keys()))
             head = file.metadata() or {}
             configurations = json.loads(head.get(HEAD, "{}"))
