@@ -210,9 +210,7 @@ def _behind(step: Step, source: Step, layout: Any) -> Any:
         return layout
     if step.does == FLATTENS:
         return BLOCKS if layout in (1, 2) else layout
-    # Attention's values are its third operand, those of a product of matrices the second.
-    values = 2 if step.name == "scaled_dot_product_attention" else 1
-    if (step.does == MOVES and alone) or (step.does == MIXES and step.reads.index(source) == values):
+    if (step.does == MOVES and alone) or (step.does == MIXES and step.reads.index(source) == step.values_place):
         return MOVED
     raise _NoSite(f"{step.name!r} reads it")
 
