@@ -1,7 +1,6 @@
 """What one needs to know of the inputs or outputs of layers: a statistic for each, filled while data run through.
 
-    with collect(layers, Statistic) as found:
-        for _ in outputs(model, batches): pass
+    found = collected(model, layers, Statistic, batches)
     found["conv1"]
 
 All methods that look at data use it: calibration, bias correction, GPTQ, SmoothQuant, AWQ. Each brings a statistic,
