@@ -185,9 +185,7 @@ def _input_of(model: nn.Module, batch: Any) -> Any:
         )
     if len(batch) > 2 or (isinstance(first, Tensor) and not _are_labels(others[0], first)):
         raise ValueError(f"a batch has {len(batch)} parts that all look like inputs: {HOW}.")
-    if isinstance(first, (list, Tensor)):
-        return first
-    return _input_of(model, first)
+    return first if isinstance(first, list) else _input_of(model, first)
 
 
 def _are_labels(part: Any, inputs: Tensor) -> bool:
@@ -201,12 +199,9 @@ def _are_labels(part: Any, inputs: Tensor) -> bool:
 
 def _arguments(model: nn.Module) -> tuple[str, ...] | None:
     """The names of what a network's forward takes; None if it takes anything."""
-    names = []
-    for parameter in inspect.signature(model.forward).parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD or parameter.kind is parameter.VAR_POSITIONAL:
-            return None
-        names.append(parameter.name)
-    return tuple(names)
+    parameters = inspect.signature(model.forward).parameters
+    anything = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values())
+    return None if anything else tuple(parameters)
 
 
 def _some(batches: Iterable[Any]) -> Iterator[Any]:

@@ -117,7 +117,7 @@ def engine(
     if quantized:
         model = model if converted else convert(model)
     else:
-        model = copy_of(model, {layer: layer.layer for layer in prepared_layers(model)})
+        model = _in_float(model)
     if name in ("float", "integers by hand"):
         return _of_pytorch(name, model)
     if name == "torchao int8":
@@ -132,8 +132,12 @@ def _of_pytorch(name: str, model: nn.Module) -> Engine:
 
 def _bytes_of(model: nn.Module) -> int:
     """What the network takes in a file; of one that computes with rounded floats, the floats."""
-    floats = {layer: layer.layer for layer in prepared_layers(model)}
-    return summary(copy_of(model, floats) if floats else model).bytes
+    return summary(_in_float(model)).bytes
+
+
+def _in_float(model: nn.Module) -> nn.Module:
+    """A copy in which prepared layers are the float layers that they were."""
+    return copy_of(model, {layer: layer.layer for layer in prepared_layers(model)})
 
 
 def _rounding(layer: ObservedLayer) -> nn.Module:

@@ -146,13 +146,13 @@ class LinearMap:
         return patches.flatten(2).unflatten(1, (self.groups, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
-def rows_of(layer: Supported, weight: Tensor | None = None) -> Tensor:
-    """The weights of a layer, or others of that shape, one row for each output channel.
+def rows_of(layer: Supported) -> Tensor:
+    """The weights of a layer, one row for each output channel.
 
     >>> rows_of(nn.ConvTranspose2d(2, 3, 5)).shape
     torch.Size([3, 2, 5, 5])
     """
-    return LinearMap.of(layer).rows(layer.weight if weight is None else weight)
+    return LinearMap.of(layer).rows(layer.weight)
 
 
 def as_blocks(rows: Tensor, granularity: Granularity) -> Tensor:

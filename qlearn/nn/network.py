@@ -119,7 +119,7 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
     """
     names = []
     for name, module in model.named_modules():
-        for parameter in [key for key in getattr(module, "parametrizations", {})]:
+        for parameter in list(getattr(module, "parametrizations", {})):
             parametrize.remove_parametrizations(module, parameter)
             names.append(name)
         for which in [key for key in ("weight", "bias") if _is_computed(module, key)]:

@@ -24,19 +24,12 @@ from torch import Tensor
 
 from qlearn.affine import QParams
 from qlearn.config import QuantConfig
-from qlearn.granularity import Granularity, PerAxis, PerTensor, PerToken
-from qlearn.nn.integer_layers import quantized
+from qlearn.nn.integer_layers import DYNAMIC, quantized
 from qlearn.nn.layers import quantized_layers
 from qlearn.nn.linear_maps import LinearMap
 from qlearn.nn.network import carry_hooks, check_model, copy_of, linear_maps
 
 HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON; a later format: "qlearn 2", say
-# How `inputs_text` of a dynamic layer ends.
-DYNAMIC: dict[str, Granularity] = {
-    "per token": PerToken(),
-    "per row": PerAxis(0),
-    "dynamic": PerTensor(),
-}
 
 
 def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
@@ -193,7 +186,7 @@ def _layer_of_codes(layer: Any, parts: dict[str, Tensor], configuration: dict[st
         inputs = QParams(1.0, 0, *configuration["input codes"])
     elif "input codes" in configuration:
         low, high = configuration["input codes"]
-        granularity = next(g for end, g in DYNAMIC.items() if configuration["inputs"].endswith(end))
+        granularity = next(g for g, end in DYNAMIC.items() if configuration["inputs"].endswith(end))
         inputs = QuantConfig((high - low).bit_length(), symmetric=low < 0, narrow_range=low == -high,
                              granularity=granularity, method="dynamic")  # fmt: skip
     if layer.bias is None and ("bias" in parts or "bias_codes" in parts):  # bias correction gave it one

@@ -21,8 +21,9 @@ from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
 from qlearn.nn.integer_layers import StaticLayer, quantized
 from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.mixed_precision import divergence
+from qlearn.nn.network import replace as exchange
 from qlearn.nn.prepared import ObservedLayer, prepared_layers
-from qlearn.nn.prepared import replace as exchange
 from qlearn.nn.threads import one_thread
 from qlearn.widgets.digit_networks import IN_CACHE, answers, largest_activation, mnist, quick
 
@@ -138,7 +139,7 @@ class BitTrials:
                     for steps, _ in parts[first:]:
                         x = _through(changed, steps, x, self._at_once)
                     logs = x.double().log_softmax(-1)
-                    table[name][b] = float((target.exp() * (target - logs)).sum(-1).mean())
+                    table[name][b] = divergence(target, logs)
         return table
 
     def _make_layer(self, name: str, bits: int) -> QuantizedLayer:
@@ -193,13 +194,7 @@ class BitTrials:
 
 def _through(network: Any, steps: list[str], x: Tensor, at_once: int) -> Tensor:
     """What these steps of the network make of x, so many examples at once."""
-    modules = [network.get_submodule(name) for name in steps]
-    outputs = []
-    for batch in x.split(at_once):
-        for module in modules:
-            batch = module(batch)
-        outputs.append(batch)
-    return torch.cat(outputs)
+    return answers(torch.nn.Sequential(*(network.get_submodule(name) for name in steps)), x, at_once)
 
 
 def _parts(network: Any, layers: tuple[str, ...]) -> list[tuple[list[str], int]]:
