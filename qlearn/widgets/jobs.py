@@ -27,11 +27,12 @@ class Job:
 
     Attributes:
         error: what has ended it, if it was an error.
+        ended: whether there is nothing left to do.
     """
 
     def __init__(self, work: Callable[[Job], None], after: Callable[[Job], None]) -> None:
         self._work, self._after = work, after
-        self._stopping = threading.Event()
+        self._stopping, self.ended = threading.Event(), False
         self._thread: threading.Thread | None = None
         self.error: Exception | None = None
 
@@ -42,6 +43,11 @@ class Job:
     @property
     def stopped(self) -> bool:
         return self._stopping.is_set()
+
+    @property
+    def running(self) -> bool:
+        """Whether it is at work in a thread of its own, and goes on."""
+        return self._thread is not None and not self.ended and not self.stopped
 
     def check(self) -> None:
         """Raise `Stopped` if it is to end."""
@@ -59,7 +65,11 @@ class Job:
         """Until it has ended; one that has not been started is run here."""
         if self._thread is None:
             self.run()
-        else:
+        self.join()
+
+    def join(self) -> None:
+        """Until its thread has ended, if it has one that is not this one."""
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def run(self) -> None:
@@ -70,10 +80,11 @@ class Job:
         except Exception as error:  # shown by whoever waits for it
             self.error = error
         finally:
+            self.ended = True
             try:
                 self._after(self)
             finally:
-                running.discard(self)
+                running.discard(self)  # last: who leaves Python waits for the last picture too
 
 
 running: set[Job] = set()

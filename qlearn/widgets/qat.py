@@ -137,8 +137,7 @@ class QATExplorer(Explorer):
         """Train with these settings and return when it is done."""
         with DRAWING:
             run = self._new_run(self._key)
-        run.train(self.refresh)
-        self.refresh()
+        run.train()
 
     def start(self) -> None:
         """Train with these settings in the background. Nothing happens if that is being done already."""
@@ -146,7 +145,7 @@ class QATExplorer(Explorer):
             key = self._key
             if (run := self._runs.get(key)) is not None and run.running:
                 return
-            self._new_run(key).start(self.refresh)
+            self._new_run(key).start()
             self._mark_buttons()
 
     def stop(self) -> None:
@@ -271,7 +270,7 @@ class QATExplorer(Explorer):
     def _run_of(self, key: Any) -> Any:
         with DRAWING:  # a cell and a control may ask for it at once, and a picture goes through all of them
             if key not in self._runs:
-                self._runs[key] = self._torch.Run(self._network, key)
+                self._runs[key] = self._torch.Run(self._network, key, self.refresh)
             return self._runs[key]
 
     def _new_run(self, key: Any) -> Any:
