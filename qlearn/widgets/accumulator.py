@@ -16,7 +16,19 @@ from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, GREEN, GREY
 from qlearn.widgets.controls import Choice, Number, Slider
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import AFTER, bars, count, counted, diamond, error_axis, height, moving, on_decades, ring
+from qlearn.widgets.panels import (
+    AFTER,
+    bars,
+    count,
+    counted,
+    diamond,
+    error_axis,
+    height,
+    moving,
+    on_decades,
+    raised,
+    ring,
+)
 
 DEPTHS = tuple(2**power for power in range(4, 15))
 ROWS = 64  # of the input, and columns of the weights: so many times so many sums
@@ -221,15 +233,6 @@ def wrap(sums: Any, bits: int) -> Any:
     """
     half = 1 << (bits - 1)
     return ((sums + half) & (2 * half - 1)) - half
-
-
-def raised(number: int) -> str:
-    """A whole number as an exponent.
-
-    >>> raised(31), raised(-4)
-    ('³¹', '⁻⁴')
-    """
-    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _high_multiply(acc: Any, m: Any, bits: Any) -> Any:

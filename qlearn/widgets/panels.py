@@ -214,6 +214,24 @@ def towards_100(percent: Any, best: float) -> Any:
     return -np.log10(100 - np.minimum(percent, best))
 
 
+def columns(places: Any) -> Any:
+    """Points as what `set_data` takes: all x, and all y; also where there are none.
+
+    >>> columns([(1.0, 2.0), (3.0, 4.0)]).tolist()
+    [[1.0, 3.0], [2.0, 4.0]]
+    """
+    return np.reshape(places, (-1, 2)).T
+
+
+def raised(number: int) -> str:
+    """A whole number as an exponent.
+
+    >>> raised(31), raised(-4)
+    ('³¹', '⁻⁴')
+    """
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def plain(number: float) -> str:
     """A tick's label; powers of ten only where zeros can no longer be counted at a glance.
 
