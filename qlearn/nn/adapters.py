@@ -118,10 +118,9 @@ def add_adapters(
         raise ValueError("this model has adapters already.")
     copied = copy_of(model).requires_grad_(False)
     kinds = (QuantizedLayer, CodebookLayer)
-    found: dict[str, Any] = {name: m for name, m in copied.named_modules() if isinstance(m, kinds)} | linear_maps(
-        copied
-    )
-    found = {n: m for n, m in found.items() if fnmatchcase(n, layers) and m.weight.ndim == 2}
+    in_codes = {name: module for name, module in copied.named_modules() if isinstance(module, kinds)}
+    known: dict[str, Any] = {**in_codes, **linear_maps(copied)}
+    found = {name: m for name, m in known.items() if fnmatchcase(name, layers) and m.weight.ndim == 2}
     if not found:
         raise ValueError(f"{type(model).__name__} has no linear layer that is called {layers!r}.")
     if rounding := [name for name, layer in found.items() if isinstance(layer, IntegerLayer)]:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from qlearn.nn.network import check_model
@@ -131,6 +132,15 @@ def one_tensor(output: Any) -> Tensor:
         f"the network puts out a {type(output).__name__}{holds}, and no logits: hand over those that count, "
         "forward=lambda model, batch: model(batch)[…]."
     )
+
+
+def tensors_in(parts: Any) -> list[Tensor]:
+    """The tensors in anything that holds some.
+
+    >>> tensors_in({"a": torch.ones(1), "b": (2, [torch.zeros(1)])})
+    [tensor([1.]), tensor([0.])]
+    """
+    return [part for part in tree_leaves(parts) if isinstance(part, Tensor)]
 
 
 @contextmanager

@@ -163,9 +163,9 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 def _fitting(name: str, weight: Tensor, kind: str, otherwise: str | None) -> BlockType:
     """The first of two types whose blocks fill the rows of these weights."""
     inputs = weight.shape[-1]
-    for fitting in (TYPES[kind], TYPES.get(otherwise or kind, TYPES[kind])):
-        if inputs % fitting.values == 0:
-            return fitting
+    for tried in (kind, otherwise or kind):
+        if inputs % TYPES[tried].values == 0:
+            return TYPES[tried]
     ways = "; with otherwise='Q4_0' or 'Q8_0' such layers are of that type" if inputs % 32 == 0 else ""
     raise ValueError(
         f"layer {name!r} has rows of {inputs} weights: {kind} takes multiples of {TYPES[kind].values}{ways}."

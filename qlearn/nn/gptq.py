@@ -201,9 +201,7 @@ def _round(layer: ObservedLayer, hessian: Tensor, **options: Any) -> None:
         layer.weight_qparams = None  # found for weights that are gone
     qparams = layer.find_weight_qparams()
     codes = gptq_quantize(layer.rows, hessian, qparams, **options)
-    layer_map = LinearMap.of(layer.layer)
-    rows = dequantize(codes, qparams).reshape(layer_map.rows(layer.weight).shape)
-    set_parameter(layer.layer, "weight", layer_map.weight(rows).contiguous())
+    set_parameter(layer.layer, "weight", layer.weight_of(dequantize(codes, qparams)).contiguous())
     if not torch.equal(quantize(layer.rows, qparams), codes):
         raise ValueError(
             f"{str(layer.weight.dtype).removeprefix('torch.')} is too coarse for a grid of {layer.weights.bits} bits: "

@@ -20,7 +20,7 @@ from qlearn.config import QuantConfig
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.integer_layers import with_room_for_bias
 from qlearn.nn.layers import check_input
-from qlearn.nn.linear_maps import LinearMap, Supported, rows_of
+from qlearn.nn.linear_maps import Supported, rows_of
 from qlearn.nn.network import copy_of, with_plain_weights
 from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers
 from qlearn.nn.ptq import WEIGHTS
@@ -131,9 +131,7 @@ class FakeQuantizedLayer(ObservedLayer):
         return parameters, x if self.input_fake_quantize is None else self.input_fake_quantize(x, inputs)
 
     def _rounded_weight(self, qparams: QParams) -> Tensor:
-        as_rows = LinearMap.of(self.layer)
-        rounded = self.weight_fake_quantize(self.rows, qparams)
-        return as_rows.weight(rounded.reshape(as_rows.rows(self.layer.weight).shape))
+        return self.weight_of(self.weight_fake_quantize(self.rows, qparams))
 
 
 def prepare_qat(

@@ -78,10 +78,9 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     if configurations and not quantized_layers(model):
         model = _with_layers_of_codes(model, state, configurations, str(path))
     versions = getattr(model.state_dict(), "_metadata", {})  # of the modules, which some ask for
-    differences = list(_other_layers(configurations, _configurations(model))) or list(
-        _other_kinds(state, _state(model))
-    )
-    if differences := [*_other_names(state, _state(model)), *differences]:
+    own = _state(model)
+    others = list(_other_layers(configurations, _configurations(model))) or list(_other_kinds(state, own))
+    if differences := [*_other_names(state, own), *others]:
         raise ValueError(f"{path} does not belong to this network: {'; '.join(differences)}.")
     trial = copy.deepcopy(model)
     for network in (trial, model):  # the real one only when nothing can go wrong any more

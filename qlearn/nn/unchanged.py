@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from qlearn.nn.batches import Forward, call, evaluating
+from qlearn.nn.batches import Forward, call, evaluating, tensors_in
 
 T = TypeVar("T")
 
@@ -20,7 +19,7 @@ T = TypeVar("T")
 def outputs_in_float(model: nn.Module, batch: Any, forward: Forward | None) -> list[Tensor]:
     """All tensors in what a network puts out for a batch, in eval mode and without gradients."""
     with torch.no_grad(), evaluating(model):
-        return [part.float() for part in tree_leaves(call(model, batch, forward)) if isinstance(part, Tensor)]
+        return [part.float() for part in tensors_in(call(model, batch, forward))]
 
 
 def wanted_outputs(model: nn.Module, batch: Any, forward: Forward | None) -> list[Tensor]:

@@ -212,6 +212,5 @@ def _parts(network: Any, layers: tuple[str, ...]) -> list[tuple[list[str], int]]
         depth += own
         if own or not parts:
             parts.append(([], depth))
-        names, _ = parts.pop()
-        parts.append(([*names, name], depth))
+        parts[-1][0].append(name)
     return parts

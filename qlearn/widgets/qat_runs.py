@@ -94,9 +94,7 @@ class Network:
                 layer.weight_fake_quantize = FoundNowAndThen(config, found)
         nn.calibrate(model, _calibration(), progress=False)
         with torch.no_grad():
-            model(
-                _calibration()[:1]
-            )  # learned scales of inputs start at the first pass: from the calibration, not later
+            model(_calibration()[:1])  # learned scales of inputs start at the first pass: from what was calibrated
         return model
 
     def _find_start(self, bits: int, learned: bool, method: str) -> tuple[Point, Latent]:
