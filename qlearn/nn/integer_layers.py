@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qlearn import integer
-from qlearn.affine import QParams, quant_limits, quantize
+from qlearn.affine import QParams, quantize
 from qlearn.arrays import block_rows, saturate
 from qlearn.config import QuantConfig
 from qlearn.granularity import Granularity, PerAxis, PerTensor, PerToken
@@ -232,7 +232,7 @@ class DynamicLayer(IntegerLayer):
     def __init__(self, layer: Supported, weight_qparams: QParams, inputs: QuantConfig) -> None:
         super().__init__(layer, weight_qparams)
         self.inputs = inputs
-        self.input_limits = quant_limits(inputs.bits, symmetric=inputs.symmetric, narrow_range=inputs.narrow_range)
+        self.input_limits = inputs.limits
         self.bias = fixed(layer.bias)
         self._check_accumulator()
 

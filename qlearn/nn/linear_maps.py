@@ -117,10 +117,8 @@ class LinearMap:
         return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
     def weight(self, rows: Tensor) -> Tensor:
-        """The inverse of `rows`."""
-        if not self.transposed:
-            return rows.T if self.kind == "Conv1D" else rows
-        return rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+        """The inverse of `rows`, which undoes itself: it swaps two axes."""
+        return self.rows(rows)
 
     def per_output(self, values: Tensor) -> Tensor:
         """One number for each output channel, in a shape that broadcasts against the output."""

@@ -18,7 +18,7 @@ from qlearn.config import QuantConfig
 from qlearn.datasets import mnist_arrays, trained
 from qlearn.packing import packed_size
 from qlearn.style import BLUE, GREEN, GREY, VERMILLION
-from qlearn.widgets.controls import Choice, Number, Slider, rounded
+from qlearn.widgets.controls import RANGES, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.mosaic import GAP, SIDE, corners, mosaic
 from qlearn.widgets.panels import moving, ring
@@ -26,7 +26,6 @@ from qlearn.widgets.sources import MLP_LAYERS, through_mlp
 
 FLOAT = "float"
 BITS: dict[str, Any] = {FLOAT: FLOAT, **{str(bits): bits for bits in range(8, 0, -1)}}
-METHODS = {"min-max": "min_max", "MSE": "mse"}
 DIGITS = 1000  # validation digits that the network reads
 ROWS, COLUMNS = 4, 6
 SHOWN = ROWS * COLUMNS  # the first of them
@@ -78,7 +77,7 @@ class NetworkExplorer(Explorer):
             "range",
             "Which range the values are spread over: from the smallest weight to the largest, or the one with the "
             "smallest mean squared error.",
-            METHODS,
+            RANGES,
             "min_max",
         ),
     }
@@ -93,7 +92,7 @@ class NetworkExplorer(Explorer):
             "size_percent": 100 * now.bytes / _outcome(FLOAT, method).bytes,
             "bits": bits,
             "method": method,
-            "curves": {name: [_outcome(b, name).percent for b in BITS.values()] for name in METHODS.values()},
+            "curves": {name: [_outcome(b, name).percent for b in BITS.values()] for name in RANGES.values()},
             "place": list(BITS.values()).index(bits),
             "says": now.says[:SHOWN],
             "labels": labels[:SHOWN],
