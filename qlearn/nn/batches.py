@@ -146,7 +146,6 @@ def tensors_in(parts: Any) -> list[Tensor]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model is in eval mode in here; afterwards every module has its own mode back."""
-    check_model(model, numbers=False)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -158,7 +157,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's numbers are; a model without any is content with the processor."""
-    check_model(model, numbers=False)
     return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 

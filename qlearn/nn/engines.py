@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from qlearn.config import QuantConfig
 from qlearn.nn.batches import one_tensor
 from qlearn.nn.export import INPUT, export_onnx
-from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.layers import quantized_layers
 from qlearn.nn.network import check_model, copy_of
 from qlearn.nn.prepared import ObservedLayer, prepared_layers
 from qlearn.nn.processor import EXACT, instructions
@@ -104,7 +104,7 @@ def engine(
     if name not in ENGINES:
         raise ValueError(f"name={name!r} is no engine: those are {', '.join(map(repr, ENGINES))}.")
     check_model(model)
-    converted = any(isinstance(module, QuantizedLayer) for module in model.modules())
+    converted = bool(quantized_layers(model))
     if converted and name not in OF_CONVERTED:
         raise ValueError(
             f"{name!r} needs float numbers, which a converted network does not have: hand over the prepared network."

@@ -19,7 +19,7 @@ from qlearn.widgets.engine import Explorer
 from qlearn.widgets.panels import (
     AFTER,
     bars,
-    count,
+    count_ticks,
     counted,
     diamond,
     error_axis,
@@ -183,7 +183,7 @@ class AccumulatorExplorer(Explorer):
         axes.set(title="How many bits the sums need", xlabel="bits, with one for the sign", ylabel="how many sums")
         axes.set(xlim=(0.2, WIDEST + 1.2), xticks=[1, *range(4, WIDEST + 1, 4)])
         axes.set_ylim(height(0), height(ROWS**2) + 1.0)
-        axes.set_yticks(range(4), [count(10**power) for power in range(4)])
+        count_ticks(axes, 4)
         axes.grid(axis="y")
         ends = [height(0), height(ROWS**2)]  # the lines leave room for the legend
         self._fits = counted(axes, fill=True, color=BLUE, linewidth=0, label="fits")

@@ -111,8 +111,7 @@ class Histograms:
         bins.label(self.axes)
         top = height(most) + 0.45
         self.axes.set_ylim(height(0) - 0.4, top)
-        powers = range(math.ceil(top))
-        self.axes.set_yticks(list(powers), [count(10**power) for power in powers])
+        count_ticks(self.axes, math.ceil(top))
 
     def update(self, histogram: Any, ticks: Any, counts: Any) -> None:
         """Show how many values of x lie in each bin, and how many get each code, whose tick is given."""
@@ -240,6 +239,11 @@ def plain(number: float) -> str:
     """
     text = f"{number:g}" if number == 0 or not 1e-6 < abs(number) < 1e5 else f"{number:.6f}".rstrip("0").rstrip(".")
     return text.replace("-", "−")
+
+
+def count_ticks(axes: Axes, powers: int) -> None:
+    """Ticks for the logarithmic axis of counts: so many powers of ten from 1 on."""
+    axes.set_yticks(range(powers), [count(10**power) for power in range(powers)])
 
 
 def count(n: int) -> str:

@@ -18,7 +18,7 @@ from qlearn.style import BLACK, BLUE, SKY
 from qlearn.widgets.controls import Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer, needs_torch
 from qlearn.widgets.mosaic import SIDE, corners, mosaic
-from qlearn.widgets.panels import AFTER, BEFORE, OUTLINE, count, counted, height, plain
+from qlearn.widgets.panels import AFTER, BEFORE, OUTLINE, count_ticks, counted, height, plain
 
 NETWORKS = {"MLP": "mlp", "CNN": "cnn"}
 BITS: dict[str, Any] = {**{str(bits): bits for bits in range(2, 9)}, "float": "float"}
@@ -193,8 +193,7 @@ class PTQExplorer(Explorer):
         self._above.set_xticks(ticks, [plain(float(tick)) for tick in ticks])
         top = height(total) + 0.2
         self._above.set_ylim(height(0) - 0.1, top)
-        powers = range(int(top) + 1)
-        self._above.set_yticks(list(powers), [count(10**power) for power in powers])
+        count_ticks(self._above, int(top) + 1)
 
     def update(self, result: dict[str, Any]) -> None:
         for stairs, counts in ((self._x, "before"), (self._x_line, "before"), (self._x_hat, "after")):
