@@ -36,12 +36,17 @@ class QuantConfig:
     percentile: float = 99.9  # of the method "percentile" alone
 
     def __post_init__(self) -> None:
-        quant_limits(self.bits, symmetric=self.symmetric, narrow_range=self.narrow_range)
+        _ = self.limits  # which refuses what cannot be
         check_percentile(self.percentile)
         check_granularity(self.granularity)
         known = (*METHODS, *STREAM_METHODS)
         if self.method not in known:
             raise ValueError(f"method={self.method!r} is not known; the methods are {', '.join(map(repr, known))}.")
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest code."""
+        return quant_limits(self.bits, symmetric=self.symmetric, narrow_range=self.narrow_range)
 
     def choose_qparams(self, lo: Any, hi: Any) -> QParams:
         """The quantizer for a known range."""

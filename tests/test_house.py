@@ -146,7 +146,7 @@ def test_arrows_point_one_way(name):
 # Within nn the order is that of the lessons, too: README and the docstring of qlearn.nn show it.
 NN = [
     {"linear_maps", "batches", "collect", "threads", "network", "distributed"}  # the floor
-    | {"flow", "tracing", "recording", "site", "rescaling", "in_turn"},
+    | {"flow", "tracing", "recording", "site", "unchanged", "rescaling", "in_turn"},
     {"layers", "integer_layers", "prepared", "ptq", "folding", "storage", "summary", "models", "training"},  # lesson 05
     {"fake_quantize", "qat"},  # lesson 06
     {"equalization", "bias_correction", "gptq", "mixed_precision"},  # lesson 07

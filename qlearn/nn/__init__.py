@@ -5,7 +5,7 @@ Which file goes with which lesson; nothing imports what comes later:
     the floor        linear_maps, batches, collect, threads, network: layers, data, and what a network holds
                      distributed: several processes that share the work
                      flow, tracing, recording, in_turn: which layer feeds which, and one after the other
-                     site, rescaling: where channels can be rescaled
+                     site, unchanged, rescaling: where channels can be rescaled, and that it changes nothing
     lesson 05        layers, integer_layers, prepared, ptq: layers of integers, and the three steps that lead to them
                      folding, storage, summary, models, training: what the other lessons need as well
     lesson 06        fake_quantize, qat

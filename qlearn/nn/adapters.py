@@ -9,6 +9,8 @@ at zero, so at first nothing changes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import closing
 from fnmatch import fnmatchcase
 from numbers import Integral
 from typing import Any
@@ -35,8 +37,7 @@ from qlearn.nn.network import (
 )
 from qlearn.nn.perplexity import as_tokens, logits_of
 from qlearn.nn.prepared import prepared_layers
-from qlearn.nn.threads import one_thread
-from qlearn.nn.training import gradients, own_random
+from qlearn.nn.training import learn
 
 WARM_UP = 10  # steps until the learning rate has its full size
 
@@ -128,8 +129,9 @@ def add_adapters(
     kinds = (QuantizedLayer, CodebookLayer)
     maps = linear_maps(copied)
     refuse_computed_weights(maps)
-    found: dict[str, Any] = {name: m for name, m in copied.named_modules() if isinstance(m, kinds)} | maps
-    found = {n: m for n, m in found.items() if fnmatchcase(n, layers) and m.weight.ndim == 2}
+    in_codes = {name: module for name, module in copied.named_modules() if isinstance(module, kinds)}
+    known: dict[str, Any] = {**in_codes, **maps}
+    found = {name: m for name, m in known.items() if fnmatchcase(name, layers) and m.weight.ndim == 2}
     if not found:
         raise ValueError(f"{type(model).__name__} has no linear layer that is called {layers!r}.")
     if rounding := [name for name, layer in found.items() if isinstance(layer, IntegerLayer)]:
@@ -223,29 +225,26 @@ def train_adapters(
     tokens, device = as_tokens(text), device_of(model)
     if tokens.shape[1] <= context:
         raise ValueError(f"the text has {tokens.shape[1]} tokens: {context + 1} are needed at least.")
-    places, chance = (torch.Generator().manual_seed(int(seed)) for _ in range(2))
+    places = torch.Generator().manual_seed(int(seed))
     optimizer = torch.optim.Adam(trained, lr=learning_rate)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / WARM_UP, 1 - step / steps))
+
+    def windows() -> Iterator[Tensor]:
+        for _ in range(steps):
+            texts = torch.randint(len(tokens), (batch_size, 1), generator=places)
+            starts = torch.randint(tokens.shape[1] - context, (batch_size, 1), generator=places)
+            yield tokens[texts, starts + torch.arange(context + 1)].to(device)
+
+    def loss_of(windows: Tensor) -> Tensor:
+        logits = logits_of(model, windows[:, :-1], forward=forward)
+        return functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+
     losses: list[float] = []
-    model.train()
-    try:
-        with tqdm(total=int(steps), desc="Training", unit="step", leave=False, disable=not progress) as bar:
-            for _ in range(steps):
-                texts = torch.randint(len(tokens), (batch_size, 1), generator=places)
-                starts = torch.randint(tokens.shape[1] - context, (batch_size, 1), generator=places)
-                windows = tokens[texts, starts + torch.arange(context + 1)].to(device)
-                # The number of threads changes the sums' last digits, and with them what is learnt.
-                with one_thread(), own_random(model, chance), gradients(model):
-                    logits = logits_of(model, windows[:, :-1], forward=forward)
-                    loss = functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    rate.step()
-                losses.append(loss.item())
-                recent = losses[-20:]
-                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.3f}", refresh=False)
-                bar.update()
-    finally:
-        model.eval()
+    bar = tqdm(total=int(steps), desc="Training", unit="step", leave=False, disable=not progress)
+    with bar, closing(learn(model, windows(), loss_of, optimizer, rate, seed=int(seed))) as training:
+        for loss in training:
+            losses.append(loss)
+            recent = losses[-20:]
+            bar.set_postfix_str(f"loss {sum(recent) / len(recent):.3f}", refresh=False)
+            bar.update()
     return losses

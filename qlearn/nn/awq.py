@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from qlearn import gptq
 from qlearn.affine import fake_quantize
 from qlearn.config import QuantConfig
-from qlearn.nn.batches import Batches, Forward, listed, outputs
-from qlearn.nn.collect import collect
+from qlearn.nn.batches import Batches, Forward, listed
+from qlearn.nn.collect import collected
 from qlearn.nn.gptq import SecondMoment
 from qlearn.nn.linear_maps import LinearMap, rows_of
 from qlearn.nn.rescaling import copied
@@ -130,9 +130,8 @@ def awq(
     """
     rescaled, found, pieces = copied(model, listed(batches), forward, sites, "rescaled")
     # All consumers of a site read the same channels: one of them is looked at.
-    with collect({site.name: site.consumers[0] for site in found}, SecondMoment) as products:
-        for _ in outputs(rescaled, pieces, forward=forward):
-            pass
+    first = {site.name: site.consumers[0] for site in found}
+    products = collected(rescaled, first, SecondMoment, pieces, forward=forward)
     factors = {}
     for site in tqdm(found, desc="AWQ", unit="site", leave=False, disable=not progress):
         layer: Any = site.consumers[0]

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from qlearn.arrays import as_array
@@ -156,10 +157,18 @@ def one_tensor(output: Any) -> Tensor:
     )
 
 
+def tensors_in(parts: Any) -> list[Tensor]:
+    """The tensors in anything that holds some.
+
+    >>> tensors_in({"a": torch.ones(1), "b": (2, [torch.zeros(1)])})
+    [tensor([1.]), tensor([0.])]
+    """
+    return [part for part in tree_leaves(parts) if isinstance(part, Tensor)]
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model is in eval mode in here; afterwards every module has its own mode back."""
-    check_model(model, numbers=False)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -171,7 +180,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's numbers are; a model without any is content with the processor."""
-    check_model(model, numbers=False)
     return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
@@ -214,9 +222,7 @@ def _input_of(model: nn.Module, batch: Any) -> Any:
         )
     if len(batch) > 2 or (isinstance(first, Tensor) and not _are_labels(others[0], first)):
         raise ValueError(f"a batch has {len(batch)} parts that all look like inputs: {HOW}.")
-    if isinstance(first, (list, Tensor)):
-        return first
-    return _input_of(model, first)
+    return first if isinstance(first, list) else _input_of(model, first)
 
 
 def _are_labels(part: Any, inputs: Tensor) -> bool:

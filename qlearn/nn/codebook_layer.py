@@ -57,9 +57,8 @@ class CodebookLayer(nn.Module):
         self.map, rows = LinearMap.of(layer), rows_of(layer).detach()
         if not 1 <= block <= rows.shape[1] or rows.shape[1] % block:
             raise ValueError(f"block={block} does not divide its rows of {rows.shape[1]} weights.")
-        self.shape, self.bits, numbers = tuple(rows.shape), 1, check_levels(levels)
-        while 2**self.bits < len(numbers):
-            self.bits += 1
+        self.shape, numbers = tuple(rows.shape), check_levels(levels)
+        self.bits = max(1, (len(numbers) - 1).bit_length())
         scale = rows.float().unflatten(1, (-1, block)).abs().amax(2)
         scale = torch.where(scale > 0, scale, 1.0)
         self.register_buffer("scale", scale)

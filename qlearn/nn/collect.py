@@ -1,7 +1,6 @@
 """What one needs to know of the inputs or outputs of layers: a statistic for each, filled while data run through.
 
-    with collect(layers, Statistic) as found:
-        for _ in outputs(model, batches): pass
+    found = collected(model, layers, Statistic, batches)
     found["conv1"]
 
 All methods that look at data use it: calibration, bias correction, GPTQ, SmoothQuant, AWQ. Each brings a statistic,
@@ -16,6 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from qlearn.nn.batches import Batches, Forward, outputs
 
 
 class Statistic(Protocol):
@@ -81,6 +82,26 @@ def collect(
             else:
                 hooks.enter_context(layer.register_forward_hook(hear_output))
         yield found
+
+
+def collected(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    make: Callable[[nn.Module], S],
+    batches: Batches,
+    *,
+    forward: Forward | None = None,
+) -> dict[str, S]:
+    """What `collect` finds of the layers' inputs in one pass of a model; batches and forward as for `outputs`.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> collected(layer, {"it": layer}, lambda _: MeanOfChannels(-1), torch.tensor([[1.0, 3.0]]))["it"].mean.tolist()
+    [1.0, 3.0]
+    """
+    with collect(layers, make) as found:
+        for _ in outputs(model, batches, forward=forward):
+            pass
+    return found
 
 
 def unreached(layers: Iterable[str], found: Mapping[str, Any]) -> str:

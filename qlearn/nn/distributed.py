@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -207,10 +208,11 @@ def merged(
         raise ValueError(f"there is no batch: the shares of all {len(parts)} workers are empty.")
     result = dict(before)
     for part in parts:
-        for name in {key.rpartition("/")[0]: None for key in part.arrays}:
-            state: dict[str, Any] = {
-                key.rpartition("/")[2]: array for key, array in part.arrays.items() if key.rpartition("/")[0] == name
-            }
+        states: dict[str, dict[str, Any]] = defaultdict(dict)
+        for key, array in part.arrays.items():
+            name, _, what_of_it = key.rpartition("/")
+            states[name][what_of_it] = array
+        for name, state in states.items():
             ends = {end: torch.from_numpy(state[end]).to(device) for end in ("lo", "hi")}
             result[name] = result[name].merge(before[name].with_state({**state, **ends}))
     return result

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from qlearn.config import QuantConfig
 from qlearn.nn.batches import one_tensor
 from qlearn.nn.export import INPUT, export_onnx
-from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.layers import quantized_layers
 from qlearn.nn.network import check_model, copy_of
 from qlearn.nn.prepared import ObservedLayer, prepared_layers
 from qlearn.nn.processor import EXACT, instructions
@@ -104,7 +104,7 @@ def engine(
     if name not in ENGINES:
         raise ValueError(f"name={name!r} is no engine: those are {', '.join(map(repr, ENGINES))}.")
     check_model(model)
-    converted = any(isinstance(module, QuantizedLayer) for module in model.modules())
+    converted = bool(quantized_layers(model))
     if converted and name not in OF_CONVERTED:
         raise ValueError(
             f"{name!r} needs float numbers, which a converted network does not have: hand over the prepared network."
@@ -117,7 +117,7 @@ def engine(
     if quantized:
         model = model if converted else convert(model)
     else:
-        model = copy_of(model, {layer: layer.layer for layer in prepared_layers(model)})
+        model = _in_float(model)
     if name in ("float", "integers by hand"):
         return _of_pytorch(name, model)
     if name == "torchao int8":
@@ -132,8 +132,12 @@ def _of_pytorch(name: str, model: nn.Module) -> Engine:
 
 def _bytes_of(model: nn.Module) -> int:
     """What the network takes in a file; of one that computes with rounded floats, the floats."""
-    floats = {layer: layer.layer for layer in prepared_layers(model)}
-    return summary(copy_of(model, floats) if floats else model).bytes
+    return summary(_in_float(model)).bytes
+
+
+def _in_float(model: nn.Module) -> nn.Module:
+    """A copy in which prepared layers are the float layers that they were."""
+    return copy_of(model, {layer: layer.layer for layer in prepared_layers(model)})
 
 
 def _rounding(layer: ObservedLayer) -> nn.Module:

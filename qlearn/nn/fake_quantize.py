@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qlearn.affine import QParams, align, quant_limits, working_floats
+from qlearn.affine import QParams, align, working_floats
 from qlearn.arrays import block_rows, check_finite, saturate
 from qlearn.config import QuantConfig
 
@@ -253,9 +253,8 @@ class LearnedFakeQuantize(FakeQuantize):
         """
         if not self.started:
             raise RuntimeError("this scale has no start: call start(qparams) first.")
-        config, zero_point = self.config, self.zero_point
-        limits = quant_limits(config.bits, symmetric=config.symmetric, narrow_range=config.narrow_range)
-        return QParams(self.log_scale.detach().exp(), zero_point if zero_point.ndim else int(zero_point), *limits)
+        zero_point = self.zero_point if self.zero_point.ndim else int(self.zero_point)
+        return QParams(self.log_scale.detach().exp(), zero_point, *self.config.limits)
 
     def forward(self, x: Tensor, qparams: QParams | None = None) -> Tensor:
         """x̂, with the learned quantizer. Whoever has called `qparams` already may hand it over."""

@@ -70,6 +70,11 @@ class Step:
     readers: list[Step] = field(default_factory=list, repr=False)
     shape: tuple[int, ...] = ()
 
+    @property
+    def values_place(self) -> int:
+        """Which operand of a mix its values are: attention's third, the second of a product of matrices."""
+        return 2 if self.name == "scaled_dot_product_attention" else 1
+
 
 class Flow:
     """The calls of a network, in their order.

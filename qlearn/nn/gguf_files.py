@@ -7,7 +7,6 @@ in the tensors is ours.
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from qlearn.gguf_blocks import TYPES, BlockType, pack_q4_0, pack_q8_0
 from qlearn.nn.layers import WeightOnlyLayer
 from qlearn.nn.network import linear_maps, naming, refuse_computed_weights
 from qlearn.nn.packed_files import inside, other_numbers, weight_only_layers
-from qlearn.nn.storage import writable
+from qlearn.nn.storage import readable, whole
 
 ARCHITECTURE = "qlearn"  # what llama.cpp would look for in its list of networks, where it is not
 # Types that hold the codes of a layer as they are: how, and from which code to which.
@@ -79,19 +78,16 @@ def write_gguf(
         tensors[inside(name, "weight")] = _stored(name, quantized, kind), kind
         if quantized.bias is not None:
             tensors[inside(name, "bias")] = _array(name, quantized.bias.detach().cpu()), None
-    gguf, path = _gguf("write_gguf"), writable(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        unfinished = Path(folder, path.name)
-        with closing(gguf.GGUFWriter(unfinished, ARCHITECTURE)) as writer:
-            writer.add_name(type(model).__name__)
-            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            for name, (array, of) in tensors.items():
-                writer.add_tensor(name, array, raw_dtype=None if of is None else gguf.GGMLQuantizationType[of])
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        os.replace(unfinished, path)
-    return path.stat().st_size
+    gguf = _gguf("write_gguf")
+    with whole(path) as unfinished, closing(gguf.GGUFWriter(unfinished, ARCHITECTURE)) as writer:
+        writer.add_name(type(model).__name__)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        for name, (array, of) in tensors.items():
+            writer.add_tensor(name, array, raw_dtype=None if of is None else gguf.GGMLQuantizationType[of])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    return Path(path).stat().st_size
 
 
 def list_gguf(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -149,11 +145,7 @@ def _gguf(caller: str) -> Any:
 
 def _tensors(path: str | os.PathLike[str], caller: str) -> list[Any]:
     """What the package's reader finds in a file."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path is a {type(path).__name__}: wanted is the name of a file.")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
-    with open(path, "rb") as file:
+    with open(readable(path), "rb") as file:
         start = file.read(4)
     if start != b"GGUF":
         raise ValueError(f"{path} is not a GGUF file: it begins with {start!r} and not with b'GGUF'.")
@@ -171,9 +163,9 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 def _fitting(name: str, weight: Tensor, kind: str, otherwise: str | None) -> BlockType:
     """The first of two types whose blocks fill the rows of these weights."""
     inputs = weight.shape[-1]
-    for fitting in (TYPES[kind], TYPES.get(otherwise or kind, TYPES[kind])):
-        if inputs % fitting.values == 0:
-            return fitting
+    for tried in (kind, otherwise or kind):
+        if inputs % TYPES[tried].values == 0:
+            return TYPES[tried]
     ways = "; with otherwise='Q4_0' or 'Q8_0' such layers are of that type" if inputs % 32 == 0 else ""
     raise ValueError(
         f"layer {name!r} has rows of {inputs} weights: {kind} takes multiples of {TYPES[kind].values}{ways}."

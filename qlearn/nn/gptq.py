@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from qlearn.affine import dequantize, quantize
 from qlearn.arrays import check_finite
 from qlearn.gptq import gptq_quantize
-from qlearn.nn.batches import Batches, Forward, evaluating, listed, outputs
-from qlearn.nn.collect import collect
+from qlearn.nn.batches import Batches, Forward, evaluating, listed
+from qlearn.nn.collect import collected
 from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.linear_maps import NAMES, LinearMap
 from qlearn.nn.network import check_model, linear_maps, naming, set_parameter, sharing
@@ -133,9 +133,7 @@ def hessians(model: nn.Module, batches: Batches, *, forward: Forward | None = No
     layers = linear_maps(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no {NAMES} layer.")
-    with collect(layers, SecondMoment) as found:
-        for _ in outputs(model, batches, forward=forward):
-            pass
+    found = collected(model, layers, SecondMoment, batches, forward=forward)
     return {name: inputs.mean for name, inputs in found.items() if inputs.count}
 
 
@@ -203,9 +201,7 @@ def _round(layer: ObservedLayer, hessian: Tensor, **options: Any) -> None:
         layer.weight_qparams = None  # found for weights that are gone
     qparams = layer.find_weight_qparams()
     codes = gptq_quantize(layer.rows, hessian, qparams, **options)
-    layer_map = LinearMap.of(layer.layer)
-    rows = dequantize(codes, qparams).reshape(layer_map.rows(layer.weight).shape)
-    set_parameter(layer.layer, "weight", layer_map.weight(rows).contiguous())
+    set_parameter(layer.layer, "weight", layer.weight_of(dequantize(codes, qparams)).contiguous())
     if not torch.equal(quantize(layer.rows, qparams), codes):
         raise ValueError(
             f"{str(layer.weight.dtype).removeprefix('torch.')} is too coarse for a grid of {layer.weights.bits} bits: "

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from qlearn.nn.batches import Batches, Forward, call, outputs
+from qlearn.nn.batches import Batches, Forward, call, outputs, tensors_in
 from qlearn.nn.collect import Statistic, collect, unreached
 
 KEPT = 1 << 30  # bytes of outputs: what there is beyond them is computed anew in each pass
@@ -173,8 +173,7 @@ class _Call:
 
     def bytes(self) -> int:
         """The size of all that is kept here."""
-        own = sum(part.nbytes for part in tree_leaves(self.output) if isinstance(part, Tensor))
-        return own + sum(call.bytes() for call in self.inner.values())
+        return _size(self.output) + sum(call.bytes() for call in self.inner.values())
 
 
 class _Again:
@@ -229,11 +228,15 @@ class _Again:
 
     def _keep(self, call: _Call, passed: int, output: Any) -> None:
         """Keep an output, and forget those that led to it."""
-        size = sum(part.nbytes for part in tree_leaves(output) if isinstance(part, Tensor))
+        size = _size(output)
         if size <= (room := self.room + call.bytes()):
             self.room = room - size
             call.passed, call.output, call.inner = passed, _copied(output), {}
             call.counts.clear()
+
+
+def _size(output: Any) -> int:
+    return sum(part.nbytes for part in tensors_in(output))
 
 
 def _copied(output: Any) -> Any:

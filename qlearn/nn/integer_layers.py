@@ -13,14 +13,20 @@ import torch
 from torch import Tensor
 
 from qlearn import integer
-from qlearn.affine import QParams, quant_limits, quantize
+from qlearn.affine import QParams, quantize
 from qlearn.arrays import block_rows, saturate
 from qlearn.config import QuantConfig
-from qlearn.granularity import PerTensor, PerToken
+from qlearn.granularity import Granularity, PerAxis, PerTensor, PerToken
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer, fixed
-from qlearn.nn.linear_maps import LinearMap, Supported
+from qlearn.nn.linear_maps import Supported, rows_of
 from qlearn.ranges import find_range
 
+# How what is said of a dynamic layer's input ends.
+DYNAMIC: dict[Granularity, str] = {
+    PerToken(): "dynamic per token",
+    PerAxis(0): "dynamic per row",
+    PerTensor(): "dynamic",
+}
 BIAS_ROOM = 2.0**30  # bias codes stay below this, so that bias and products together fit into int32
 
 
@@ -146,8 +152,7 @@ class StaticLayer(IntegerLayer):
     def __init__(self, layer: Supported, weight_qparams: QParams, input_qparams: QParams) -> None:
         bias = None if layer.bias is None else layer.bias.detach()
         if bias is not None:
-            rows = LinearMap.of(layer).rows(layer.weight.detach())
-            weight_qparams = with_room_for_bias(weight_qparams, rows, bias, input_qparams)
+            weight_qparams = with_room_for_bias(weight_qparams, rows_of(layer).detach(), bias, input_qparams)
         super().__init__(layer, weight_qparams)
         device = self.weight_codes.device
         self.input_limits = input_qparams.quant_min, input_qparams.quant_max
@@ -228,16 +233,14 @@ class DynamicLayer(IntegerLayer):
     def __init__(self, layer: Supported, weight_qparams: QParams, inputs: QuantConfig) -> None:
         super().__init__(layer, weight_qparams)
         self.inputs = inputs
-        self.input_limits = quant_limits(inputs.bits, symmetric=inputs.symmetric, narrow_range=inputs.narrow_range)
+        self.input_limits = inputs.limits
         self.bias = fixed(layer.bias)
         self._check_accumulator()
 
     @property
     def inputs_text(self) -> str:
         """The bits of the input's codes, and how many values share a range."""
-        granularity = self.inputs.granularity
-        each = "" if granularity == PerTensor() else " per token" if granularity == PerToken() else " per row"
-        return f"{self.input_bits} bits dynamic{each}"
+        return f"{self.input_bits} bits {DYNAMIC.get(self.inputs.granularity, 'dynamic per row')}"
 
     def qparams_of(self, x: Tensor) -> QParams:
         """The quantizer for this batch.

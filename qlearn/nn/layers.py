@@ -201,7 +201,7 @@ class QuantizedLayer(nn.Module):
         return real if self.map.is_matrix else self.map.weight(real)
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        scales = {name: tensor.data for name, tensor in self.state_dict(keep_vars=True).items() if name in SCALES}
+        scales = {name: getattr(self, name).data for name in SCALES if hasattr(self, name)}
         super()._apply(fn, recurse)
         for name, scale in scales.items():
             getattr(self, name).data = scale.to(getattr(self, name).device)

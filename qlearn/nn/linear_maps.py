@@ -124,10 +124,8 @@ class LinearMap:
         return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
     def weight(self, rows: Tensor) -> Tensor:
-        """The inverse of `rows`."""
-        if not self.transposed:
-            return rows.T if self.kind == "Conv1D" else rows
-        return rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+        """The inverse of `rows`, which undoes itself: it swaps two axes."""
+        return self.rows(rows)
 
     def per_output(self, values: Tensor) -> Tensor:
         """One number for each output channel, in a shape that broadcasts against the output."""
@@ -153,13 +151,13 @@ class LinearMap:
         return patches.flatten(2).unflatten(1, (self.groups, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
-def rows_of(layer: Supported, weight: Tensor | None = None) -> Tensor:
-    """The weights of a layer, or others of that shape, one row for each output channel.
+def rows_of(layer: Supported) -> Tensor:
+    """The weights of a layer, one row for each output channel.
 
     >>> rows_of(nn.ConvTranspose2d(2, 3, 5)).shape
     torch.Size([3, 2, 5, 5])
     """
-    return LinearMap.of(layer).rows(layer.weight if weight is None else weight)
+    return LinearMap.of(layer).rows(layer.weight)
 
 
 def as_blocks(rows: Tensor, granularity: Granularity) -> Tensor:

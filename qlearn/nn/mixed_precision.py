@@ -90,8 +90,7 @@ def sensitivity(
             for b in bits:
                 changed = convert(prepare(model, replace(weights, bits=b), None, overrides=others))
                 logs = _log_softmax(changed, seen, forward)
-                divergence = float((target.exp() * (target - logs)).sum(-1).mean())
-                table.setdefault(name, {})[b] = divergence
+                table.setdefault(name, {})[b] = float((target.exp() * (target - logs)).sum(-1).mean())
     if count == 1:
         return table
     measured = [layers, [int(b) for b in bits], repr(weights), list(target.shape), float(target.sum())]

@@ -143,7 +143,7 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
     """
     names = []
     for name, module in model.named_modules():
-        computed = [key for key in getattr(module, "parametrizations", {})]
+        computed = list(getattr(module, "parametrizations", {}))
         if computed:  # PyTorch takes `weight` off the class, which this copy and the model share: a class of its own
             kind = type(module)
             module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))

@@ -72,9 +72,8 @@ def perplexity(
     total, size, device = 0.0, BATCH_SIZE, device_of(model)
     with torch.no_grad(), evaluating(model):
         if not of_characters:
-            vocabulary = logits_of(model, torch.zeros(1, 1, dtype=torch.int64, device=device), forward=forward).shape[
-                -1
-            ]
+            first = torch.zeros(1, 1, dtype=torch.int64, device=device)
+            vocabulary = logits_of(model, first, forward=forward).shape[-1]
             _refuse_unknown(as_tokens(text), vocabulary)
             size = min(BATCH_SIZE, max(1, LOGITS // (inputs.shape[1] * vocabulary)))
         pairs = list(zip(inputs.split(size), following.split(size), strict=True))

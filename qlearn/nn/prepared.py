@@ -88,6 +88,10 @@ class ObservedLayer(nn.Module):
         """The float layer's weights as the granularity sees them: a row for each output channel."""
         return as_blocks(rows_of(self.layer), self.weights.granularity)
 
+    def weight_of(self, rows: Tensor) -> Tensor:
+        """The inverse of `rows`: weights as the float layer has them."""
+        return LinearMap.of(self.layer).weight(rows.reshape(rows_of(self.layer).shape))
+
     @property
     def ready(self) -> bool:
         """Whether it has seen the data that it needs to be converted."""

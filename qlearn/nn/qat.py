@@ -21,7 +21,7 @@ from qlearn.config import QuantConfig
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.integer_layers import with_room_for_bias
 from qlearn.nn.layers import check_input, refuse_output_size
-from qlearn.nn.linear_maps import LinearMap, Supported
+from qlearn.nn.linear_maps import Supported, rows_of
 from qlearn.nn.network import copy_of, with_plain_weights
 from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers
 from qlearn.nn.ptq import WEIGHTS
@@ -121,22 +121,19 @@ class FakeQuantizedLayer(ObservedLayer):
 
     def _rounded(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The parameters and the input that the layer computes with."""
-        weight, bias = self.layer.weight, self.layer.bias
+        bias = self.layer.bias
         inputs, weights = self.follow(x), self.find_weight_qparams()
         parameters = {}
         if bias is not None:
             if inputs is not None and self.observer is not None:
-                rows = LinearMap.of(self.layer).rows(weight.detach())
-                weights = with_room_for_bias(weights, rows, bias.detach(), inputs)
+                weights = with_room_for_bias(weights, rows_of(self.layer).detach(), bias.detach(), inputs)
                 bias = _on_grid(bias, inputs, weights)
             parameters["bias"] = bias
         parameters["weight"] = self._rounded_weight(weights)
         return parameters, x if self.input_fake_quantize is None else self.input_fake_quantize(x, inputs)
 
     def _rounded_weight(self, qparams: QParams) -> Tensor:
-        as_rows = LinearMap.of(self.layer)
-        rounded = self.weight_fake_quantize(self.rows, qparams)
-        return as_rows.weight(rounded.reshape(as_rows.rows(self.layer.weight).shape))
+        return self.weight_of(self.weight_fake_quantize(self.rows, qparams))
 
 
 def prepare_qat(

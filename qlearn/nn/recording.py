@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qlearn.nn.batches import Forward, call, evaluating
+from qlearn.nn.batches import Forward, call, evaluating, tensors_in
 from qlearn.nn.flow import ASKS, FLATTENS, READ, Flow, Step, function_name, is_leaf, what_does
 from qlearn.nn.linear_maps import KINDS
 from qlearn.nn.network import check_model, refuse_computed_weights
@@ -65,7 +64,7 @@ def record(model: nn.Module, batch: Any, forward: Forward | None = None) -> Flow
             hooks.enter_context(leaf.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
         with torch.no_grad(), evaluating(model), recorder:
             output = call(model, batch, forward)
-    recorder.add(Step("the output"), _tensors(output), [])
+    recorder.add(Step("the output"), tensors_in(output), [])
     return flow
 
 
@@ -81,10 +80,10 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = function_name(func)
-        made = [args[0]] if name == "setitem" else _tensors(output)
+        made = [args[0]] if name == "setitem" else tensors_in(output)
         if self.inside or name in ASKS or (name == "get" and not made):
             return output
-        reads = _tensors((args, kwargs))
+        reads = tensors_in((args, kwargs))
         step = Step(name, what_does(name))
         if name in ("flatten", "view", "reshape") and reads[0].ndim > 2 and made[0].shape[:-1] == reads[0].shape[:1]:
             step.does = FLATTENS
@@ -100,7 +99,7 @@ class _Recorder(TorchFunctionMode):
         self.inside -= 1
         if not self.inside:
             step = Step(self.flow.names[module], self.flow.what_does(module), module)
-            self.add(step, _tensors((args, kwargs)), _tensors(output))
+            self.add(step, tensors_in((args, kwargs)), tensors_in(output))
 
     def add(self, step: Step, reads: list[Tensor], made: list[Tensor]) -> None:
         """Put the step into the flow, and remember what it made."""
@@ -112,8 +111,3 @@ class _Recorder(TorchFunctionMode):
         self.flow.add(step)
         for tensor in made:
             self.made[tensor] = step
-
-
-def _tensors(parts: Any) -> list[Tensor]:
-    """The tensors in anything that holds some."""
-    return [part for part in tree_leaves(parts) if isinstance(part, Tensor)]

@@ -8,20 +8,20 @@ plain which channel is which, powers of two are tried as factors: they change no
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from qlearn.nn.batches import Batches, Forward, call, device_of, evaluating, listed
+from qlearn.nn.batches import Batches, Forward, listed
 from qlearn.nn.flow import FLATTENS, KEEPS, MAPS, MIXES, MOVES, POOLS, TIMES, UNKNOWN, Flow, Step, say_left
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import linear_maps, sharing
 from qlearn.nn.recording import refuse_unless_float, watched
 from qlearn.nn.site import Site, rescale
+from qlearn.nn.unchanged import distance, failing, outputs_in_float, wanted_outputs
 
 # Where the channels are: a number is how many axes are behind theirs.
 LAST, BLOCKS, MOVED = 0, "blocks of columns", "somewhere else"
@@ -143,9 +143,8 @@ def find_sites(
     if batch is None:
         wrong = [site for site in unsure if not _holds_on_noise(model, flow, site)]
     else:
-        if any(part.isnan().any() for part in outputs_in_float(model, batch, forward)):
-            raise ValueError("the network's outputs are not finite: look for NaN in the first batch or its weights.")
-        wrong = _wrong(model, unsure, lambda network: outputs_in_float(network, batch, forward))
+        wanted = wanted_outputs(model, batch, forward)
+        wrong = failing(unsure, lambda some: _stays(model, some, wanted, batch, forward))
     why.update({site.name: "the network computes something else when it is rescaled" for site in wrong})
     return [site for site in found if site not in wrong], why
 
@@ -210,9 +209,7 @@ def _behind(step: Step, source: Step, layout: Any) -> Any:
         return layout
     if step.does == FLATTENS:
         return BLOCKS if layout in (1, 2) else layout
-    # Attention's values are its third operand, those of a product of matrices the second.
-    values = 2 if step.name == "scaled_dot_product_attention" else 1
-    if (step.does == MOVES and alone) or (step.does == MIXES and step.reads.index(source) == values):
+    if (step.does == MOVES and alone) or (step.does == MIXES and step.reads.index(source) == step.values_place):
         return MOVED
     raise _NoSite(f"{step.name!r} reads it")
 
@@ -249,19 +246,15 @@ def _around(flow: Flow, site: Site) -> str:
     return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
 
 
-def _wrong(model: nn.Module, sites: Sequence[Site], run: Callable[[nn.Module], list[Tensor]]) -> list[Site]:
-    """Those sites at which the outputs do not stay the same."""
-    if not sites:
-        return []
+def _stays(
+    model: nn.Module, sites: Sequence[Site], wanted: Iterable[Tensor], batch: Any, forward: Forward | None
+) -> bool:
+    """Whether the outputs for a batch stay the same when these sites are rescaled by powers of two."""
     twin, rescaled = copy.deepcopy((model, sites))
     random = torch.Generator().manual_seed(0)
     for site in rescaled:
         site.rescale(2.0 ** torch.randint(-3, 4, (site.channels,), generator=random))
-    for before, after in zip(run(model), run(twin), strict=True):
-        if not (before - after).abs().max() <= SAME * before.abs().max():
-            half = len(sites) // 2
-            return _wrong(model, sites[:half], run) + _wrong(model, sites[half:], run) if half else list(sites)
-    return []
+    return distance(wanted, outputs_in_float(twin, batch, forward)) <= SAME
 
 
 def _holds_on_noise(model: nn.Module, flow: Flow, site: Site) -> bool:
@@ -270,15 +263,9 @@ def _holds_on_noise(model: nn.Module, flow: Flow, site: Site) -> bool:
     weight = site.producer.weight
     x = torch.randn(2, 5, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight)
     try:
-        return not _wrong(around, [site], lambda module: outputs_in_float(module, x, None))
+        return _stays(around, [site], outputs_in_float(around, x, None), x, None)
     except Exception:  # whatever a module may raise that takes something else
         return False
-
-
-def outputs_in_float(model: nn.Module, batch: Any, forward: Forward | None) -> list[Tensor]:
-    """All tensors in what a network puts out for a batch, in eval mode and without gradients."""
-    with torch.no_grad(), evaluating(model), torch.autocast(device_of(model).type, enabled=False):
-        return [part.float() for part in tree_leaves(call(model, batch, forward)) if isinstance(part, Tensor)]
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -19,16 +19,10 @@ from torch import Tensor, nn
 from qlearn.nn.batches import Batches, Forward, listed
 from qlearn.nn.flow import say_left
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
-from qlearn.nn.network import (
-    copy_of,
-    in_lines,
-    naming,
-    replace,
-    set_parameter,
-)
+from qlearn.nn.network import copy_of, in_lines, naming, replace, set_parameter
 from qlearn.nn.recording import watched
-from qlearn.nn.rescaling import outputs_in_float
 from qlearn.nn.stream import Stream, Values, ends_of_mlps, streams_of, values_of
+from qlearn.nn.unchanged import distance, failing, outputs_in_float, wanted_outputs
 from qlearn.rotations import hadamard, random_hadamard, random_orthogonal
 
 SAME = 1e-4  # of the largest output; half types: some units in the last place
@@ -91,12 +85,10 @@ def rotate(
     """
     batch = next(iter(listed(batches)))
     flow = watched(model, batch, forward)
-    wanted = outputs_in_float(model, batch, forward)
-    if any(part.isnan().any() for part in wanted):
-        raise ValueError("the network's outputs are not finite: look for NaN in the first batch or its weights.")
+    wanted = wanted_outputs(model, batch, forward)
 
     def off(network: nn.Module) -> float:
-        return _distance(wanted, outputs_in_float(network, batch, forward))
+        return distance(wanted, outputs_in_float(network, batch, forward))
 
     limit = max([SAME, *(16 * torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())])
     streams = streams_of(flow, model)
@@ -105,7 +97,7 @@ def rotate(
         _turn_stream(stream, _basis(stream.width, seed), changes)
     if heads:
         found, left = values_of(flow, streams)
-        wrong = _wrong(found, lambda some: off(_changed(model, _turn_values(some, seed))[0]) <= limit)
+        wrong = failing(found, lambda some: off(_changed(model, _turn_values(some, seed))[0]) <= limit)
         left.update({each.output: "the network computes something else when its values are turned" for each in wrong})
         right = [each for each in found if each not in wrong]
         say_left(f"turned the values of {len(right)} of {len(right) + len(left)} attentions", left)
@@ -117,12 +109,12 @@ def rotate(
             changes[name].append(_reads(torch.from_numpy(hadamard(inputs))))
     rotated, untied = _changed(model, changes, streams)
     replace(rotated, {(layer := rotated.get_submodule(name)): _online(layer) for name in ends})
-    if not (distance := off(rotated)) <= limit:
+    if not (how_far := off(rotated)) <= limit:
         others = dict.fromkeys(repr(step.name) for stream in streams for step in stream.others)
         reason = f"what reads it and is no linear map: {', '.join(list(others)[:5])}" if others else "nobody sees why"
         raise ValueError(
             f"{type(model).__name__} computes something else when its residual stream is rotated: its outputs are off "
-            f"by {distance:.2g} of the largest ({reason})."
+            f"by {how_far:.2g} of the largest ({reason})."
         )
     for head, embedding in untied.items():
         own = (
@@ -194,14 +186,6 @@ def _reads(q: Tensor, norm: nn.Module | None = None) -> Change:
     return change
 
 
-def _wrong(found: list[Values], same: Callable[[list[Values]], bool]) -> list[Values]:
-    """Those values at which the outputs do not stay the same."""
-    if not found or same(found):
-        return []
-    half = len(found) // 2
-    return _wrong(found[:half], same) + _wrong(found[half:], same) if half else found
-
-
 def _turn_values(found: Iterable[Values], seed: int) -> Changes:
     """What turns the values of attentions, each head by the same matrix."""
     changes: Changes = defaultdict(list)
@@ -263,9 +247,3 @@ def _online(layer: nn.Module) -> nn.Module:
     """A layer behind a product with a Hadamard matrix."""
     product = HadamardProduct(LinearMap.of(layer).inputs).to(layer.weight)
     return nn.Sequential(product, layer).train(layer.training)
-
-
-def _distance(wanted: Iterable[Tensor], found: Iterable[Tensor]) -> float:
-    """The largest difference, in parts of the largest number."""
-    pairs = [(a, b) for a, b in zip(wanted, found, strict=True) if a.numel()]
-    return float(torch.tensor([(a - b).abs().max() / a.abs().max().clamp(min=1e-30) for a, b in pairs]).max())

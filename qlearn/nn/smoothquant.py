@@ -13,8 +13,8 @@ import torch
 from array_api_compat import array_namespace
 from torch import Tensor, nn
 
-from qlearn.nn.batches import Batches, Forward, listed, outputs
-from qlearn.nn.collect import LargestOfChannels, collect
+from qlearn.nn.batches import Batches, Forward, listed
+from qlearn.nn.collect import LargestOfChannels, collected
 from qlearn.nn.linear_maps import LinearMap
 from qlearn.nn.rescaling import copied
 from qlearn.nn.site import Site, rescale
@@ -109,9 +109,9 @@ def largest_inputs(
     torch.Size([192])
     """
     layers = {f"{site.name} {i}": layer for site in sites for i, layer in enumerate(site.consumers)}
-    with collect(layers, lambda layer: LargestOfChannels(LinearMap.of(layer).output_axis)) as found:
-        for _ in outputs(model, batches, forward=forward):
-            pass
+    found = collected(
+        model, layers, lambda layer: LargestOfChannels(LinearMap.of(layer).output_axis), batches, forward=forward
+    )
     return {
         site.name: torch.stack(
             [site.largest(layer, found[f"{site.name} {i}"].largest) for i, layer in enumerate(site.consumers)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,7 +178,8 @@ def layer_work(model: nn.Module, example: Tensor, *, weight_bits: int = 32, inpu
     """
     found: dict[str, Work] = {}
 
-    def note(name: str, layer: Supported, x: Tensor, output: Tensor) -> None:
+    def note(layer: Supported, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        name, x = names[layer], (*inputs, *named.values())[0]
         weights, one = layer.weight.numel(), LinearMap.of(layer)
         # A transposed convolution multiplies each input with many weights; all others sum up for each output.
         ends, channels = (x, one.inputs) if one.transposed else (output, one.outputs)
@@ -186,22 +188,11 @@ def layer_work(model: nn.Module, example: Tensor, *, weight_bits: int = 32, inpu
         old = found.get(name, Work(0, 0))
         found[name] = Work(old.operations + 2 * products, old.bytes + -(-bits // 8))
 
-    layers: dict[str, Any] = linear_maps(model)
-    hooks = [
-        module.register_forward_hook(
-            lambda layer, inputs, named, output, name=name: note(
-                name or "model", layer, (*inputs, *named.values())[0], output
-            ),
-            with_kwargs=True,
-        )
-        for name, module in layers.items()
-    ]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    names: dict[Any, str] = {layer: name or "model" for name, layer in linear_maps(model).items()}
+    with ExitStack() as hooks, evaluating(model), torch.no_grad():
+        for layer in names:
+            hooks.enter_context(layer.register_forward_hook(note, with_kwargs=True))
+        model(example)
     if not found:
         raise ValueError("this network has called no Linear, Conv1d, Conv2d or ConvTranspose2d.")
     return found

@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,12 @@ from torch import Tensor
 
 from qlearn.affine import QParams
 from qlearn.config import QuantConfig
-from qlearn.granularity import Granularity, PerAxis, PerTensor, PerToken
-from qlearn.nn.integer_layers import quantized
+from qlearn.nn.integer_layers import DYNAMIC, quantized
 from qlearn.nn.layers import quantized_layers
 from qlearn.nn.linear_maps import LinearMap
 from qlearn.nn.network import carry_hooks, check_model, copy_of, linear_maps
 
 HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON; a later format: "qlearn 2", say
-# How `inputs_text` of a dynamic layer ends.
-DYNAMIC: dict[str, Granularity] = {
-    "per token": PerToken(),
-    "per row": PerAxis(0),
-    "dynamic": PerTensor(),
-}
 
 
 def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
@@ -49,14 +43,11 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
     True
     """
     check_model(model)
-    path = writable(path)
-    state = {name: tensor.contiguous().clone() for name, tensor in _state(model).items()}
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        unfinished = Path(folder, path.name)
+    with whole(path) as unfinished:
+        state = {name: tensor.contiguous().clone() for name, tensor in _state(model).items()}
         configurations = json.dumps(_configurations(model), separators=(",", ":"))
         save_file(state, unfinished, {HEAD: configurations})
-        os.replace(unfinished, path)
-    return path.stat().st_size
+    return Path(path).stat().st_size
 
 
 def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Module:
@@ -87,10 +78,9 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     if configurations and not quantized_layers(model):
         model = _with_layers_of_codes(model, state, configurations, str(path))
     versions = getattr(model.state_dict(), "_metadata", {})  # of the modules, which some ask for
-    differences = list(_other_layers(configurations, _configurations(model))) or list(
-        _other_kinds(state, _state(model))
-    )
-    if differences := [*_other_names(state, _state(model)), *differences]:
+    own = _state(model)
+    others = list(_other_layers(configurations, _configurations(model))) or list(_other_kinds(state, own))
+    if differences := [*_other_names(state, own), *others]:
         raise ValueError(f"{path} does not belong to this network: {'; '.join(differences)}.")
     trial = copy.deepcopy(model)
     for network in (trial, model):  # the real one only when nothing can go wrong any more
@@ -118,6 +108,32 @@ def writable(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Where to write a file in here; it gets its own name when it is complete.
+
+    Raises:
+        TypeError, FileNotFoundError, IsADirectoryError: as `writable`.
+    """
+    path = writable(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        unfinished = Path(folder, path.name)
+        yield unfinished
+        os.replace(unfinished, path)
+
+
+def readable(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that is to be read.
+
+    Raises:
+        TypeError: no path.  FileNotFoundError: no such file.
+    """
+    path = _path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    return path
+
+
 def _path(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path is a {type(path).__name__}: wanted is the name of a file.")
@@ -126,10 +142,8 @@ def _path(path: str | os.PathLike[str]) -> Path:
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The file's tensors, and how its layers were quantized."""
-    if not _path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(readable(path), framework="pt") as file:
             state = OrderedDict((name, file.get_tensor(name)) for name in list(file.keys()))
             head = file.metadata() or {}
             configurations = json.loads(head.get(HEAD, "{}"))
@@ -171,7 +185,7 @@ def _layer_of_codes(layer: Any, parts: dict[str, Tensor], configuration: dict[st
         inputs = QParams(1.0, 0, *configuration["input codes"])
     elif "input codes" in configuration:
         low, high = configuration["input codes"]
-        granularity = next(g for end, g in DYNAMIC.items() if configuration["inputs"].endswith(end))
+        granularity = next(g for g, end in DYNAMIC.items() if configuration["inputs"].endswith(end))
         inputs = QuantConfig((high - low).bit_length(), symmetric=low < 0, narrow_range=low == -high,
                              granularity=granularity, method="dynamic")  # fmt: skip
     if layer.bias is None and ("bias" in parts or "bias_codes" in parts):  # bias correction gave it one

@@ -239,8 +239,7 @@ def _behind_output(flow: Flow, output: Step) -> Values:
         at = _only_reader(at).reads[0]
     if at.does != MIXES:
         raise _NoStream(f"{at.name!r} stands between it and its values")
-    # Attention's values are its third operand, those of a product of matrices the second.
-    at = _only_reader(at).reads[2 if at.name == "scaled_dot_product_attention" else 1]
+    at = _only_reader(at).reads[at.values_place]
     width, rows = at.shape[-1], 0
     while at.does != MAPS:
         if len(at.reads) != 1 or not (at.does in (MOVES, KEEPS) or at.name in ("split", "chunk")):

@@ -7,7 +7,7 @@ more time on collecting single images than these networks spend on learning from
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from numbers import Integral
 from typing import Any
@@ -116,29 +116,48 @@ def training_steps(
     if not isinstance(seed, Integral):
         raise TypeError(f"seed={seed!r} must be a whole number.")
     order = torch.Generator().manual_seed(int(seed))
-    chance = torch.Generator().manual_seed(int(seed))
     total = epochs * -(-len(images) // batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    orders = (torch.randperm(len(images), generator=order) for _ in range(epochs))
+    batches = (batch for places in orders for batch in places.split(batch_size))
+
+    def loss_of(batch: Tensor) -> Tensor:
+        y = labels[batch]
+        logits = _logits(call(model, to_inputs(images[batch]).to(device), forward), y)
+        loss = nn.functional.cross_entropy(logits, y.to(device))
+        if not loss.isfinite():
+            raise ValueError(
+                f"the loss is {loss.item()}: images hold numbers that are not finite, or learning_rate="
+                f"{learning_rate} is too large. The network is as it was after the step before."
+            )
+        return loss
+
+    yield from learn(model, batches, loss_of, optimizer, decay, seed=int(seed))
+
+
+def learn(
+    model: nn.Module, batches: Iterable[Any], loss_of: Callable[[Any], Tensor], optimizer: Any, rate: Any, *, seed: int
+) -> Generator[float]:
+    """Take one step for each batch, and hand over its loss. The model is in train mode, and at the end in eval mode.
+
+    Args:
+        loss_of: batch → loss, to be made smaller.
+        optimizer, rate: of torch.optim: what takes the steps, and what says how long they are.
+        seed: of dropout.
+    """
+    chance = torch.Generator().manual_seed(seed)
     model.train()
     try:
-        for _ in range(epochs):
-            for batch in torch.randperm(len(images), generator=order).split(batch_size):
-                # The number of threads changes the sums' last digits, and with them the trained model.
-                with one_thread(), own_random(model, chance), gradients(model):
-                    y = labels[batch]
-                    logits = _logits(call(model, to_inputs(images[batch]).to(device), forward), y)
-                    loss = nn.functional.cross_entropy(logits, y.to(device))
-                    if not math.isfinite(value := loss.item()):
-                        raise ValueError(
-                            f"the loss is {value}: images hold numbers that are not finite, or learning_rate="
-                            f"{learning_rate} is too large. The network is as it was after the step before."
-                        )
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    decay.step()
-                yield value
+        for batch in batches:
+            # The number of threads changes the sums' last digits, and with them the trained model.
+            with one_thread(), own_random(model, chance), gradients(model):
+                loss = loss_of(batch)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                rate.step()
+            yield loss.item()
     finally:
         model.eval()
 

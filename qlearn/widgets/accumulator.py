@@ -16,7 +16,19 @@ from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, GREEN, GREY
 from qlearn.widgets.controls import Choice, Number, Slider
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import AFTER, bars, count, counted, diamond, error_axis, height, moving, on_decades, ring
+from qlearn.widgets.panels import (
+    AFTER,
+    bars,
+    count_ticks,
+    counted,
+    diamond,
+    error_axis,
+    height,
+    moving,
+    on_decades,
+    raised,
+    ring,
+)
 
 DEPTHS = tuple(2**power for power in range(4, 15))
 ROWS = 64  # of the input, and columns of the weights: so many times so many sums
@@ -171,7 +183,7 @@ class AccumulatorExplorer(Explorer):
         axes.set(title="How many bits the sums need", xlabel="bits, with one for the sign", ylabel="how many sums")
         axes.set(xlim=(0.2, WIDEST + 1.2), xticks=[1, *range(4, WIDEST + 1, 4)])
         axes.set_ylim(height(0), height(ROWS**2) + 1.0)
-        axes.set_yticks(range(4), [count(10**power) for power in range(4)])
+        count_ticks(axes, 4)
         axes.grid(axis="y")
         ends = [height(0), height(ROWS**2)]  # the lines leave room for the legend
         self._fits = counted(axes, fill=True, color=BLUE, linewidth=0, label="fits")
@@ -221,15 +233,6 @@ def wrap(sums: Any, bits: int) -> Any:
     """
     half = 1 << (bits - 1)
     return ((sums + half) & (2 * half - 1)) - half
-
-
-def raised(number: int) -> str:
-    """A whole number as an exponent.
-
-    >>> raised(31), raised(-4)
-    ('³¹', '⁻⁴')
-    """
-    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _high_multiply(acc: Any, m: Any, bits: Any) -> Any:

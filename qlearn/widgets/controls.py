@@ -104,6 +104,9 @@ SCHEME = Choice(
 )
 
 
+RANGES = {"min-max": "min_max", "MSE": "mse"}  # how a range is found: what the learner reads → the method
+
+
 @dataclass(frozen=True)
 class Number:
     """How one of `compute`'s numbers is shown: its label and its unit, which may name others, as "of {codes}"."""

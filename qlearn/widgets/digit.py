@@ -81,6 +81,7 @@ class DigitExplorer(Explorer):
             }
         else:
             self._own = as_image(image)
+            self._own_sorted = SortedView(self._own)
             is_bytes = dtype_name(as_array(image)) == "uint8"
             self.range = BYTE if is_bytes else (float(self._own.min()), float(self._own.max()))
         self.controls["bits"] = Slider("bits", "How many bits a pixel has: b bits give 2ᵇ greys.", 1, MOST_BITS, 2)
@@ -148,8 +149,6 @@ class DigitExplorer(Explorer):
     def _pixels(self, digit: int | None = None, writer: int = 1) -> tuple[Any, SortedView]:
         """The picture, and its pixels in order."""
         if digit is None:
-            if not hasattr(self, "_own_sorted"):
-                self._own_sorted = SortedView(self._own)
             return self._own, self._own_sorted
         images, labels = self._digits
         pixels = images[np.flatnonzero(labels == digit)[writer - 1]].astype(np.float32)

@@ -337,6 +337,16 @@ class Explorer:
         self._page = ipywidgets.Box([style, controls, shown])
         self._page.add_class("qlearn-explorer")
 
+    def _put_under_controls(self, widget: ipywidgets.Widget) -> None:
+        _, controls, _ = self._page.children
+        controls.children = (*controls.children, widget)
+
+    def _follow_on_release(self) -> None:
+        """Sliders are followed when they are let go: for settings that take long."""
+        for widget in self._inputs.values():
+            if widget.has_trait("continuous_update"):
+                widget.continuous_update = False
+
     def _settings(self) -> str:
         """The controls' values: "bits 4, scheme asymmetric"."""
         parts = []

@@ -16,7 +16,7 @@ from qlearn.arrays import quietly
 from qlearn.datasets import trained
 from qlearn.errors import report
 from qlearn.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION
-from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, rounded
+from qlearn.widgets.controls import RANGES, SCHEME, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.heat import HeatMap, Shades
 from qlearn.widgets.layer import BITS, MOST_SPREAD, Layer, cost, group_sizes, row_error, row_sizes
@@ -136,7 +136,7 @@ class GranularityExplorer(Explorer):
             "method": Choice(
                 "range",
                 "Min-max: nothing is clipped. MSE: the range with the smallest mean squared error.",
-                {"min-max": "min_max", "MSE": "mse"},
+                RANGES,
                 "min_max",
             ),
             "symmetric": SCHEME,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeAlias
 
 from ipywidgets import IntProgress, Layout
@@ -22,16 +23,28 @@ class Stopped(RuntimeError):
     """Somebody has pressed Stop, or wants something else."""
 
 
+@contextmanager
+def at_work(lock: threading.RLock, tell: Tell) -> Iterator[None]:
+    """One computes in here, the others wait, and say so."""
+    while not lock.acquire(timeout=0.1):
+        tell("waiting", 0.0)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class Job:
     """Work that says how far it is and that can be stopped: here, or in a thread of its own.
 
     Attributes:
         error: what has ended it, if it was an error.
+        ended: whether there is nothing left to do.
     """
 
     def __init__(self, work: Callable[[Job], None], after: Callable[[Job], None]) -> None:
         self._work, self._after = work, after
-        self._stopping = threading.Event()
+        self._stopping, self.ended = threading.Event(), False
         self._thread: threading.Thread | None = None
         self.error: Exception | None = None
 
@@ -42,6 +55,11 @@ class Job:
     @property
     def stopped(self) -> bool:
         return self._stopping.is_set()
+
+    @property
+    def running(self) -> bool:
+        """Whether it is at work in a thread of its own, and goes on."""
+        return self._thread is not None and not self.ended and not self.stopped
 
     def check(self) -> None:
         """Raise `Stopped` if it is to end."""
@@ -59,7 +77,11 @@ class Job:
         """Until it has ended; one that has not been started is run here."""
         if self._thread is None:
             self.run()
-        else:
+        self.join()
+
+    def join(self) -> None:
+        """Until its thread has ended, if it has one that is not this one."""
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def run(self) -> None:
@@ -70,10 +92,11 @@ class Job:
         except Exception as error:  # shown by whoever waits for it
             self.error = error
         finally:
+            self.ended = True
             try:
                 self._after(self)
             finally:
-                running.discard(self)
+                running.discard(self)  # last: who leaves Python waits for the last picture too
 
 
 running: set[Job] = set()
@@ -89,7 +112,8 @@ def _stop_all() -> None:
 class WorkingExplorer(LateExplorer):
     """An explorer whose settings are computed in the background: with a bar that says how far it is, and a Stop.
 
-    What is known is shown at once. A subclass writes, beside what an `Explorer` needs:
+    What is known is shown at once, and settings stay on the picture: `_tried`, setting → what came of it, which
+    `compute` fills. A subclass writes, beside what an `Explorer` needs:
 
         work(job, values)       →  compute what is missing there, and tell how far that is
         check_values(values)    →  raise `ValueError` where the controls' values are no setting
@@ -107,16 +131,14 @@ class WorkingExplorer(LateExplorer):
 
     def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
         self._shown_values: dict[str, Any] = {}
+        self._tried: dict[Any, Any] = {}
         self._job: Job | None = None
         self._bar = IntProgress(
             max=100, style={"description_width": LABELS}, layout=Layout(visibility="hidden", width="auto")
         )
         super().__init__(start=start, pixel_ratio=pixel_ratio)
-        for widget in self._inputs.values():
-            if widget.has_trait("continuous_update"):
-                widget.continuous_update = False  # a setting takes seconds
-        _, controls, _ = self._page.children
-        controls.children = (*controls.children, self._bar)
+        self._follow_on_release()
+        self._put_under_controls(self._bar)
         self._buttons["stop"].disabled = True
 
     # What a subclass writes
@@ -156,6 +178,12 @@ class WorkingExplorer(LateExplorer):
             self._end()
             super().set(**controls)
         self.load()
+
+    def reset(self) -> None:
+        """Move all controls back to where they were at first, and forget what was tried."""
+        with DRAWING:
+            self._tried.clear()
+        super().reset()
 
     def stop(self) -> None:
         """End what is being computed. Controls go back to the setting that is shown, if theirs cannot be shown."""

@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qlearn.arrays import quietly
-from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION
+from qlearn.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import Choice, Number, rounded
 from qlearn.widgets.engine import needs_torch
 from qlearn.widgets.jobs import Job, WorkingExplorer
+from qlearn.widgets.panels import columns, moving, ring
 
 FLOAT, ROW = "float", "row"
 OUTLIERS = {
@@ -145,7 +146,6 @@ class LanguageModelExplorer(WorkingExplorer):
 
         self._torch = language_model_runs
         self._runs = language_model_runs.Runs(model)
-        self._tried: dict[Any, Any] = {}  # setting → outcome
         groups: dict[str, Any] = {"a row": ROW, **{str(size): size for size in self._runs.groups}}
         self.controls: Mapping[str, Any] = {
             "method": Choice(
@@ -166,14 +166,6 @@ class LanguageModelExplorer(WorkingExplorer):
             "prompt": Prompt("prompt", "What the model begins with, 1 to 128 letters. Enter ends it.", "The whale "),
         }
         super().__init__(start=start, pixel_ratio=pixel_ratio)
-
-    # What a learner calls
-
-    def reset(self) -> None:
-        """Move all controls back to where they were at first, and forget what was tried."""
-        with DRAWING:
-            self._tried.clear()
-        super().reset()
 
     # What the work is
 
@@ -261,8 +253,8 @@ class LanguageModelExplorer(WorkingExplorer):
             name = "weights in float" if setting.bits == FLOAT else labels[setting.method]
             places[name].append(self._place(outcome))
         for name, line in self._marks.items():
-            line.set_data(*np.reshape(places[name], (-1, 2)).T)
-        self._now.set_data(*np.reshape(self._place(result["outcome"]), (1, 2)).T)
+            line.set_data(*columns(places[name]))
+        self._now.set_data(*columns([self._place(result["outcome"])]))
         self._update_text(result)
 
     def explain(self, result: dict[str, Any]) -> list[str]:
@@ -301,14 +293,10 @@ class LanguageModelExplorer(WorkingExplorer):
         right = axes.get_xlim()[1]
         axes.annotate("float", (right, 0), (0, -3), textcoords="offset points", ha="right", va="top", color=GREY)
         self._marks = {
-            name: axes.plot(
-                [], [], marker, color=colour, linestyle="", markersize=size, label=name, zorder=2 + 1 / size
-            )[0]
+            name: moving(axes, marker, color=colour, linestyle="", markersize=size, label=name, zorder=2 + 1 / size)
             for name, (colour, marker, size) in MARKS.items()
         }
-        (self._now,) = axes.plot(
-            [], [], "s", color="none", markeredgecolor=BLACK, markersize=13, markeredgewidth=1.5, label="now"
-        )
+        self._now = ring(axes, 13, markeredgewidth=1.5, label="now")
         axes.figure.legend(
             handles=axes.get_legend_handles_labels()[0], loc="lower left", bbox_to_anchor=(0.075, 0.0), ncols=2,
             markerscale=0.8, columnspacing=2.0,

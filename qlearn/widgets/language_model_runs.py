@@ -12,7 +12,8 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,13 +31,11 @@ from qlearn.nn.network import linear_maps
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
 from qlearn.ranges import find_range
-from qlearn.widgets.jobs import Tell
+from qlearn.widgets.jobs import Tell, at_work
 
 FLOAT, ROW = "float", "row"
-PLANTED: dict[str, Any] = {
-    "channels": 2,
-    "factor": 256.0,
-}  # outliers: so many channels behind each norm, so many times as large
+# Outliers: so many channels behind each norm, so many times as large.
+PLANTED: dict[str, Any] = {"channels": 2, "factor": 256.0}
 SEARCHES = ("mse", "gptq", "awq")  # whose ranges are those with the smallest squared error
 ACTIVATIONS = {
     "tensor8": QuantConfig(),
@@ -142,7 +141,7 @@ class Runs:
     def outcome(self, setting: Setting, tell: Tell) -> Outcome:
         """What a setting is worth."""
         if setting not in self._outcomes:
-            with self._at_work(tell):
+            with at_work(self._lock, tell), one_thread():
                 if setting not in self._outcomes:
                     self._outcomes[setting] = self._find_outcome(setting, tell)
         return self._outcomes[setting]
@@ -152,23 +151,13 @@ class Runs:
         """What it writes on this prompt."""
         key = setting, prompt
         if (found := self._texts.get(key)) is None:
-            with self._at_work(tell):
+            with at_work(self._lock, tell), one_thread():
                 model = self._network(setting, tell)
                 with _calls(tell, "writing", (), LETTERS) as each:
                     text = nn.generate(model, prompt, length=LETTERS, each=each)
                 found = self._texts[key] = Text(text, surprises(self._float, text))
                 _keep(self._texts, KEPT_TEXTS)
         return found
-
-    @contextmanager
-    def _at_work(self, tell: Tell) -> Iterator[None]:
-        while not self._lock.acquire(timeout=0.1):
-            tell("waiting", 0.0)
-        try:
-            with one_thread():
-                yield
-        finally:
-            self._lock.release()
 
     def _find_outcome(self, setting: Setting, tell: Tell) -> Outcome:
         model = self._network(setting, tell)
@@ -230,10 +219,7 @@ class Runs:
             return Rounded(base, base, nn.summary(base).bytes, weights, 4 * weights)
         granularity = PerAxis(0) if isinstance(setting.group, str) else PerGroup(setting.group)
         min_max = QuantConfig(setting.bits, symmetric=True, granularity=granularity)
-        config = QuantConfig(
-            setting.bits, symmetric=True, granularity=granularity,
-            method="mse" if setting.method in SEARCHES else "min_max",
-        )  # fmt: skip
+        config = replace(min_max, method="mse") if setting.method in SEARCHES else min_max
         if setting.method == "awq":  # factors by min-max, and then clipped, as its authors do
             base = nn.awq(base, _calibration(), min_max, progress=False)
         prepared = nn.prepare(base, config, None)
@@ -318,12 +304,10 @@ def _calls(tell: Tell, stage: str, layers: Any, times: int) -> Iterator[Callable
         tell(stage, min(done / expected, 1.0))
 
     tell(stage, 0.0)
-    handles = [layer.register_forward_pre_hook(hear) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(hear))
         yield hear
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _rounding(quantizer: QParams | QuantConfig) -> Callable[[Any, Any], Any]:

@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
-from qlearn.widgets.accumulator import raised
 from qlearn.widgets.controls import Number, Slider, rounded
 from qlearn.widgets.engine import LateExplorer, needs_torch
-from qlearn.widgets.panels import decades, moving, on_decades, ring, towards_100
+from qlearn.widgets.panels import decades, moving, on_decades, raised, ring, towards_100
 
 if TYPE_CHECKING:
     from qlearn.widgets.mixed_precision_runs import Point
@@ -97,8 +96,7 @@ class MixedPrecisionExplorer(LateExplorer):
         super().__init__(**options)
         hidden = Layout(display="none")
         self._bar = IntProgress(description="curves", style={"description_width": "88px"}, layout=hidden)
-        _, controls, _ = self._page.children
-        controls.children = (*controls.children, self._bar)
+        self._put_under_controls(self._bar)
 
     @quietly
     def load(self) -> None:

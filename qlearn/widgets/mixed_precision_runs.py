@@ -21,8 +21,8 @@ from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
 from qlearn.nn.integer_layers import StaticLayer, quantized
 from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.network import replace as exchange
 from qlearn.nn.prepared import ObservedLayer, prepared_layers
-from qlearn.nn.prepared import replace as exchange
 from qlearn.nn.threads import one_thread
 from qlearn.widgets.digit_networks import IN_CACHE, answers, largest_activation, mnist, quick
 
@@ -90,7 +90,8 @@ class BitTrials:
         self._kept: OrderedDict[tuple[int, Setting], Tensor] = OrderedDict()
         self._points: dict[Setting, Point] = {}
 
-        self.sensitivity = self._find_sensitivity(float_network, calibration[:SENSED])
+        pieces = list(calibration[:SENSED].split(self._at_once))
+        self.sensitivity = nn.sensitivity(float_network, pieces, bits=BITS, weights=self.weights)
         self.sizes = nn.layer_bytes(self.model, bits=BITS, weights=self.weights)
         summary = nn.summary(self._network)
         self.parameters = summary.parameters
@@ -119,28 +120,6 @@ class BitTrials:
     def _percent(self, logits: Tensor) -> float:
         return 100 * int((logits.argmax(1) == self._labels).sum()) / len(self._labels)
 
-    def _find_sensitivity(self, model: Any, images: Tensor) -> dict[str, dict[int, float]]:
-        """What `nn.sensitivity` finds, but that each layer's input is found once."""
-        parts = _parts(model, self.layers)
-        with torch.no_grad():
-            inputs = [images]
-            for steps, _ in parts:
-                inputs.append(_through(model, steps, inputs[-1], self._at_once))
-            target = inputs.pop().double().log_softmax(-1)
-            table: dict[str, dict[int, float]] = {}
-            for place, name in enumerate(self.layers):
-                first = next(number for number, (_, depth) in enumerate(parts) if depth > place)
-                others: dict[str, None] = {other: None for other in self.layers if other != name}
-                table[name] = {}
-                for b in BITS:
-                    changed = nn.convert(nn.prepare(model, replace(self.weights, bits=b), None, overrides=others))
-                    x = inputs[first]
-                    for steps, _ in parts[first:]:
-                        x = _through(changed, steps, x, self._at_once)
-                    logs = x.double().log_softmax(-1)
-                    table[name][b] = float((target.exp() * (target - logs)).sum(-1).mean())
-        return table
-
     def _make_layer(self, name: str, bits: int) -> QuantizedLayer:
         """Cached as `_layer`: the layer with its weights at so many bits."""
         layer: ObservedLayer = self._prepared[name]
@@ -164,7 +143,8 @@ class BitTrials:
         x = self._images if done < 0 else self._recall(done, self._kept[keys[done]])
         with torch.no_grad():
             for number in range(done + 1, len(self._parts)):
-                x = _through(self._network, self._parts[number][0], x, self._at_once)
+                steps = map(self._network.get_submodule, self._parts[number][0])
+                x = answers(torch.nn.Sequential(*steps), x, self._at_once)
                 self._keep(number, keys[number], x)
         return x
 
@@ -191,17 +171,6 @@ class BitTrials:
         return first if isinstance(first, StaticLayer) else None
 
 
-def _through(network: Any, steps: list[str], x: Tensor, at_once: int) -> Tensor:
-    """What these steps of the network make of x, so many examples at once."""
-    modules = [network.get_submodule(name) for name in steps]
-    outputs = []
-    for batch in x.split(at_once):
-        for module in modules:
-            batch = module(batch)
-        outputs.append(batch)
-    return torch.cat(outputs)
-
-
 def _parts(network: Any, layers: tuple[str, ...]) -> list[tuple[list[str], int]]:
     """The network's steps, in parts that begin with a layer: the names of the steps, and how many layers come so far.
 
@@ -217,6 +186,5 @@ def _parts(network: Any, layers: tuple[str, ...]) -> list[tuple[list[str], int]]
         depth += own
         if own or not parts:
             parts.append(([], depth))
-        names, _ = parts.pop()
-        parts.append(([*names, name], depth))
+        parts[-1][0].append(name)
     return parts

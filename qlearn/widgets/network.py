@@ -18,15 +18,14 @@ from qlearn.config import QuantConfig
 from qlearn.datasets import mnist_arrays, trained
 from qlearn.packing import packed_size
 from qlearn.style import BLUE, GREEN, GREY, VERMILLION
-from qlearn.widgets.controls import Choice, Number, Slider, rounded
+from qlearn.widgets.controls import RANGES, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
+from qlearn.widgets.mosaic import GAP, SIDE, corners, mosaic
 from qlearn.widgets.panels import moving, ring
-from qlearn.widgets.ptq import GAP, SIDE, mosaic, mosaic_corners
+from qlearn.widgets.sources import MLP_LAYERS, through_mlp
 
-LAYERS = ("linear1", "linear2", "linear3")
 FLOAT = "float"
 BITS: dict[str, Any] = {FLOAT: FLOAT, **{str(bits): bits for bits in range(8, 0, -1)}}
-METHODS = {"min-max": "min_max", "MSE": "mse"}
 DIGITS = 1000  # validation digits that the network reads
 ROWS, COLUMNS = 4, 6
 SHOWN = ROWS * COLUMNS  # the first of them
@@ -78,7 +77,7 @@ class NetworkExplorer(Explorer):
             "range",
             "Which range the values are spread over: from the smallest weight to the largest, or the one with the "
             "smallest mean squared error.",
-            METHODS,
+            RANGES,
             "min_max",
         ),
     }
@@ -93,7 +92,7 @@ class NetworkExplorer(Explorer):
             "size_percent": 100 * now.bytes / _outcome(FLOAT, method).bytes,
             "bits": bits,
             "method": method,
-            "curves": {name: [_outcome(b, name).percent for b in BITS.values()] for name in METHODS.values()},
+            "curves": {name: [_outcome(b, name).percent for b in BITS.values()] for name in RANGES.values()},
             "place": list(BITS.values()).index(bits),
             "says": now.says[:SHOWN],
             "labels": labels[:SHOWN],
@@ -123,7 +122,7 @@ class NetworkExplorer(Explorer):
             frame.set_visible(says != label)
 
     def explain(self, result: dict[str, Any]) -> list[str]:
-        weights, bits = sum(trained("mlp")[f"{name}.weight"].size for name in LAYERS), result["bits"]
+        weights, bits = sum(trained("mlp")[f"{name}.weight"].size for name in MLP_LAYERS), result["bits"]
         right = f"right: {DIGITS - result['misread']} of {DIGITS:,}"
         if bits == FLOAT:
             return [f"{weights:,} weights · 32 bits / 8 = {result['bytes']:,} bytes", right]
@@ -160,11 +159,11 @@ class NetworkExplorer(Explorer):
         picture = mosaic(_digits()[0][:SHOWN], ROWS, COLUMNS)
         axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="bilinear", aspect="auto")
         axes.set_axis_off()
-        corners = mosaic_corners(ROWS, COLUMNS)
-        self._captions = [axes.text(x + SIDE / 2, y + SIDE + 0.5, "", ha="center", va="top") for x, y in corners]
+        places = corners(ROWS, COLUMNS)
+        self._captions = [axes.text(x + SIDE / 2, y + SIDE + 0.5, "", ha="center", va="top") for x, y in places]
         self._frames = [
             Rectangle((x - 1.5, y - 1), SIDE + 3, SIDE + 2 * GAP - 2, fill=False, edgecolor=VERMILLION, linewidth=1.8)
-            for x, y in corners
+            for x, y in places
         ]  # fmt: skip
         for frame in self._frames:
             frame.set_clip_on(False)
@@ -195,22 +194,18 @@ def _outcome(bits: int | str, method: str) -> Outcome:
 
 def _read(config: QuantConfig | None) -> Outcome:
     """Sums are made in float64: in float32 they end in other digits on another processor."""
-    net, size, values = trained("mlp"), 0, None
-    x = _digits()[0].reshape(DIGITS, -1) / 255
-    for name in LAYERS:
-        w = net[f"{name}.weight"]
+    net, size, values = {**trained("mlp")}, 0, None
+    for name in (f"{layer}.weight" for layer in MLP_LAYERS):
+        w = net[name]
         if config is None:
             size += w.nbytes
-        else:
-            qparams = config.find_qparams(w)
-            w = fake_quantize(w, qparams)
-            size += packed_size(w.size, config.bits)
-            if values is None:
-                values = dequantize(np.arange(2**config.bits), qparams)
-        x = x @ w.T.astype(np.float64) + net[f"{name}.bias"]
-        if name != LAYERS[-1]:
-            x = np.maximum(x, 0)
-    return Outcome(x.argmax(axis=1), size, values)
+            continue
+        qparams = config.find_qparams(w)
+        net[name] = fake_quantize(w, qparams)
+        size += packed_size(w.size, config.bits)
+        if values is None:
+            values = dequantize(np.arange(2**config.bits), qparams)
+    return Outcome(through_mlp(net, _digits()[0])[-1].argmax(axis=1), size, values)
 
 
 @cache

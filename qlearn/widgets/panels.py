@@ -111,8 +111,7 @@ class Histograms:
         bins.label(self.axes)
         top = height(most) + 0.45
         self.axes.set_ylim(height(0) - 0.4, top)
-        powers = range(math.ceil(top))
-        self.axes.set_yticks(list(powers), [count(10**power) for power in powers])
+        count_ticks(self.axes, math.ceil(top))
 
     def update(self, histogram: Any, ticks: Any, counts: Any) -> None:
         """Show how many values of x lie in each bin, and how many get each code, whose tick is given."""
@@ -214,6 +213,24 @@ def towards_100(percent: Any, best: float) -> Any:
     return -np.log10(100 - np.minimum(percent, best))
 
 
+def columns(places: Any) -> Any:
+    """Points as what `set_data` takes: all x, and all y; also where there are none.
+
+    >>> columns([(1.0, 2.0), (3.0, 4.0)]).tolist()
+    [[1.0, 3.0], [2.0, 4.0]]
+    """
+    return np.reshape(places, (-1, 2)).T
+
+
+def raised(number: int) -> str:
+    """A whole number as an exponent.
+
+    >>> raised(31), raised(-4)
+    ('³¹', '⁻⁴')
+    """
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def plain(number: float) -> str:
     """A tick's label; powers of ten only where zeros can no longer be counted at a glance.
 
@@ -222,6 +239,11 @@ def plain(number: float) -> str:
     """
     text = f"{number:g}" if number == 0 or not 1e-6 < abs(number) < 1e5 else f"{number:.6f}".rstrip("0").rstrip(".")
     return text.replace("-", "−")
+
+
+def count_ticks(axes: Axes, powers: int) -> None:
+    """Ticks for the logarithmic axis of counts: so many powers of ten from 1 on."""
+    axes.set_yticks(range(powers), [count(10**power) for power in range(powers)])
 
 
 def count(n: int) -> str:

@@ -17,13 +17,13 @@ from qlearn.errors import sqnr_db
 from qlearn.style import BLACK, BLUE, SKY
 from qlearn.widgets.controls import Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer, needs_torch
-from qlearn.widgets.panels import AFTER, BEFORE, OUTLINE, count, counted, height, plain
+from qlearn.widgets.mosaic import SIDE, corners, mosaic
+from qlearn.widgets.panels import AFTER, BEFORE, OUTLINE, count_ticks, counted, height, plain
 
 NETWORKS = {"MLP": "mlp", "CNN": "cnn"}
 BITS: dict[str, Any] = {**{str(bits): bits for bits in range(2, 9)}, "float": "float"}
 BINS = 101  # of the weights' histogram: odd, so that 0 has one of its own
 COLUMNS = 5  # of digits
-SIDE, GAP = 28, 6  # pixels of a digit, and between two
 SLOW = 0.15  # seconds: a network that takes longer is asked when a slider is let go
 
 
@@ -125,9 +125,7 @@ class PTQExplorer(Explorer):
         }
         super().__init__(**options)
         if self._own and self._own.seconds > SLOW:
-            for widget in self._inputs.values():
-                if widget.has_trait("continuous_update"):
-                    widget.continuous_update = False
+            self._follow_on_release()
 
     def compute(
         self,
@@ -195,8 +193,7 @@ class PTQExplorer(Explorer):
         self._above.set_xticks(ticks, [plain(float(tick)) for tick in ticks])
         top = height(total) + 0.2
         self._above.set_ylim(height(0) - 0.1, top)
-        powers = range(int(top) + 1)
-        self._above.set_yticks(list(powers), [count(10**power) for power in powers])
+        count_ticks(self._above, int(top) + 1)
 
     def update(self, result: dict[str, Any]) -> None:
         for stairs, counts in ((self._x, "before"), (self._x_line, "before"), (self._x_hat, "after")):
@@ -281,11 +278,11 @@ class Digits:
         # Not the axes' own title, whose place is found only when all axes are drawn.
         self._title = axes.figure.text(corner.x0, corner.y1 + 0.017, "", fontsize=9)
         self._mosaic = axes.imshow(
-            mosaic([], rows), cmap="gray_r", vmin=0, vmax=255, interpolation="bilinear", aspect="auto"
+            mosaic([], rows, COLUMNS), cmap="gray_r", vmin=0, vmax=255, interpolation="bilinear", aspect="auto"
         )
         axes.set_axis_off()
         self._captions = [
-            axes.text(x + SIDE / 2, y + SIDE + 1, "", ha="center", va="top") for x, y in mosaic_corners(rows, COLUMNS)
+            axes.text(x + SIDE / 2, y + SIDE + 1, "", ha="center", va="top") for x, y in corners(rows, COLUMNS)
         ]
         self.artists: list[Artist] = [self._mosaic, self._title, *self._captions]
 
@@ -296,26 +293,9 @@ class Digits:
     def update(self, title: str, images: Any, captions: list[str]) -> None:
         """Show at most `places` digits."""
         self._title.set_text(title + (" (answer in float → answer now)" if captions else ""))
-        self._mosaic.set_data(mosaic(images, self._rows))
+        self._mosaic.set_data(mosaic(images, self._rows, COLUMNS))
         for text, caption in zip(self._captions, captions + [""] * (self.places - len(captions)), strict=True):
             text.set_text(caption)
-
-
-def mosaic(images: Any, rows: int, columns: int = COLUMNS) -> Any:
-    """Digits in rows as one picture, with room under each for what is written there.
-
-    >>> mosaic(np.full((2, 28, 28), 255, np.uint8), rows=1).shape
-    (40, 170)
-    """
-    picture = np.zeros((rows * (SIDE + 2 * GAP), columns * (SIDE + GAP)), np.uint8)
-    for image, (x, y) in zip(images, mosaic_corners(rows, columns), strict=False):
-        picture[y : y + SIDE, x : x + SIDE] = image
-    return picture
-
-
-def mosaic_corners(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Where each digit of a mosaic begins: from the left, and from above."""
-    return [(column * (SIDE + GAP), row * (SIDE + 2 * GAP)) for row in range(rows) for column in range(columns)]
 
 
 def even_ticks(reach: float) -> Any:

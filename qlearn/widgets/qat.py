@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, MUTED, ORANGE, VERMILLION
-from qlearn.widgets.controls import Button, Choice, Number, Slider, rounded
+from qlearn.widgets.controls import RANGES, Button, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer, needs_torch
 from qlearn.widgets.panels import BEFORE, OUTLINE, count, counted, diamond, height, moving, towards_100
 
@@ -28,7 +28,6 @@ EARLIER = 6  # so many other trainings are shown beside
 STEPS = 430  # of a training; `qat_runs` has the same number
 BEST_PERCENT = 99.7  # the upper end of the axis of accuracies
 _stretched = partial(towards_100, best=BEST_PERCENT)
-METHODS = {"min-max": "min_max", "MSE": "mse"}
 FARTHEST = 1.6  # end of the axis of weights, in units of the largest that the channel had before training
 BINS = np.linspace(-FARTHEST, FARTHEST, 97)
 ROW_NOW, ROW_START = height(0) - 0.42, height(0) - 0.95  # of ticks, under the histogram
@@ -120,7 +119,7 @@ class QATExplorer(Explorer):
                 {"straight through": False, "learned scale (LSQ)": True},
                 True,
             ),
-            "method": Choice("start range", "The range that the scales start from.", METHODS, "mse"),
+            "method": Choice("start range", "The range that the scales start from.", RANGES, "mse"),
             "x": Slider("one value", "A value to follow, in units of the last tick.", -REACH, REACH, 0.6, 0.01),
             "layer": Slider("layer", "Whose weights are shown: 1 is the first layer.", 1, len(layers), 1),
             "channel": Slider("channel", "Which of the layer's rows: each has a scale.", 1, self._channels(1), 1),
@@ -137,8 +136,7 @@ class QATExplorer(Explorer):
         """Train with these settings and return when it is done."""
         with DRAWING:
             run = self._new_run(self._key)
-        run.train(self.refresh)
-        self.refresh()
+        run.train()
 
     def start(self) -> None:
         """Train with these settings in the background. Nothing happens if that is being done already."""
@@ -146,7 +144,7 @@ class QATExplorer(Explorer):
             key = self._key
             if (run := self._runs.get(key)) is not None and run.running:
                 return
-            self._new_run(key).start(self.refresh)
+            self._new_run(key).start()
             self._mark_buttons()
 
     def stop(self) -> None:
@@ -271,7 +269,7 @@ class QATExplorer(Explorer):
     def _run_of(self, key: Any) -> Any:
         with DRAWING:  # a cell and a control may ask for it at once, and a picture goes through all of them
             if key not in self._runs:
-                self._runs[key] = self._torch.Run(self._network, key)
+                self._runs[key] = self._torch.Run(self._network, key, self.refresh)
             return self._runs[key]
 
     def _new_run(self, key: Any) -> Any:

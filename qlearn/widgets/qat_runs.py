@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from functools import lru_cache
@@ -22,6 +20,7 @@ from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
 from qlearn.nn.training import training_steps
 from qlearn.widgets.digit_networks import mnist
+from qlearn.widgets.jobs import Job
 
 BATCH_SIZE = 128
 STEPS = 430  # every training image once
@@ -95,9 +94,7 @@ class Network:
                 layer.weight_fake_quantize = FoundNowAndThen(config, found)
         nn.calibrate(model, _calibration(), progress=False)
         with torch.no_grad():
-            model(
-                _calibration()[:1]
-            )  # learned scales of inputs start at the first pass: from the calibration, not later
+            model(_calibration()[:1])  # learned scales of inputs start at the first pass: from what was calibrated
         return model
 
     def _find_start(self, bits: int, learned: bool, method: str) -> tuple[Point, Latent]:
@@ -135,49 +132,57 @@ class FoundNowAndThen(FakeQuantize):
 class Run:
     """One quantization-aware training, from what post-training quantization gives, for one epoch.
 
+    Args:
+        network, setting: what is trained.
+        after: is called whenever there is a new point, and at the end; from the background, if it is trained there.
+
     Attributes:
         model: the fake-quantized network as trained so far.
         points: what is known of it, one point every `EVERY` steps.
         latent: its weights and scales at the last of them.
         begun: whether it has been trained, or is being trained.
-        error: what has ended the training, if it was an error.
     """
 
-    def __init__(self, network: Network, setting: Setting) -> None:
+    def __init__(self, network: Network, setting: Setting, after: Callable[[], None]) -> None:
         self.rate = setting.rate
         start = setting.bits, setting.learned, setting.method
         self.model = network.prepared(*start)
         point, self.latent = network.start(*start)
         self.points = [point]
         self._before = self._codes()
-        self.error: Exception | None = None
         self.begun = False
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._after = after
+        self._job = Job(self._train, lambda _: after())
 
     @property
     def running(self) -> bool:
         """Whether it is being trained in the background."""
-        return self._thread is not None and self._thread.is_alive() and not self._stopping.is_set()
+        return self._job.running
 
-    def start(self, after: Callable[[], None]) -> None:
-        """Train in the background and call `after` from there, whenever there is a new point and at the end."""
-        # A daemon, so that leaving Python does not wait for it; `_stop_all` ends it in good order before.
-        self._thread = threading.Thread(target=self._in_background, args=(after,), daemon=True, name="qlearn training")
+    @property
+    def error(self) -> Exception | None:
+        """What has ended the training in the background, if it was an error."""
+        return self._job.error
+
+    def start(self) -> None:
+        """Train in the background."""
         self.begun = True
-        _running.add(self)
-        self._thread.start()
+        self._job.start()
 
     def stop(self, *, wait: bool) -> None:
         """End it after the step in progress. Waiting must not be done with the drawing lock in hand."""
         if self.begun:  # one that has not begun may still be wanted
-            self._stopping.set()
-        if wait and self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._job.stop()
+        if wait:
+            self._job.join()
 
-    def train(self, after: Callable[[], None]) -> None:
-        """Train to the end, or until `stop`; `after` is called whenever there is a new point."""
+    def train(self) -> None:
+        """Train to the end, or until `stop`."""
         self.begun = True
+        self._train(self._job)
+        self._after()
+
+    def _train(self, job: Job) -> None:
         images, labels = mnist().train
         options: dict[str, Any] = {"epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": self.rate, "seed": 0}
         losses: list[float] = []
@@ -185,26 +190,14 @@ class Run:
         with closing(training_steps(self.model, images, labels, **options)) as steps:
             for number, loss in enumerate(steps, start=1):
                 losses.append(loss)
-                if self._stopping.is_set():
+                if job.stopped:
                     break
                 if number % EVERY == 0:
                     self._look(number, float(np.mean(losses)))
                     losses.clear()
-                    after()
+                    self._after()
         if losses:  # stopped between two points
             self._look(number, float(np.mean(losses)))
-
-    def _in_background(self, after: Callable[[], None]) -> None:
-        try:
-            self.train(after)
-        except Exception as error:  # shown by whoever watches; a thread's traceback would go nowhere
-            self.error = error
-        finally:
-            self._stopping.set()
-            try:
-                after()
-            finally:
-                _running.discard(self)  # last: who leaves Python waits for the last picture too
 
     def _look(self, step: int, loss: float) -> None:
         layers = prepared_layers(self.model)
@@ -251,15 +244,6 @@ def staircase(x: Any, bits: int, learned: bool) -> tuple[Any, Any, Any]:
     x_hat.sum().backward()
     of_scale = np.full(values.shape, np.nan) if scales.grad is None else scales.grad.numpy() / quant_max
     return x_hat.detach().numpy(), values.grad.numpy(), of_scale
-
-
-_running: set[Run] = set()
-
-
-@atexit.register
-def _stop_all() -> None:
-    for run in list(_running):
-        run.stop(wait=True)
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from qlearn.widgets.search import mean_magnitude
 from qlearn.widgets.values import Values, as_numpy
 
 COUNT = 100_000
+MLP_LAYERS = ("linear1", "linear2", "linear3")
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,16 @@ def mlp_outputs(images: Any) -> list[Any]:
 
     Added up in float64 and rounded to float32: sums in float32 end in other digits on another processor.
     """
-    net = trained("mlp")
+    return [output.astype(np.float32) for output in through_mlp(trained("mlp"), images)]
+
+
+def through_mlp(net: Mapping[str, Any], images: Any) -> list[Any]:
+    """What each layer of an MLP with these weights gives for images, in float64."""
     outputs = [images.reshape(len(images), -1) / 255]
-    for layer in ("linear1", "linear2", "linear3"):
+    for layer in MLP_LAYERS:
         y = outputs[-1] @ net[f"{layer}.weight"].T.astype(np.float64) + net[f"{layer}.bias"]
-        outputs.append(np.maximum(y, 0) if layer != "linear3" else y)
-    return [output.astype(np.float32) for output in outputs[1:]]
+        outputs.append(y if layer == MLP_LAYERS[-1] else np.maximum(y, 0))
+    return outputs[1:]
 
 
 def _checked(x: Any, labels: Any) -> Any:

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qlearn.arrays import quietly
-from qlearn.style import BLUE, DRAWING, GREEN, GREY, INK, PURPLE, VERMILLION
+from qlearn.style import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION
 from qlearn.widgets.controls import Choice, Number, rounded
 from qlearn.widgets.engine import needs_torch
 from qlearn.widgets.jobs import Job, Stopped, WorkingExplorer
-from qlearn.widgets.panels import moving, plain, ring
+from qlearn.widgets.panels import columns, moving, plain, ring
 
 FLOAT = "float"
 ENGINES = {
@@ -103,7 +103,6 @@ class SpeedExplorer(WorkingExplorer):
 
         self._torch = speed_runs
         self._runs = speed_runs.Runs()
-        self._tried: dict[Any, Any] = {}  # setting → outcome
         super().__init__(start=start, pixel_ratio=pixel_ratio)
 
     def set(self, **controls: Any) -> None:
@@ -116,12 +115,6 @@ class SpeedExplorer(WorkingExplorer):
         super().set(**controls)
         if any(self.values[name] != value for name, value in controls.items()):
             raise Stopped("this was stopped before it was done.")
-
-    def reset(self) -> None:
-        """Move all controls back to where they were at first, and take what was measured off the picture."""
-        with DRAWING:
-            self._tried.clear()
-        super().reset()
 
     # What the work is
 
@@ -190,11 +183,11 @@ class SpeedExplorer(WorkingExplorer):
         self._times_title.set_text(f"Time at width {width:,}, against the batch")
         for kind, (rates, times) in self._points.items():
             found = [(s, o) for s, o in result["points"] if (s.engine, s.bits) == kind]
-            rates.set_data(*_columns([self._rate(s, o) for s, o in found]))
-            times.set_data(*_columns([self._time(s, o) for s, o in found if s.width == width]))
+            rates.set_data(*columns([self._rate(s, o) for s, o in found]))
+            times.set_data(*columns([self._time(s, o) for s, o in found if s.width == width]))
         now = [(result["setting"], result["outcome"])] if result["outcome"] is not None else []
         for mark, place in zip(self._now, (self._rate, self._time), strict=True):
-            mark.set_data(*_columns([place(*one) for one in now]))
+            mark.set_data(*columns([place(*one) for one in now]))
         self._pending.set_text("" if now else "this setting is not measured yet")
 
     def explain(self, result: dict[str, Any]) -> list[str]:
@@ -264,7 +257,7 @@ class SpeedExplorer(WorkingExplorer):
             low, high = INTENSITIES
             bend = min(peaks[name] / machine.bytes_per_second, high)
             ends = [(x, min(peaks[name], machine.bytes_per_second * x)) for x in (low, bend, high)]
-            line.set_data(*_columns([(np.log10(x), np.log10(y)) for x, y in ends]))
+            line.set_data(*columns([(np.log10(x), np.log10(y)) for x, y in ends]))
             text.set_text(f"{name}, {plain(float(f'{peaks[name] / 1e9:.3g}'))}")
             text.set_position((np.log10(high), np.log10(ends[-1][1]) + 0.03))
 
@@ -283,7 +276,3 @@ def _logarithmic(axes: Axes, which: str, ends: tuple[float, float], unit: float 
     labels = [plain(10.0**power / unit) for power in powers]
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     (axes.set_xticks if which == "x" else axes.set_yticks)(powers, labels)
-
-
-def _columns(places: list[tuple[float, float]]) -> Any:
-    return np.reshape(places, (-1, 2)).T

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ from qlearn import nn
 from qlearn.arrays import quietly
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
-from qlearn.widgets.jobs import Tell
+from qlearn.widgets.jobs import Tell, at_work
 
 FLOAT = "float"
 ENGINES = {  # as the explorer calls them → what runs them in float, and on codes
@@ -96,22 +94,13 @@ class Runs:
     @quietly
     def outcome(self, setting: Setting, tell: Tell) -> Outcome:
         """What this setting takes; measured if it is not known."""
-        with self._at_work(tell):
+        with at_work(self._lock, tell):
             if self.machine is None:
                 tell("machine", 0.0)
                 self.machine = measured_machine()
             if setting not in self._outcomes:
                 self._outcomes[setting] = _measure(setting, tell)
         return self._outcomes[setting]
-
-    @contextmanager
-    def _at_work(self, tell: Tell) -> Iterator[None]:
-        while not self._lock.acquire(timeout=0.1):
-            tell("waiting", 0.0)
-        try:
-            yield
-        finally:
-            self._lock.release()
 
 
 def check(setting: Setting) -> None:

@@ -17,13 +17,13 @@ def training_steps(*args, **kwargs):
             time.sleep(0.01)
         yield loss
 def stopping():
-    return explorer._run._stopping.is_set()
+    return explorer._run._job.stopped
 qat_runs.training_steps = training_steps
 """
 CELLS = (
     GATE,
     "explorer = explore_qat()\nexplorer",
-    "print('running', [t.name for t in threading.enumerate()].count('qlearn training'))",
+    "print('running', [t.name for t in threading.enumerate()].count('qlearn explorer'))",
     "1 + 1",  # rewritten by the test
 )
 
