@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -167,6 +170,49 @@ def searched(w, x, quantize, alphas, size=None, error=None):
     return alphas[int(np.argmin([error(quantize(w * size**a) / size**a) for a in alphas]))]
 
 
+def expected(logits):
+    p = np.exp(log_p(logits))
+    return -(p * np.where(p > 0, log_p(logits), 0)).sum(axis=1)
+
+
+def scaled_once_more(w, x, quantize, alphas):
+    def change(s):
+        s = s / np.sqrt(s.max() * s.min())
+        return ((x @ (quantize(w * s) / s - w).T) ** 2).mean()
+
+    size = np.sqrt((x**2).mean(axis=0))
+    return min(alphas, key=lambda alpha: change(size**alpha))
+
+
+def changes(row):
+    return sum(a != b for a, b in pairwise(row))
+
+
+def doubled_in_a_loop(n):
+    h = np.ones((1, 1))
+    for _ in range(1, min(n, 9)):
+        h = np.kron([[1, 1], [1, -1]], h)
+    return h / np.sqrt(n)
+
+
+def without_zero_point(x, bits):
+    qparams = qlearn.find_qparams(x, bits=bits, granularity=PerToken())
+    return qlearn.quantize(x, qparams).astype(float) * qparams.scale
+
+
+def ranges_of_flat_rows(x, bits):
+    qparams = qlearn.find_qparams(x.reshape(len(x), -1), bits=bits, granularity=PerGroup(x.shape[2]))
+    return qlearn.fake_quantize(x, qparams)
+
+
+def range_so_far(x, bits):
+    out = np.empty_like(x)
+    for t, h in np.ndindex(x.shape[:2]):
+        seen = x[: t + 1, h]
+        out[t, h] = qlearn.fake_quantize(seen, qlearn.find_qparams(seen, bits=bits))[-1]
+    return out
+
+
 def scales_its_input(w, x, quantize, alphas):
     for alpha in alphas:
         w *= np.sqrt((x**2).mean(axis=0)) ** alpha
@@ -199,6 +245,22 @@ def grouped(x, bits, granularity, **options):
         ("09.1", lambda logits, following: np.exp(-of_each(logits - logits.max(), following).mean()) * 0 + 1, "other"),
         ("09.1", lambda logits, following: np.exp(-(logits - logits.max(axis=1)).mean()), "could not be broadcast"),
         ("09.1", lambda logits, following: np.exp(of_each(logits, following).mean()), "The sign is lost"),
+        (
+            "09.1",
+            lambda logits, following: np.prod(np.exp(of_each(logits, following))) ** (-1 / len(following)),
+            "add their logs",
+        ),
+        ("09.1", lambda logits, following: np.exp(expected(logits).mean()), "which the model expects"),
+        (
+            "09.1",
+            lambda logits, following: np.exp(-of_each(logits.clip(-700, 700), following).mean()),
+            "Clipped logits",
+        ),
+        (
+            "09.1",
+            lambda logits, following: np.exp(-log_p(logits)[following, range(len(following))].mean()),
+            "Rows come first",
+        ),
         ("09.2", lambda x, w: np.sqrt(np.abs(x).max(axis=0)) / np.abs(w).max(axis=0), "Only the activations"),
         ("09.2", lambda x, w: np.abs(x).max(axis=0) / np.sqrt(np.abs(w).max(axis=0)), "Only the weights"),
         ("09.2", lambda x, w: np.sqrt(np.abs(x.max(axis=0)) / np.abs(w.max(axis=0))), "np.abs before the maximum"),
@@ -223,10 +285,35 @@ def grouped(x, bits, granularity, **options):
             lambda w, x, quantize, alphas: searched(w, x, lambda v: quantize(w), alphas, size=np.ones(x.shape[1])),
             "The first α wins",
         ),
+        (
+            "09.3",
+            lambda w, x, quantize, alphas: searched(
+                w, x, quantize, alphas, error=lambda v: ((v - w) ** 2 * (x**2).mean(axis=0)).sum()
+            ),
+            "by its own channel",
+        ),
+        (
+            "09.3",
+            lambda w, x, quantize, alphas: searched(
+                w, x, quantize, alphas, error=lambda v: (x @ (v - w).T).mean() ** 2
+            ),
+            "Square first",
+        ),
+        ("09.3", lambda w, x, quantize, alphas: searched(w, x, quantize, alphas, x.std(axis=0)), "leaves the mean out"),
+        (
+            "09.3",
+            lambda w, x, quantize, alphas: searched(w, x, quantize, alphas, factors_of_ends(x, w)),
+            "of exercise 09.2",
+        ),
+        ("09.3", scaled_once_more, "You scale the factors once more"),
         ("09.3", scales_its_input, "changed its input w"),
         ("09.4", lambda n: blocks(n, -1, 1, 1, 1), "lower right block"),
         ("09.4", lambda n: blocks(n, 1, -1, 1, 1), "lower right block"),
         ("09.4", lambda n: blocks(n, 1, 1, 1, 1), "nothing is perpendicular"),
+        ("09.4", lambda n: blocks(n, 1, -1, -1, 1), "one minus"),
+        ("09.4", lambda n: blocks(n, 1, -1, -1, -1), "lower right block"),
+        ("09.4", lambda n: np.array(sorted(blocks(n, 1, 1, 1, -1).tolist(), key=changes)), "rows in another order"),
+        ("09.4", doubled_in_a_loop, "not how often they double"),
         ("09.4", lambda n: blocks(n, 1, 1, 1, -1) * n**0.5 / 2, "2 is right for n = 4"),
         ("09.4", lambda n: qlearn.rotations.random_hadamard(n), "random signs"),
         ("09.4", lambda n: blocks(n, 1, 1, 1, -1).tolist(), "a NumPy array is wanted"),
@@ -239,6 +326,15 @@ def grouped(x, bits, granularity, **options):
         ("09.5", lambda x, bits: grouped(x, bits, PerToken(), method="mse"), "ranges by MSE"),
         ("09.5", lambda x, bits: grouped(x.reshape(len(x), -1), bits, PerToken()).reshape(x.shape), "all heads"),
         ("09.5", lambda x, bits: grouped(x, bits, PerToken()).tolist(), "a NumPy array is wanted"),
+        ("09.5", lambda x, bits: grouped(x, 4, PerToken()), "That has 4 bits"),
+        ("09.5", without_zero_point, "The zero point is missing"),
+        (
+            "09.5",
+            lambda x, bits: grouped(x.reshape(len(x), -1), bits, PerGroup(32)).reshape(x.shape),
+            "x.shape[-1] numbers",
+        ),
+        ("09.5", ranges_of_flat_rows, "in its shape"),
+        ("09.5", range_so_far, "one early outlier"),
         ("09.5", lambda x, bits: x, "Nothing is rounded"),
     ],
 )
@@ -247,6 +343,13 @@ def test_wrong_answers_in_a_learners_words(exercise_id, attempt, message):
         result = exercises.check(exercise_id, attempt)
     assert result.status == "wrong"
     assert message in result.message, result.message
+
+
+def test_the_mean_of_nothing_warns_nobody():
+    (off_by_one,) = (m for m in exercises.find("09.1").mistakes if "is shifted already" in m.diagnosis)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(off_by_one.function(np.zeros((1, 3)), np.array([2])))
 
 
 @pytest.mark.parametrize("exercise_id", ["09.1", "09.2", "09.3", "09.4", "09.5"])

@@ -185,6 +185,8 @@ def _mean_over_alphabet(logits, following):
 
 
 def _next_but_one(logits, following):
+    if len(following) < 2:
+        return np.nan  # as the mean of nothing, but without NumPy's warning below a learner's cell
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return np.exp(-log_p[np.arange(len(following) - 1), following[1:]].mean())
@@ -207,6 +209,30 @@ def _in_float32(logits, following):
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     with np.errstate(over="ignore"):
         return np.exp(-log_p[np.arange(len(following)), following].mean())
+
+
+def _product_of_probabilities(logits, following):
+    with np.errstate(divide="ignore"):
+        return np.prod(np.exp(_picked(logits, following))) ** (-1 / len(following))
+
+
+def _expected(logits, following):
+    log_p = np.log(1e-300 + np.exp(logits - logits.max(axis=1, keepdims=True)))
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    return np.exp(-(np.exp(log_p) * log_p).sum(axis=1).mean())
+
+
+def _clipped(largest):
+    def perplexity_of_clipped(logits, following):
+        return perplexity(np.minimum(logits, largest), following)
+
+    return perplexity_of_clipped
+
+
+def _letter_before_row(logits, following):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.exp(-log_p[following, np.arange(len(following))].mean())
 
 
 def _judges_three_writers(attempt):
@@ -297,6 +323,22 @@ PERPLEXITY = Exercise(
             for smallest in (1e-12, 1e-10, 1e-9, 1e-8)
             for add in (True, False)
         ),
+        Mistake(
+            _product_of_probabilities,
+            "A product of probabilities soon falls below all that float64 holds: add their logs.",
+        ),
+        Mistake(
+            _expected,
+            "That is the surprise which the model expects, over the whole alphabet. Judge the letter that came: `following`.",
+        ),
+        *(
+            Mistake(
+                _clipped(largest),
+                "Clipped logits are other logits. Subtract the largest of each row: that changes nothing.",
+            )
+            for largest in (100, 300, 500, 600, 700, 709)
+        ),
+        Mistake(_letter_before_row, "Rows come first, letters second: log_p[np.arange(len(following)), following]."),
         Mistake(_each_letter, "That is one number a letter. Average −log p over them, then np.exp once."),
         Mistake(_mean_over_alphabet, "You divide by the size of the alphabet. It is the mean over the T letters."),
         Mistake(_next_but_one, "`following` is shifted already: row i of logits is judged by following[i]."),
@@ -661,6 +703,35 @@ def _against_scaled(w, x, quantize, alphas):
     return alphas[int(np.argmin(errors))]
 
 
+def _each_channel_alone(w, x, quantize, alphas):
+    size = np.sqrt((x**2).mean(axis=0))
+    return _with(w, x, quantize, alphas, error=lambda w_hat: (((w_hat - w) * size) ** 2).mean())
+
+
+def _square_of_mean(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, error=lambda w_hat: (x @ (w_hat - w).T).mean() ** 2)
+
+
+def _deviation_of_channels(w, x, quantize, alphas):
+    return _with(w, x, quantize, alphas, size=x.std(axis=0))
+
+
+def _size_as_smoothing(w, x, quantize, alphas):
+    largest = [np.abs(values).max(axis=0) for values in (x, w)]
+    return _with(w, x, quantize, alphas, size=np.sqrt(largest[0] / largest[1]))
+
+
+def _brought_to_one(middle):
+    def best_alpha_of_scaled(w, x, quantize, alphas):
+        size, errors = np.sqrt((x**2).mean(axis=0)), []
+        for alpha in alphas:
+            s = size**alpha / middle(size**alpha)
+            errors.append(((x @ (quantize(w * s) / s - w).T) ** 2).mean())
+        return alphas[int(np.argmin(errors))]
+
+    return best_alpha_of_scaled
+
+
 def _best_forgotten(w, x, quantize, alphas):
     return alphas[-1]
 
@@ -806,6 +877,22 @@ ALPHA = Exercise(
             _magnitudes_of_weights,
             "You compare the weights' errors. What counts is the change of the outputs: x @ (…).T.",
         ),
+        Mistake(
+            _each_channel_alone,
+            "You weigh each weight's error by its own channel. In an output they add up or cancel: x @ (…).T, then square.",
+        ),
+        Mistake(_square_of_mean, "Errors of both signs cancel before you square. Square first, then the mean."),
+        Mistake(
+            _deviation_of_channels, "A deviation leaves the mean out. a_j is the root of the mean square of column j."
+        ),
+        Mistake(
+            _size_as_smoothing,
+            "Those are the factors of exercise 09.2. a_j is the root of the mean square of column j.",
+        ),
+        *(
+            Mistake(_brought_to_one(middle), "You scale the factors once more. Here s is a**alpha as it is.")
+            for middle in (np.mean, np.max, lambda s: np.sqrt(s.max() * s.min()))
+        ),
         Mistake(_not_turned, "The .T is missing: each row of w makes one output, x @ (w_hat - w).T."),
         Mistake(_against_scaled, "The outputs to compare with are those of w itself, not of w * s."),
         Mistake(_best_forgotten, "You return the last α. Compare with the smallest error so far, and keep that, too."),
@@ -863,6 +950,32 @@ def _minus_upper_right(n):
     h = np.ones((1, 1))
     while len(h) < n:
         h = np.block([[h, -h], [h, h]])
+    return h / np.sqrt(n)
+
+
+def _three_minuses(n):
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, -h], [-h, -h]])
+    return h / np.sqrt(n)
+
+
+def _two_minuses(n):
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, -h], [-h, h]])
+    return h / np.sqrt(n)
+
+
+def _sorted_by_changes(n):
+    h = hadamard(n)
+    return h[np.argsort((np.diff(h, axis=1) != 0).sum(axis=1))]
+
+
+def _doubled_one_less_than_n_times(n):
+    h = np.ones((1, 1))
+    for _ in range(min(n - 1, 8)):
+        h = np.block([[h, h], [h, -h]])
     return h / np.sqrt(n)
 
 
@@ -974,7 +1087,15 @@ HADAMARD = Exercise(
         Mistake(_divided_by_n, "Each row has n entries, so its length is √n, not n: divide by np.sqrt(n)."),
         *(
             Mistake(function, "A rotation, too, but not this one: the minus belongs to the lower right block.")
-            for function in (_minus_elsewhere, _minus_upper_left, _minus_upper_right, _negative)
+            for function in (_minus_elsewhere, _minus_upper_left, _minus_upper_right, _three_minuses, _negative)
+        ),
+        Mistake(
+            _two_minuses,
+            "With two minuses the rows below are those above with another sign, and nothing is perpendicular: one minus.",
+        ),
+        Mistake(
+            _sorted_by_changes,
+            "A rotation, too, with its rows in another order. Here they stay as the doubling makes them.",
         ),
         Mistake(_divided_each_time, "You divide by √n at every doubling. Once, at the end, is enough."),
         Mistake(_times_root, "You multiply by √n. Divide: each row's length is √n before."),
@@ -986,7 +1107,10 @@ HADAMARD = Exercise(
         Mistake(_random, "That one has random signs. Here it is the plain one, built by doubling."),
         Mistake(_no_minus, "All rows are alike, so nothing is perpendicular: the lower right block is −H."),
         Mistake(_too_large, "Twice the size: stop when it has n rows."),
-        Mistake(_of_size_two_to_the_n, "n is the number of rows, not how often they double."),
+        *(
+            Mistake(function, "n is the number of rows, not how often they double.")
+            for function in (_of_size_two_to_the_n, _doubled_one_less_than_n_times)
+        ),
         Mistake(_identity, "That turns nothing."),
     ),
     hints=(
@@ -1094,8 +1218,28 @@ def _one_step_too_many(x, bits):
     return (np.clip(np.rint(x / scale) + zero_point, 0, 2**bits - 1) - zero_point) * scale
 
 
-def _always_eight_bits(x, bits):
-    return _by_hand(x, 8, 2)
+def _always(bits_of_mine):
+    def quantize_cache_to_these(x, bits):
+        return _by_hand(x, bits_of_mine, 2)
+
+    return quantize_cache_to_these
+
+
+def _zero_point_forgotten(x, bits):
+    qparams = qlearn.find_qparams(x, bits=bits, granularity=qlearn.PerToken())
+    return qlearn.quantize(x, qparams) * qparams.scale
+
+
+def _groups_of_this_model(x, bits):
+    rows = x.reshape(len(x), -1)
+    qparams = qlearn.find_qparams(rows, bits=bits, granularity=qlearn.PerGroup(32))
+    return qlearn.fake_quantize(rows, qparams).reshape(x.shape)
+
+
+def _ranges_of_rows_for_heads(x, bits):
+    rows = x.reshape(len(x), -1)
+    qparams = qlearn.find_qparams(rows, bits=bits, granularity=qlearn.PerGroup(x.shape[-1]))
+    return qlearn.fake_quantize(x, qparams)
 
 
 def _by_mse(x, bits):
@@ -1103,10 +1247,13 @@ def _by_mse(x, bits):
     return qlearn.fake_quantize(x, qparams)
 
 
-def _growing_range(x, bits):
-    lo, hi = x.min(axis=(1, 2), keepdims=True), x.max(axis=(1, 2), keepdims=True)
-    lo, hi = np.minimum(np.minimum.accumulate(lo), 0), np.maximum(np.maximum.accumulate(hi), 0)
-    return qlearn.fake_quantize(x, qlearn.choose_qparams(lo, hi, bits=bits))
+def _growing_range(axis):
+    def quantize_cache_so_far(x, bits):
+        lo, hi = x.min(axis=axis, keepdims=True), x.max(axis=axis, keepdims=True)
+        lo, hi = np.minimum(np.minimum.accumulate(lo), 0), np.maximum(np.maximum.accumulate(hi), 0)
+        return qlearn.fake_quantize(x, qlearn.choose_qparams(lo, hi, bits=bits))
+
+    return quantize_cache_so_far
 
 
 def _untouched(x, bits):
@@ -1196,14 +1343,29 @@ CACHE = Exercise(
             for function in (_lowest_kept, _zero_between_codes)
         ),
         Mistake(_one_step_too_many, "Between 2^bits codes lie 2^bits − 1 steps."),
-        Mistake(_always_eight_bits, "That has 8 bits whatever is asked for: hand `bits` on, bits=bits."),
+        *(
+            Mistake(_always(same), f"That has {same} bits whatever is asked for: hand `bits` on, bits=bits.")
+            for same in (8, 4, 3, 2)
+        ),
+        Mistake(_zero_point_forgotten, "The zero point is missing: x̂ = scale · (code − zero point), or fake_quantize."),
         Mistake(_by_mse, "Those are ranges by MSE. Here the range reaches from the smallest to the largest: min_max."),
-        Mistake(
-            _growing_range,
-            "That does not leak, but one early outlier coarsens all that follows. Each letter has its own range.",
+        *(
+            Mistake(
+                _growing_range(axis),
+                "That does not leak, but one early outlier coarsens all that follows. Each letter has its own range.",
+            )
+            for axis in ((1, 2), 2)
         ),
         Mistake(_untouched, "Nothing is rounded: these are the inputs."),
         Mistake(_groups_of_heads, "The groups are as large as the number of heads. One head has x.shape[-1] numbers."),
+        *(
+            Mistake(
+                function,
+                "One head has x.shape[-1] numbers, 32 in this model alone; and what find_qparams has seen, in its shape, "
+                "fake_quantize has to get.",
+            )
+            for function in (_groups_of_this_model, _ranges_of_rows_for_heads)
+        ),
     ),
     hints=(
         "Which numbers may share a range, if no letter may look at another, and no head either?",

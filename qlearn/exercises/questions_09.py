@@ -5,20 +5,18 @@ from qlearn.exercises.questions import Choice, Question
 QUESTIONS = (
     Question(
         "09.a",
-        "One of the four babbles: it is one of the two with 2 bits. Which is the other?",
+        "C babbles: it is one of the two copies with 2 bits. Which is the other?",
         (
-            Choice("A", "It invents words, and yet it sounds like English. With 2 bits a weight, no less.", right=True),
+            Choice("A", "It invents words, and yet it sounds like English: two bits a weight.", right=True),
             Choice("B", "Look at its words: they are all in a dictionary, or nearly. Is that so for the others?"),
             Choice("D", "Look at its words: they are all in a dictionary, or nearly. Is that so for the others?"),
-            Choice(
-                "One cannot tell", "Of two of them that is true. But of the other two only one babbles: read the words."
-            ),
+            Choice("One cannot tell", "Of B and D that is true. But one of the three invents words: which?"),
         ),
     ),
     Question(
         "09.b",
-        "The fourth level costs a zero point for each row. How much of what 2 bits have lost, against float, "
-        "does it bring back?",
+        "The fourth level costs a zero point for each row. By MSE, 2 bits have gone from 4.29 to 5.44. How much of that "
+        "does it win back?",
         (
             Choice(
                 "Next to nothing: the weights are symmetric",
@@ -43,7 +41,7 @@ QUESTIONS = (
             ),
             Choice(
                 "It reads a little worse, as with 4 bits",
-                "Count: 256 steps in all, and one channel needs them. How many are left for the others?",
+                "Count: 255 steps in all, and one channel needs them. How many are left for the others?",
             ),
             Choice(
                 "It breaks down",
@@ -77,7 +75,7 @@ QUESTIONS = (
         "09.e",
         "Five copies with 4 bits for weights and activations, a range for each token. Which reads best?",
         (
-            Choice("The planted one", "Each token has its two outliers, and 4 bits have 16 steps in all."),
+            Choice("The planted one", "Each token has its two outliers, and 4 bits have 15 steps in all."),
             Choice("The smoothed one", "It can undo what was planted. Can it be better than a model without?"),
             Choice(
                 "The rotated one, turned before down as well",
@@ -144,10 +142,13 @@ QUESTIONS = (
         "09.q4",
         "Why may a rotation stand between a norm and a layer?",
         (
-            Choice("Because rotations are small", "They are as large as you like: an outlier ends up in all channels."),
+            Choice(
+                "Because rotations are small",
+                "They may be as large as the layer is wide. What of a row does a norm look at?",
+            ),
             Choice(
                 "Because the norm, without weights, only asks for the length of a row, which a rotation keeps",
-                "And the layer's weights are turned back.",
+                "And the layer's weights are turned likewise.",
                 right=True,
             ),
             Choice(
