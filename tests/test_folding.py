@@ -240,6 +240,15 @@ def test_every_kind_of_layer_takes_its_norm_in(layer, norm, shape, recwarn):
     same_function(model, simple, torch.randn(shape))
 
 
+def test_a_norm_of_other_channels_than_its_layer_makes_is_left():
+    """A `BatchNorm1d` behind a Linear normalizes axis 1 of (N, L, C): here there are 5 of L and 3 of C."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(5)).eval()
+    with pytest.warns(UserWarning, match="folded 0 of 1 batch norms; left: 1 .it has not as many channels as '0'"):
+        folded = qlearn.nn.fold_batch_norm(model)
+    x = torch.rand(2, 5, 4)
+    assert torch.equal(folded(x), model(x))
+
+
 def test_a_norm_along_another_axis_is_refused_when_it_is_called():
     """BatchNorm1d behind a Linear normalizes the tokens of (N, L, C), which no weight of the Linear can do."""
     model = nn.Sequential(nn.Linear(7, 4), trained_norm(nn.BatchNorm1d, 4)).eval()

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qlearn.nn.batches import Batches, Forward, outputs
+from qlearn.nn.batches import Batches, outputs
 
 
 class Statistic(Protocol):
@@ -85,21 +85,16 @@ def collect(
 
 
 def collected(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    make: Callable[[nn.Module], S],
-    batches: Batches,
-    *,
-    forward: Forward | None = None,
+    model: nn.Module, layers: Mapping[str, nn.Module], make: Callable[[nn.Module], S], batches: Batches, **options: Any
 ) -> dict[str, S]:
-    """What `collect` finds of the layers' inputs in one pass of a model; batches and forward as for `outputs`.
+    """What `collect` finds of the layers' inputs in one pass of a model; batches and options as for `outputs`.
 
     >>> layer = nn.Linear(2, 3)
     >>> collected(layer, {"it": layer}, lambda _: MeanOfChannels(-1), torch.tensor([[1.0, 3.0]]))["it"].mean.tolist()
     [1.0, 3.0]
     """
     with collect(layers, make) as found:
-        for _ in outputs(model, batches, forward=forward):
+        for _ in outputs(model, batches, **options):
             pass
     return found
 

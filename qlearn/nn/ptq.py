@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
-from qlearn.nn.batches import Batches, Forward, device_of, outputs
-from qlearn.nn.collect import collect, unreached
+from qlearn.nn.batches import Batches, Forward, device_of
+from qlearn.nn.collect import collected, unreached
 from qlearn.nn.distributed import TIMEOUT, merged, telling, workers
 from qlearn.nn.network import carry_hooks, copy_of, naming
 from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers, prepared_layers
@@ -129,10 +129,8 @@ def calibrate(
                 nothing = type(before[name])(before[name].config)
                 before[name].merge(nothing)  # or refuse, before any work is done
                 observed[name].observer = nothing
-            with collect(observed, _Observing):
-                options: Any = {"forward": forward, "desc": "Calibrating", "progress": progress}
-                for _ in outputs(model, batches, **options, some=not together):
-                    pass
+            options: Any = {"forward": forward, "desc": "Calibrating", "progress": progress, "some": not together}
+            collected(model, observed, _Observing, batches, **options)
         if together:
             shares: dict[str, Any] = {name: layer.observer for name, layer in observed.items()}
             for name, observer in merged("nn.calibrate", before, shares, device_of(model), timeout).items():

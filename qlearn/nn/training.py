@@ -71,11 +71,8 @@ def train(
     losses: list[float] = []
     options: Any = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "forward": forward}
     steps = training_steps(model, images, labels, epochs=epochs, **options)
-    # If these numbers are wrong, the first step says so.
-    right = isinstance(batch_size, Integral) and batch_size > 0 and isinstance(epochs, Integral)
-    an_epoch = -(-len(images) // batch_size) if right else 1
-    total = epochs * an_epoch if right else None
-    bar = tqdm(total=total, desc="Training", unit="step", leave=False, disable=not progress)
+    an_epoch = -(-len(images) // batch_size)
+    bar = tqdm(total=epochs * an_epoch, desc="Training", unit="step", leave=False, disable=not progress)
     with bar, closing(steps):  # an interrupt in this loop, too, must end the steps: they put the model into eval mode
         for loss in steps:
             losses.append(loss)
@@ -133,7 +130,7 @@ def training_steps(
             )
         return loss
 
-    yield from learn(model, batches, loss_of, optimizer, decay, seed=int(seed))
+    return learn(model, batches, loss_of, optimizer, decay, seed=int(seed))
 
 
 def learn(

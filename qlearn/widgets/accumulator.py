@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from qlearn.affine import choose_qparams, quantize
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, GREEN, GREY
-from qlearn.widgets.controls import Choice, Number, Slider
+from qlearn.widgets.controls import Choice, Number, Slider, raised
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.panels import (
     AFTER,
@@ -26,7 +26,6 @@ from qlearn.widgets.panels import (
     height,
     moving,
     on_decades,
-    raised,
     ring,
 )
 

@@ -132,3 +132,12 @@ def rounded(value: float) -> str:
     if "e" in text and 1e-5 < abs(value) < 1e5:
         text = f"{float(text):f}".rstrip("0").rstrip(".")
     return "0" if float(text) == 0 else text.replace("-", "−")
+
+
+def raised(number: int) -> str:
+    """A whole number as an exponent.
+
+    >>> raised(31), raised(-4)
+    ('³¹', '⁻⁴')
+    """
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

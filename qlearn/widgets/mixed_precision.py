@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
-from qlearn.widgets.controls import Number, Slider, rounded
+from qlearn.widgets.controls import Number, Slider, raised, rounded
 from qlearn.widgets.engine import LateExplorer, needs_torch
-from qlearn.widgets.panels import decades, moving, on_decades, raised, ring, towards_100
+from qlearn.widgets.panels import decades, moving, on_decades, ring, towards_100
 
 if TYPE_CHECKING:
     from qlearn.widgets.mixed_precision_runs import Point

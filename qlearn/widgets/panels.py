@@ -222,15 +222,6 @@ def columns(places: Any) -> Any:
     return np.reshape(places, (-1, 2)).T
 
 
-def raised(number: int) -> str:
-    """A whole number as an exponent.
-
-    >>> raised(31), raised(-4)
-    ('³¹', '⁻⁴')
-    """
-    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
 def plain(number: float) -> str:
     """A tick's label; powers of ten only where zeros can no longer be counted at a glance.
 
