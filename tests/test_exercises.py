@@ -387,6 +387,18 @@ def test_a_call_that_ends_in_time_is_left_alone():
         assert within(10.0, lambda x: x, {"x": 1}) == 1
 
 
+def test_numpys_remarks_on_an_answer_are_not_shown_below_it():
+    """Nor while it is compared with known mistakes."""
+
+    def divides_by_zero(values):
+        return (np.asarray(values) / np.zeros(1)).astype(np.uint8)
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert exercises.check("01.1", divides_by_zero).status == "wrong"
+    assert shown == []
+
+
 def test_a_debugger_and_a_profiler_work_after_calls_that_ended_and_calls_that_were_stopped():
     """A stop taken back by half makes Python 3.11 look for it forever as soon as something traces."""
     code = (

@@ -14,7 +14,7 @@ import dis
 import html
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,9 +113,7 @@ def examine(exercise: Exercise, attempt: Any) -> Result:
     if early := no_function(exercise.id, exercise.solution.__name__, attempt):
         return early
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            # A right answer may divide 0 by 0 and drop it, in a `np.where`; of a wrong one its values tell.
-            warnings.simplefilter("ignore", RuntimeWarning)
+        with _quietly():
             for case in exercise.examples:
                 _try(exercise, attempt, case)
             _search(exercise, attempt)
@@ -129,6 +127,15 @@ def examine(exercise: Exercise, attempt: Any) -> Result:
     if complaint := _forbidden(exercise, attempt):
         return Result("wrong", f"✗ {exercise.id}: the answers are right, but {complaint}")
     return Result("correct", f"✓ {exercise.id} correct.")
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """What is tried in here prints nothing, and NumPy's remarks on its numbers are not shown."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        # A right answer may divide 0 by 0 and drop it, in a `np.where`; of a wrong one its values tell.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def _forbidden(exercise: Exercise, attempt: Callable[..., Any]) -> str:
@@ -264,7 +271,7 @@ def _diagnose(exercise: Exercise, attempt: Callable[..., Any], failed: Case) -> 
     same kind.
     """
     cases = (failed, *exercise.examples)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _quietly():
         answers = [_outcome(attempt, case) for case in cases]
         right = [_outcome(exercise.solution, case) for case in cases]
         known = [(mistake, [_outcome(mistake.function, case) for case in cases]) for mistake in exercise.mistakes]

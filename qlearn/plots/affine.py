@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ def errors_of(x: Any, x_hats: Mapping[str, Any]) -> tuple[Figure, str]:
     top = 1.15 * max(np.abs(error).max() for error in errors.values())
     figure = Figure(figsize=(7.6, 0.5 + 1.15 * len(errors)), layout="constrained")
     rows = figure.subplots(len(errors), sharex=True, squeeze=False)[:, 0]
-    for axes, (name, error), colour, marker in zip(rows, errors.items(), COLOURS, MARKERS, strict=False):
+    for axes, (name, error), colour, marker in zip(rows, errors.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.vlines(np.arange(len(x)), 0, error, color=colour, linewidth=1.6)
         axes.plot(np.arange(len(x)), error, marker, color=colour, markersize=4)

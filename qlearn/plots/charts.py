@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,13 @@ from matplotlib.figure import Figure
 from qlearn.plots.picture import picture
 from qlearn.style import BLACK, BLUE, INK, ORANGE, VERMILLION
 
-MARKERS = ("o", "s", "^", "D")  # the second cue beside the colour
+MARKERS = (
+    "o",
+    "s",
+    "^",
+    "D",
+    "v",
+)  # the second cue; one more than colours, so that 20 pairs differ
 COLOURS = (BLUE, VERMILLION, BLACK, ORANGE)
 
 
@@ -32,7 +39,7 @@ def curves(
     """
     figure = Figure(figsize=(5.6, 3.0), layout="constrained")
     axes = figure.subplots()
-    for (name, y), colour, marker in zip(ys.items(), COLOURS, MARKERS, strict=False):
+    for (name, y), colour, marker in zip(ys.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         axes.plot(x, y, marker=marker, color=colour, label=name, markersize=5, linewidth=1.4)
     axes.set(xlabel=xlabel, ylabel=ylabel, xticks=x)
     if log:
@@ -57,7 +64,7 @@ def histograms(values: Mapping[str, Any], *, bins: int = 200, xlabel: str = "val
     figure = Figure(figsize=(7.6, 0.6 + 1.1 * len(arrays)), layout="constrained")
     rows = figure.subplots(len(arrays), sharex=True, sharey=True, squeeze=False)[:, 0]
     parts = []
-    for axes, (name, v), colour in zip(rows, arrays.items(), COLOURS, strict=False):
+    for axes, (name, v), colour in zip(rows, arrays.items(), cycle(COLOURS), strict=False):
         axes.hist(v, edges, color=colour)
         axes.set(title=name, ylabel="count", yscale="log")
         axes.grid(axis="y")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ fine: from 1 % to 1 %, no row lost.
     figure = Figure(figsize=(6.2, 2.9), layout="constrained")
     axes = figure.subplots()
     parts = []
-    for (name, w_hat), colour, marker in zip(w_hats.items(), COLOURS, MARKERS, strict=False):
+    for (name, w_hat), colour, marker in zip(w_hats.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         error = 100 * np.sqrt(np.mean((w - w_hat) ** 2, axis=1)) / size
         axes.plot(size, error, marker, color=colour, label=name, markersize=4, alpha=0.75)
         lost = int(np.sum(~np.any(np.asarray(w_hat) != 0, axis=1)))
@@ -128,7 +129,7 @@ def against_cost(
     figure = Figure(figsize=(6.6, 3.7), layout="constrained")
     axes = figure.subplots()
     parts = []
-    for (name, series), colour, marker in zip(points.items(), COLOURS, MARKERS, strict=False):
+    for (name, series), colour, marker in zip(points.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         pointed = marker == "^"  # only its lower half has room for a number
         axes.plot(
             [x for _, x, _ in series],

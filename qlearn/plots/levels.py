@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def grouped_bars(
     axes = figure.subplots()
     width = 0.8 / len(values)
     hatches = ("", "////", "....", "xxxx")
-    for k, ((name, heights), colour) in enumerate(zip(values.items(), COLOURS, strict=False)):
+    for k, ((name, heights), colour) in enumerate(zip(values.items(), cycle(COLOURS), strict=False)):
         places = np.arange(len(groups)) + (k - (len(values) - 1) / 2) * width
         axes.bar(
             places, np.maximum(heights, floor) - floor, 0.92 * width, bottom=floor, color=colour, hatch=hatches[k % 4],

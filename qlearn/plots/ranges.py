@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def clip_curves(data: Mapping[str, Any], bits: Sequence[int] = (8, 4, 3, 2)) -> 
     for axes, (name, view) in zip(panels.flat, views.items(), strict=False):
         clips = _clips(view)
         found = []
-        for b, colour, marker in zip(bits, COLOURS, MARKERS, strict=False):
+        for b, colour, marker in zip(bits, cycle(COLOURS), cycle(MARKERS), strict=False):
             total = _errors(view, clips, b)
             best = int(np.argmin(total))
             axes.plot(clips, total, color=colour, linewidth=1.3)
@@ -147,7 +148,7 @@ def ranges_over(
     upper.set(yscale="log", ylabel="count")
     upper.grid(axis="y")
     parts = []
-    for row, ((name, (lo, hi)), colour) in enumerate(zip(ranges.items(), COLOURS * len(ranges), strict=False)):
+    for row, ((name, (lo, hi)), colour) in enumerate(zip(ranges.items(), cycle(COLOURS), strict=False)):
         lower.plot([lo, hi], [row, row], "|-", color=colour, linewidth=3.5, markersize=12, markeredgewidth=2)
         note = notes.get(name, "")
         lower.text(1.01, row, note, transform=lower.get_yaxis_transform(), va="center", fontsize=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def straight_lines(
     figure = Figure(figsize=(5.6, 2.9), layout="constrained")
     axes = figure.subplots()
     parts = []
-    for (channel, name), colour, marker in zip(names.items(), COLOURS, MARKERS, strict=False):
+    for (channel, name), colour, marker in zip(names.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         before, after = x[:, channel], y[:, channel]
         shown = np.argsort(before)[np.unique(np.linspace(0, len(before) - 1, 60).astype(int))]
         axes.plot(before[shown], after[shown], marker, color=colour, markersize=3.5, alpha=0.8, label=name)
@@ -152,7 +153,7 @@ def two_weights(
     axes.plot(*every.T, ".", color=GREY, markersize=7, label="ticks")
     axes.plot(*w, "x", color=BLACK, markersize=9, markeredgewidth=2, label="the two weights")
     styles = zip((BLUE, VERMILLION, BLACK, INK), ("o", "s", "^", "D"), ("--", "-", ":", "-."), strict=True)
-    for (name, ticks_of), (colour, marker, line) in zip(chosen.items(), styles, strict=False):
+    for (name, ticks_of), (colour, marker, line) in zip(chosen.items(), cycle(styles), strict=False):
         place = np.asarray(ticks_of, dtype=np.float64)
         error = float((w - place) @ h @ (w - place))
         axes.contour(xs, ys, surface, levels=[error], colors=[colour], linestyles=[line], linewidths=1.3)

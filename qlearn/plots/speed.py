@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ billion operations a second, from 40 operations a byte on. linear: 5 operations 
     figure = Figure(figsize=(7.6, 3.4), layout="constrained")
     axes = figure.subplots()
     parts = [f"Roofline of a memory of {_billions(bytes_per_second)} GB/s."]
-    for (name, peak), line in zip(peaks.items(), LINES, strict=False):
+    for (name, peak), line in zip(peaks.items(), cycle(LINES), strict=False):
         bend = bends[name]
         axes.plot([low, bend, high], [bytes_per_second * low, peak, peak], line, color=GREY, linewidth=1.6)
         axes.annotate(

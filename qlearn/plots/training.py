@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,11 @@ def slopes(x: Any, values: Mapping[str, Any], gradients: Mapping[str, Any]) -> t
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     parts, below_parts = [], []
-    for (name, y), look in zip(values.items(), LOOKS, strict=False):
+    for (name, y), look in zip(values.items(), cycle(LOOKS), strict=False):
         y = np.asarray(y, dtype=np.float64)
         above.plot(x, y, label=name, **look)
         parts.append(f"{name} from {y.min():.3g} to {y.max():.3g}")
-    for (name, y), look in zip(gradients.items(), LOOKS[1:], strict=False):
+    for (name, y), look in zip(gradients.items(), cycle(LOOKS[1:]), strict=False):
         y = np.asarray(y, dtype=np.float64)
         below.plot(x, y, label=name, **look)
         there = x[y != 0]
@@ -74,7 +75,7 @@ def weight_paths(steps: Any, paths: Mapping[str, Any]) -> tuple[Figure, str]:
     for boundary in (-0.5, 0.5):
         axes.axhline(boundary, color=GREY, linewidth=1.0, linestyle=":")
     parts = []
-    for (name, path), (colour, style) in zip(paths.items(), PATHS, strict=False):
+    for (name, path), (colour, style) in zip(paths.items(), cycle(PATHS), strict=False):
         path = np.asarray(path, dtype=np.float64)
         axes.plot(steps, path, color=colour, linestyle=style, linewidth=1.5, label=name)
         codes = np.rint(path).clip(-1, 1)
