@@ -90,11 +90,20 @@ def sensitivity(
             for b in bits:
                 changed = convert(prepare(model, replace(weights, bits=b), None, overrides=others))
                 logs = _log_softmax(changed, seen, forward)
-                table.setdefault(name, {})[b] = float((target.exp() * (target - logs)).sum(-1).mean())
+                table.setdefault(name, {})[b] = divergence(target, logs)
     if count == 1:
         return table
     measured = [layers, [int(b) for b in bits], repr(weights), list(target.shape), float(target.sum())]
     return _whole_table(measured, table, timeout)
+
+
+def divergence(target: Tensor, logs: Tensor) -> float:
+    """The mean over rows of Σ_c p_c · log(p_c / p̂_c), from log p and log p̂, both (…, C).
+
+    >>> round(divergence(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()), 4)
+    0.1438
+    """
+    return float((target.exp() * (target - logs)).sum(-1).mean())
 
 
 def _whole_table(measured: list[Any], table: Table, timeout: float) -> dict[str, dict[int, float]]:

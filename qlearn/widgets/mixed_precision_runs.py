@@ -21,6 +21,7 @@ from qlearn.config import QuantConfig
 from qlearn.granularity import PerAxis
 from qlearn.nn.integer_layers import StaticLayer, quantized
 from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.mixed_precision import divergence
 from qlearn.nn.network import replace as exchange
 from qlearn.nn.prepared import ObservedLayer, prepared_layers
 from qlearn.nn.threads import one_thread
@@ -90,8 +91,7 @@ class BitTrials:
         self._kept: OrderedDict[tuple[int, Setting], Tensor] = OrderedDict()
         self._points: dict[Setting, Point] = {}
 
-        pieces = list(calibration[:SENSED].split(self._at_once))
-        self.sensitivity = nn.sensitivity(float_network, pieces, bits=BITS, weights=self.weights)
+        self.sensitivity = self._find_sensitivity(float_network, calibration[:SENSED])
         self.sizes = nn.layer_bytes(self.model, bits=BITS, weights=self.weights)
         summary = nn.summary(self._network)
         self.parameters = summary.parameters
@@ -120,6 +120,28 @@ class BitTrials:
     def _percent(self, logits: Tensor) -> float:
         return 100 * int((logits.argmax(1) == self._labels).sum()) / len(self._labels)
 
+    def _find_sensitivity(self, model: Any, images: Tensor) -> dict[str, dict[int, float]]:
+        """What `nn.sensitivity` finds, but that each layer's input is found once."""
+        parts = _parts(model, self.layers)
+        with torch.no_grad():
+            inputs = [images]
+            for steps, _ in parts:
+                inputs.append(_through(model, steps, inputs[-1], self._at_once))
+            target = inputs.pop().double().log_softmax(-1)
+            table: dict[str, dict[int, float]] = {}
+            for place, name in enumerate(self.layers):
+                first = next(number for number, (_, depth) in enumerate(parts) if depth > place)
+                others: dict[str, None] = {other: None for other in self.layers if other != name}
+                table[name] = {}
+                for b in BITS:
+                    changed = nn.convert(nn.prepare(model, replace(self.weights, bits=b), None, overrides=others))
+                    x = inputs[first]
+                    for steps, _ in parts[first:]:
+                        x = _through(changed, steps, x, self._at_once)
+                    logs = x.double().log_softmax(-1)
+                    table[name][b] = divergence(target, logs)
+        return table
+
     def _make_layer(self, name: str, bits: int) -> QuantizedLayer:
         """Cached as `_layer`: the layer with its weights at so many bits."""
         layer: ObservedLayer = self._prepared[name]
@@ -143,8 +165,7 @@ class BitTrials:
         x = self._images if done < 0 else self._recall(done, self._kept[keys[done]])
         with torch.no_grad():
             for number in range(done + 1, len(self._parts)):
-                steps = map(self._network.get_submodule, self._parts[number][0])
-                x = answers(torch.nn.Sequential(*steps), x, self._at_once)
+                x = _through(self._network, self._parts[number][0], x, self._at_once)
                 self._keep(number, keys[number], x)
         return x
 
@@ -169,6 +190,11 @@ class BitTrials:
             return None
         first = self._network.get_submodule(self._parts[number + 1][0][0])
         return first if isinstance(first, StaticLayer) else None
+
+
+def _through(network: Any, steps: list[str], x: Tensor, at_once: int) -> Tensor:
+    """What these steps of the network make of x, so many examples at once."""
+    return answers(torch.nn.Sequential(*(network.get_submodule(name) for name in steps)), x, at_once)
 
 
 def _parts(network: Any, layers: tuple[str, ...]) -> list[tuple[list[str], int]]:
