@@ -47,13 +47,10 @@ def is_linear_map(module: nn.Module) -> bool:
     >>> is_linear_map(nn.Linear(2, 3)), is_linear_map(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
     (True, False)
     """
-    if "forward" in vars(module):
+    of_torch = type(module) in KINDS and getattr(module, "padding_mode", "zeros") == "zeros"
+    if not of_torch and f"{type(module).__module__}.{type(module).__name__}" != "transformers.pytorch_utils.Conv1D":
         return False
-    if f"{type(module).__module__}.{type(module).__name__}" == "transformers.pytorch_utils.Conv1D":
-        return True
-    if type(module) not in KINDS or getattr(module, "padding_mode", "zeros") != "zeros":
-        return False
-    return not isinstance(module.weight, Tensor) or not module.weight.is_complex()
+    return "forward" not in vars(module) and not (isinstance(module.weight, Tensor) and module.weight.is_complex())
 
 
 @dataclass(frozen=True)

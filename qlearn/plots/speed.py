@@ -59,8 +59,7 @@ billion operations a second, from 40 operations a byte on. linear: 5 operations 
         f"{_billions(bytes_per_second)} GB/s", (start, bytes_per_second * start), (8, 0), textcoords="offset points",
         va="top",
     )  # fmt: skip
-    for k, (name, (x, y)) in enumerate(points.items()):
-        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[(k + k // len(COLOURS)) % len(MARKERS)]
+    for (name, (x, y)), colour, marker in zip(points.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         axes.plot([x], [y], marker, color=colour, markersize=7, label=name)
         parts.append(f"{name}: {x:.3g} operations a byte, {_billions(y)} billion a second.")
     axes.set(xscale="log", yscale="log", xlim=(low, high))
