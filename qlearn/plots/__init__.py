@@ -9,6 +9,7 @@ from qlearn.plots.affine import codes_in_use, errors_of, number_formats, number_
 from qlearn.plots.bits import float_bits, packed_bits
 from qlearn.plots.charts import bars, curves, histograms
 from qlearn.plots.granularity import against_cost, blocks, row_errors, row_ranges, ticks_below
+from qlearn.plots.graph import qdq_layer
 from qlearn.plots.integer import fixed_point_bits, four_terms, near_ties
 from qlearn.plots.language import attention, surprise, transformer_block
 from qlearn.plots.levels import grouped_bars, level_rows
@@ -47,6 +48,7 @@ __all__ = [
     "packed_bits",
     "passed_on",
     "picture",
+    "qdq_layer",
     "ranges_over",
     "roofline",
     "row_errors",
