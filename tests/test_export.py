@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -277,6 +278,23 @@ class OfTwo(nn.Module):
         return x.reshape(2, 4)
 
 
+@dataclass
+class Scale:
+    """No module, and as a dataclass of values nothing that a dictionary could look up."""
+
+    largest: float = 1.0
+
+    def of(self, x):
+        return x / max(self.largest, float(x.max()))
+
+
+class Scaled(nn.Module):
+    """Asks somebody else for what cannot be recorded."""
+
+    def forward(self, x):
+        return Scale().of(x)
+
+
 class Rare(nn.Module):
     """Does what ONNX has no word for."""
 
@@ -291,6 +309,7 @@ class Rare(nn.Module):
             nn.Sequential(nn.Sequential(Branching())),
             "module '0.0', Branching, cannot be written to ONNX: torch.export ca",
         ),
+        (nn.Sequential(Scaled()), "module '0', Scaled, cannot be written to ONNX: torch.export cannot record"),
         (nn.Sequential(OfTwo()), "cannot be written to ONNX: torch.export cannot record its code for batches of any"),
         (
             nn.Sequential(nn.Linear(4, 4), nn.Sequential(Rare())),

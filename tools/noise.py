@@ -8,6 +8,9 @@ equal, a product with a power of two stays exact, and a cell that runs twice giv
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +40,9 @@ def disturbed(x: Any, seed: int, units: int) -> Any:
 
 def disturb(seed: int) -> None:
     """From here on, this process' NumPy, its PyTorch and the shipped networks are disturbed."""
+    for name in ("ml_dtypes", "torchao.quantization"):  # as they load they ask for the functions themselves, by name
+        with contextlib.suppress(ImportError, AttributeError), warnings.catch_warnings(action="ignore"):
+            importlib.import_module(name)
     disturb_numpy(seed)
     try:
         import torch
@@ -79,6 +85,8 @@ def disturb_torch(torch: Any, seed: int) -> None:
     def other(f: Callable[..., Any], units: int) -> Callable[..., Any]:
         def g(*args: Any, **options: Any) -> Any:
             y = f(*args, **options)
+            if type(y) is not torch.Tensor:  # without numbers, while PyTorch records a network
+                return y
             moved = torch.from_numpy(np.asarray(disturbed(y.detach().numpy(), seed, units)))
             return y + (moved - y.detach())  # the gradient is y's
 

@@ -301,7 +301,8 @@ def _recorded(twin: nn.Module, example: Tensor) -> Any:
         return torch.export.export(twin, (example,), dynamic_shapes=sizes, strict=False)
     except Exception as error:  # whatever the code of a network may raise where a number is no number
         names = {module: name for name, module in twin.named_modules()}
-        running = [owner for owner in _locals(error, "self") if owner in names] or [twin]
+        owners = [owner for owner in _locals(error, "self") if isinstance(owner, nn.Module)]
+        running = [owner for owner in owners if owner in names] or [twin]
         why = f"torch.export cannot record its code for batches of any size ({_first_line(error)})."
         raise ValueError(_refusal(names[running[-1]], running[-1], why)) from error
 
