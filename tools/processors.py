@@ -213,10 +213,10 @@ def run(setting: Setting) -> tuple[list[Result], list[str]]:
         tests = [f"tests/test_{name}.py" for name in MATHS]
         steps = {"lessons": ["notebooks", *NBVAL], "maths": tests}
         if setting.noise:
-            disturb = f"import runpy\nrunpy.run_path({str(ROOT / 'tools/noise.py')!r})['disturb']({setting.noise})\n"
+            disturb = f"import runpy; runpy.run_path({str(ROOT / 'tools/noise.py')!r})['disturb']({setting.noise})\n"
             (home / "ipython/profile_default/startup/01_noise.py").write_text(disturb, encoding="utf-8")
             # Workers that a lesson starts are processes of their own, which torchrun gives a RANK.
-            ranked = f"import os\nif 'RANK' in os.environ:\n    {disturb.strip().replace(chr(10), '; ')}\n"
+            ranked = f"import os\nif 'RANK' in os.environ:\n    {disturb}"
             (home / "workers").mkdir()
             (home / "workers/sitecustomize.py").write_text(ranked, encoding="utf-8")
             env["PYTHONPATH"] = str(home / "workers")
