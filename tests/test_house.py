@@ -147,7 +147,18 @@ def test_arrows_point_one_way(name):
 NN = [
     {"linear_maps", "batches", "collect", "threads", "network", "distributed"}  # the floor
     | {"flow", "tracing", "recording", "site", "unchanged", "rescaling", "in_turn"},
-    {"layers", "integer_layers", "prepared", "ptq", "folding", "storage", "summary", "models", "training"},  # lesson 05
+    {
+        "layers",
+        "integer_layers",
+        "overrides",
+        "prepared",
+        "ptq",
+        "folding",
+        "storage",
+        "summary",
+        "models",
+        "training",
+    },  # lesson 05
     {"fake_quantize", "qat"},  # lesson 06
     {"equalization", "bias_correction", "gptq", "mixed_precision"},  # lesson 07
     {

@@ -6,7 +6,7 @@ Which file goes with which lesson; nothing imports what comes later:
                      distributed: several processes that share the work
                      flow, tracing, recording, in_turn: which layer feeds which, and one after the other
                      site, unchanged, rescaling: where channels can be rescaled, and that it changes nothing
-    lesson 05        layers, integer_layers, prepared, ptq: layers of integers, and the three steps that lead to them
+    lesson 05        layers, integer_layers, overrides, prepared, ptq: layers of integers, three steps that lead to them
                      folding, storage, summary, models, training: what the other lessons need as well
     lesson 06        fake_quantize, qat
     lesson 07        equalization, bias_correction, gptq, mixed_precision (and folding, above)

@@ -344,7 +344,15 @@ def _locals(error: BaseException | None, name: str) -> Iterator[Any]:
 
 def _tidy(written: Any, twin: nn.Module, opset: int) -> None:
     """Fold what is constant, take out what only says how the file was made, and give names and narrow types."""
-    import onnx_ir as ir
+    _fold_constants(written, opset)
+    _forget_its_making(written)
+    _name_constants(written, twin)
+    _name_codes(written)
+    _name_batch(written)
+
+
+def _fold_constants(written: Any, opset: int) -> None:
+    """The graph in operations of this opset, without those whose results are known beforehand."""
     from onnx_ir.passes import common
     from onnxscript import optimizer, version_converter
 
@@ -363,10 +371,19 @@ def _tidy(written: Any, twin: nn.Module, opset: int) -> None:
         clean()(written)
     common.OutputFixPass()(written)
     common.NameFixPass()(written)
+
+
+def _forget_its_making(written: Any) -> None:
     written.producer_name, written.producer_version, written.graph.name = "qlearn", None, "qlearn"
-    for part in (written, written.graph, *written.graph.initializers.values(), *written.graph.inputs):
+    nodes = list(written.graph.all_nodes())
+    values = [*written.graph.initializers.values(), *written.graph.inputs]
+    for part in (written, written.graph, *values, *nodes, *(value for node in nodes for value in node.outputs)):
         part.metadata_props.clear()
         part.doc_string = None
+
+
+def _name_constants(written: Any, twin: nn.Module) -> None:
+    """Constants of quantized layers are called "conv1.weight"; codes of up to 4 bits are stored in 4."""
     layers = {name: module for name, module in twin.named_modules() if isinstance(module, QDQLayer)}
     for name, layer in layers.items():
         for constant in layer.state_dict():
@@ -374,20 +391,26 @@ def _tidy(written: Any, twin: nn.Module, opset: int) -> None:
             if value is None:  # nobody calls the layer, or nobody reads its bias
                 continue
             if layer.bits <= 4 and constant in ("weight_codes", "weight_zero_point"):
-                _in_four_bits(ir, value)
+                _store_in_four_bits(value)
             value.name = value.name.removesuffix("_codes").removesuffix("_numbers")
+
+
+def _name_codes(written: Any) -> None:
+    """The operations that make codes are called "conv1.codes"; from the second call of a layer on, "conv1.codes_2"."""
     called = Counter[str]()
     for node in written.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
         if node.op_type == "QuantizeLinear":
             name = node.inputs[1].name.removesuffix("input_scale") + "codes"
             called[name] += 1
             node.name = name + (f"_{called[name]}" if called[name] > 1 else "")
             node.outputs[0].name = f"{node.name}.output"
-        for value in node.outputs:
-            value.metadata_props.clear()
-    batch = str(written.graph.inputs[0].shape[0])  # PyTorch's own name for the size
+
+
+def _name_batch(written: Any) -> None:
+    """The batch's size is called N, where PyTorch has a name of its own for it."""
+    import onnx_ir as ir
+
+    batch = str(written.graph.inputs[0].shape[0])
     for end in (*written.graph.inputs, *written.graph.outputs):
         sizes = (
             size if isinstance(size, int) else ir.SymbolicDim(str(size).replace(batch, BATCH)) for size in end.shape
@@ -401,9 +424,10 @@ def _is_zero(value: Any) -> bool:
     return constant is not None and not constant.numpy().any()
 
 
-def _in_four_bits(ir: Any, value: Any) -> None:
+def _store_in_four_bits(value: Any) -> None:
     """Store a constant of 8-bit codes that need no more than 4."""
     import ml_dtypes
+    import onnx_ir as ir
 
     codes = value.const_value.numpy()
     narrow = codes.astype(ml_dtypes.int4 if codes.dtype.kind == "i" else ml_dtypes.uint4)

@@ -9,8 +9,7 @@ Everything else in a network stays as it is, and is named where it is much.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -19,7 +18,6 @@ from torch.nn.utils import parametrize
 
 from qlearn.affine import QParams, dequantize
 from qlearn.config import QuantConfig
-from qlearn.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from qlearn.nn.integer_layers import quantized
 from qlearn.nn.layers import QuantizedLayer, refuse_output_size
 from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks, rows_of
@@ -36,12 +34,10 @@ from qlearn.nn.network import (
     refuse_computed_weights,
     replace,
 )
+from qlearn.nn.overrides import Overrides, configs_of
 from qlearn.observers import Observer, make_observer
-from qlearn.ranges import METHODS
 
-Overrides: TypeAlias = Mapping[Any, Mapping[str, QuantConfig | None] | None]
 LayerMaker: TypeAlias = Callable[[str, Supported, QuantConfig, QuantConfig | None], "ObservedLayer"]
-Configs: TypeAlias = tuple[QuantConfig, QuantConfig | None]
 
 MUCH = 0.05  # of the parameters: where more stays in float than this, `prepare` says so
 
@@ -153,10 +149,6 @@ def prepare_layers(
     if prepared_layers(model):
         raise ValueError("this model is prepared already: call nn.prepare once, on the trained network.")
     check_model(model)
-    if not isinstance(overrides or {}, Mapping):
-        raise TypeError(
-            f"overrides={overrides!r} must be a dictionary: layer names → {{'weights': …}}, or None for float."
-        )
     # `torch.nn.utils.parametrize` makes another type of a layer, which would be left in float without a word.
     refuse_computed_weights(
         {name: m for name, m in model.named_modules() if isinstance(m, Supported) and parametrize.is_parametrized(m)}
@@ -165,14 +157,12 @@ def prepare_layers(
     layers = linear_maps(prepared)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no {NAMES} that could be quantized.")
-    configs = _configs(layers, weights, activations, overrides or {})
+    configs = configs_of(layers, weights, activations, overrides)
     refuse_computed_weights({name: layers[name] for name in configs})
-    _refuse_groups_that_do_not_fit(layers, configs)
     made: dict[nn.Module, nn.Module] = {}
     for name, (of_weights, of_inputs) in configs.items():
         layer: Any = layers[name]
         with naming(name):
-            _check(layer, of_weights, of_inputs)
             made[layer] = make(name, layer, of_weights, of_inputs)
     prepared = replace(prepared, made)
     _say_what_stays(prepared)
@@ -204,66 +194,6 @@ def notice_uncalled(model: nn.Module, *_: Any) -> None:
         )
 
 
-def _configs(
-    layers: Mapping[str, nn.Module], weights: QuantConfig, activations: QuantConfig | None, overrides: Overrides
-) -> dict[str, Configs]:
-    """What each layer that is not to stay in float gets: a name counts more than a pattern, and that than a type."""
-    for key, override in overrides.items():
-        if not isinstance(key, (str, type)):
-            raise TypeError(f"overrides has the key {key!r}: layers are called by names, in quotes, or by their type.")
-        if not any(_means(key, name, layer) for name, layer in layers.items()):
-            shown = repr(key) if isinstance(key, str) else getattr(key, "__name__", repr(key))
-            raise ValueError(f"overrides names {shown}, which is no layer to quantize; those are {', '.join(layers)}.")
-        if override is None:
-            continue
-        if not isinstance(override, Mapping):
-            raise TypeError(
-                f"overrides[{key!r}]={override!r} must be {{'weights': …, 'activations': …}}, or None for float."
-            )
-        if unknown := sorted(set(override) - {"weights", "activations"}):
-            raise ValueError(f"overrides[{key!r}] has {unknown[0]!r}: it may have 'weights' and 'activations'.")
-    found: dict[str, Configs] = {}
-    for name, layer in layers.items():
-        keys = sorted((key for key in overrides if _means(key, name, layer)), key=lambda key: _precision(key, name))
-        chosen = [overrides[key] for key in keys]
-        if chosen and chosen[-1] is None:
-            continue
-        merged: dict[str, Any] = {"weights": weights, "activations": activations}
-        for override in chosen:
-            merged.update(override or {})
-        found[name] = merged["weights"], merged["activations"]
-    return found
-
-
-def _means(key: str | type, name: str, layer: nn.Module) -> bool:
-    """Whether a key of `overrides` means this layer: names, patterns such as "encoder.*", or its type."""
-    if isinstance(key, type):
-        return type(layer) is key
-    return any(fnmatchcase(name, part.strip()) for part in str(key).split(","))
-
-
-def _precision(key: str | type, name: str) -> tuple[bool, bool, int]:
-    names = [] if isinstance(key, type) else [part.strip() for part in key.split(",")]
-    return name in names, bool(names), len(names[0]) if names else 0
-
-
-def _refuse_groups_that_do_not_fit(layers: Mapping[str, Any], configs: dict[str, Configs]) -> None:
-    """All layers at once, so that nobody meets them one by one. Beside activations in codes no groups fit at all."""
-    rows = {}
-    for name, (weights, activations) in configs.items():
-        if activations is None and isinstance(weights, QuantConfig) and isinstance(weights.granularity, PerGroup):
-            row = rows_of(layers[name])[0].numel()
-            if row % weights.granularity.group_size:
-                rows[name] = row
-    if len(rows) > 1:
-        size = configs[next(iter(rows))][0].granularity
-        raise ValueError(
-            f"{', '.join(rows)!r} (rows of {', '.join(map(str, dict.fromkeys(rows.values())))}) cannot have {size}: "
-            f"overrides={{{', '.join(rows)!r}: {{'weights': …}}}} gives them another granularity, None leaves them in "
-            "float."
-        )
-
-
 def _say_what_stays(prepared: nn.Module) -> None:
     """A warning where much stays in float that nobody asked for, and where PyTorch does not see a module."""
     total = sum(parameter.numel() for parameter in prepared.parameters())
@@ -277,32 +207,3 @@ def _say_what_stays(prepared: nn.Module) -> None:
             "nn.ModuleDict.",
             stacklevel=4,
         )
-
-
-def _check(layer: Supported, weights: QuantConfig, activations: QuantConfig | None) -> None:
-    """Raise unless layers that store codes can have both configurations."""
-    for role, config in (("weights", weights), ("activations", activations)):
-        if config is None and role == "activations":
-            continue
-        if not isinstance(config, QuantConfig):
-            raise TypeError(f"{role} must be a QuantConfig, not {config!r}.")
-        if not 2 <= config.bits <= 8:
-            raise ValueError(f"{role} of {config.bits} bits; these layers take 2 to 8.")
-    if weights.method not in METHODS:
-        raise ValueError(f"weights do not come in batches: the method {weights.method!r} is for activations.")
-    granularity = weights.granularity
-    if granularity == PerToken() or (isinstance(granularity, PerAxis) and granularity != PerAxis(0)):
-        raise ValueError(f"weights take PerTensor(), PerAxis(0) or PerGroup(…), not {granularity}.")
-    if isinstance(granularity, PerGroup) and activations is not None:
-        raise ValueError(
-            f"weights take PerTensor() or PerAxis(0), not {granularity}: all products of one sum of integers "
-            "need the same scale. Groups work with activations=None."
-        )
-    granularity.scale_shape(tuple(as_blocks(rows_of(layer), granularity).shape))
-    if activations is not None and activations.granularity != PerTensor():
-        wanted = (PerAxis(0), PerToken()) if LinearMap.of(layer).is_matrix else (PerAxis(0),)
-        if activations.method != "dynamic" or activations.granularity not in wanted:
-            raise ValueError(
-                "activations take PerTensor(), or with method='dynamic' PerAxis(0), a range for each example, or "
-                f"PerToken() in a Linear, not {activations.granularity} with method={activations.method!r}."
-            )
