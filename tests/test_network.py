@@ -264,6 +264,22 @@ def test_much_in_float_is_said_and_little_is_not(width, warned):
     assert all(warning.filename == __file__ for warning in caught)  # the line of whoever called prepare
 
 
+def test_each_reason_to_stay_in_float_is_said_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.GRU(4, 4))
+    with pytest.warns(UserWarning, match="left in float") as caught:
+        qlearn.nn.prepare(model)
+    assert str(caught[0].message).endswith(
+        "\n    LayerNorm, BatchNorm1d, GRU: not a Linear, Conv1d, Conv2d or ConvTranspose2d."
+    )
+
+
+def test_measuring_a_network_says_nothing_of_what_stays_in_float():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), torch.rand(9, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert qlearn.nn.sensitivity(model, x).keys() == qlearn.nn.layer_bytes(model).keys() == {"0"}
+
+
 def test_what_overrides_leave_in_float_is_no_surprise():
     model = nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 4))
     with warnings.catch_warnings():

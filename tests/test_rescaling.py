@@ -139,6 +139,14 @@ def test_a_norm_counts_where_its_output_scales_with_its_weight():
     assert torch.equal(smoothed[3].weight, model[3].weight) and not torch.equal(smoothed[1].weight, model[1].weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_norms_of_any_float_type_are_found(dtype):
+    model = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 10)).to(dtype)
+    x = torch.randn(30, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert [site.name for site in sites(model, [x])] == [site.name for site in sites(model)] == ["0"]
+    assert (smooth(model, x)(x) - model(x)).abs().max() < 0.05 * model(x).abs().max()
+
+
 def test_grouped_queries_and_code_that_looks_at_values():
     """Four heads of queries, two of values; only a batch shows which head reads which."""
 

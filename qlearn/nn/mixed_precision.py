@@ -23,8 +23,8 @@ from qlearn.nn.batches import Batches, Forward, listed, one_tensor, outputs
 from qlearn.nn.distributed import TIMEOUT, Part, exchange, telling, workers
 from qlearn.nn.integer_layers import quantized
 from qlearn.nn.network import linear_maps
-from qlearn.nn.prepared import prepared_layers
-from qlearn.nn.ptq import ACTIVATIONS, WEIGHTS, convert, prepare
+from qlearn.nn.prepared import ObservedLayer, prepare_layers, prepared_layers
+from qlearn.nn.ptq import ACTIVATIONS, WEIGHTS, convert
 from qlearn.nn.summary import summary
 
 BITS = (8, 4, 3, 2)
@@ -39,7 +39,7 @@ def sensitivity(
     bits: Sequence[int] = BITS,
     weights: QuantConfig = WEIGHTS,
     forward: Forward | None = None,
-    progress: bool = False,
+    progress: bool = True,
     timeout: float = TIMEOUT,
 ) -> dict[str, dict[int, float]]:
     """How much a classifier's answers change when the weights of one layer alone are quantized.
@@ -88,7 +88,7 @@ def sensitivity(
         for name in tqdm(own, desc="Sensitivity", unit="layer", leave=False, disable=not progress):
             others: dict[str, None] = {other: None for other in layers if other != name}
             for b in bits:
-                changed = convert(prepare(model, replace(weights, bits=b), None, overrides=others))
+                changed = convert(prepare_layers(model, ObservedLayer, replace(weights, bits=b), None, others))
                 logs = _log_softmax(changed, seen, forward)
                 table.setdefault(name, {})[b] = divergence(target, logs)
     if count == 1:
@@ -151,7 +151,8 @@ def layer_bytes(
     _check_tries(bits, weights)
     table: dict[str, dict[int, int]] = {}
     for b in bits:
-        for layer in prepared_layers(prepare(model, replace(weights, bits=b, method="min_max"), activations)):
+        asked = replace(weights, bits=b, method="min_max")
+        for layer in prepared_layers(prepare_layers(model, ObservedLayer, asked, activations, None)):
             static = activations is not None and activations.method != "dynamic"
             inputs = activations.choose_qparams(0.0, 1.0) if activations and static else activations
             stored = quantized(layer.layer, layer.find_weight_qparams(), inputs)

@@ -9,6 +9,7 @@ Everything else in a network stays as it is, and is named where it is much.
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -26,6 +27,7 @@ from qlearn.nn.network import (
     check_model,
     copy_of,
     in_float_text,
+    in_lines,
     left_in_float,
     linear_maps,
     move_hooks,
@@ -165,7 +167,6 @@ def prepare_layers(
         with naming(name):
             made[layer] = make(name, layer, of_weights, of_inputs)
     prepared = replace(prepared, made)
-    _say_what_stays(prepared)
     if not isinstance(prepared, ObservedLayer):
         prepared.register_forward_hook(notice_uncalled)
     return prepared
@@ -194,16 +195,22 @@ def notice_uncalled(model: nn.Module, *_: Any) -> None:
         )
 
 
-def _say_what_stays(prepared: nn.Module) -> None:
-    """A warning where much stays in float that nobody asked for, and where PyTorch does not see a module."""
+def say_what_stays(prepared: nn.Module) -> None:
+    """A warning where much stays in float that nobody asked for, and where PyTorch does not see a module.
+
+    It is for whoever has called the function that calls this one.
+    """
     total = sum(parameter.numel() for parameter in prepared.parameters())
     left = [part for part in left_in_float(prepared, set(prepared_layers(prepared))) if "overrides" not in part.reason]
     if sum(part.parameters for part in left) > MUCH * total:
-        reasons = dict.fromkeys(f"{part.kind}: {part.reason}" for part in left)
-        warnings.warn(f"{in_float_text(left, total)}\n    {'; '.join(reasons)}.", stacklevel=4)
+        kinds: dict[str, dict[str, None]] = defaultdict(dict)
+        for part in left:
+            kinds[part.reason][part.kind] = None
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in kinds.items())
+        warnings.warn(f"{in_float_text(left, total)}\n    {in_lines(reasons)}.", stacklevel=3)
     for name, count in plain_lists(prepared):
         warnings.warn(
             f"{name} holds {count} modules that PyTorch does not know of, and that stay in float: use nn.ModuleList or "
             "nn.ModuleDict.",
-            stacklevel=4,
+            stacklevel=3,
         )

@@ -19,7 +19,7 @@ from qlearn.nn.batches import Batches, Forward, device_of
 from qlearn.nn.collect import collected, unreached
 from qlearn.nn.distributed import TIMEOUT, merged, telling, workers
 from qlearn.nn.network import carry_hooks, copy_of, naming
-from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers, prepared_layers
+from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers, prepared_layers, say_what_stays
 
 WEIGHTS = QuantConfig(symmetric=True, granularity=PerAxis(0))
 ACTIVATIONS = QuantConfig()
@@ -67,7 +67,9 @@ def prepare(
       (1): ReLU()
     )
     """
-    return prepare_layers(model, ObservedLayer, weights, activations, overrides).eval()
+    prepared = prepare_layers(model, ObservedLayer, weights, activations, overrides).eval()
+    say_what_stays(prepared)
+    return prepared
 
 
 def calibrate(

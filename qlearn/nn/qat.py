@@ -23,7 +23,7 @@ from qlearn.nn.integer_layers import with_room_for_bias
 from qlearn.nn.layers import check_input, refuse_output_size
 from qlearn.nn.linear_maps import Supported, rows_of
 from qlearn.nn.network import copy_of, with_plain_weights
-from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers
+from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers, say_what_stays
 from qlearn.nn.ptq import WEIGHTS
 
 ACTIVATIONS = QuantConfig(method="moving_average")
@@ -184,7 +184,9 @@ def prepare_qat(
     )
     """
     make = partial(FakeQuantizedLayer, learned=learned_step_size)
-    return prepare_layers(with_plain_weights(copy_of(model)), make, weights, activations, overrides).eval()
+    prepared = prepare_layers(with_plain_weights(copy_of(model)), make, weights, activations, overrides).eval()
+    say_what_stays(prepared)
+    return prepared
 
 
 def _on_grid(bias: Tensor, inputs: QParams, weights: QParams) -> Tensor:
