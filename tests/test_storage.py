@@ -326,6 +326,35 @@ def test_corrected_biases_come_back(activations, tmp_path):
     assert torch.equal(qlearn.nn.load(network, path)(x), corrected(x))
 
 
+@pytest.mark.filterwarnings("ignore:left in float")
+def test_a_fresh_network_computes_what_was_saved_at_once(tmp_path):
+    """It comes in training mode, in which dropout draws and a batch norm looks at the batch."""
+    path, x = tmp_path / "model.safetensors", torch.rand(20, 5)
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 2))
+
+    model = qlearn.nn.convert(qlearn.nn.calibrate(qlearn.nn.prepare(network()), x, progress=False))
+    qlearn.nn.save(model, path)
+    fresh = network()
+    assert torch.equal(qlearn.nn.load(fresh, path)(x), model(x)) and fresh.training
+
+
+def test_a_network_whose_batch_norms_were_folded_says_so(tmp_path):
+    path, x = tmp_path / "model.safetensors", torch.rand(20, 5)
+    model = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(5, 5), nn.BatchNorm1d(5)))).eval()
+    folded = qlearn.nn.fold_batch_norm(model)
+    quantized = qlearn.nn.convert(qlearn.nn.calibrate(qlearn.nn.prepare(folded), x, progress=False))
+    qlearn.nn.save(quantized, path)
+    with pytest.raises(
+        ValueError, match=r"missing in the file: 1.bias, .* and \d+ more; '1' is a batch norm"
+    ) as caught:
+        qlearn.nn.load(model, path)
+    assert "nn.fold_batch_norm(model) before nn.load." in str(caught.value) and len(str(caught.value)) < 400
+    assert torch.equal(qlearn.nn.load(qlearn.nn.fold_batch_norm(model), path)(x), quantized(x))
+
+
 def test_a_file_of_another_network_is_refused_by_a_float_one(tmp_path):
     path = tmp_path / "model.safetensors"
     qlearn.nn.save(quantized(small_network()), path)

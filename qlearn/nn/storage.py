@@ -24,10 +24,11 @@ from torch import Tensor
 
 from qlearn.affine import QParams
 from qlearn.config import QuantConfig
+from qlearn.nn.folding import BATCH_NORMS
 from qlearn.nn.integer_layers import DYNAMIC, quantized
 from qlearn.nn.layers import quantized_layers
 from qlearn.nn.linear_maps import LinearMap
-from qlearn.nn.network import carry_hooks, check_model, copy_of, linear_maps
+from qlearn.nn.network import MOST_NAMES, carry_hooks, check_model, copy_of, linear_maps
 
 HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON; a later format: "qlearn 2", say
 
@@ -36,7 +37,8 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
     """Write a network's parameters and scales to a file, and return the file's size in bytes.
 
     The file appears under its name only when it is complete; an interrupted save leaves an older file as it was.
-    What is used in several places, a module or a parameter, is written once, under its first name.
+    What is used in several places, a module or a parameter, is written once, under its first name. What the observers
+    of a prepared network have seen is not written: save what `convert` makes of it.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors") > 4 * (10 * 2 + 2)
@@ -54,8 +56,8 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     """Read a file written by `save` into a network of the same structure, and return the network.
 
     A float network will do for a file of a quantized one, without calibration: the file knows its configuration. What
-    comes back is then a copy in which the layers that the file has codes for are layers of codes; the float network
-    stays as it is.
+    comes back is then a copy, in evaluation mode, in which the layers that the file has codes for are layers of codes;
+    the float network stays as it is. Its batch norms have to be folded where those of the saved one were.
 
     Raises:
         ValueError: a file that is not safetensors, is cut short or of another format; one whose tensors are not those
@@ -80,7 +82,7 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     versions = getattr(model.state_dict(), "_metadata", {})  # of the modules, which some ask for
     own = _state(model)
     others = list(_other_layers(configurations, _configurations(model))) or list(_other_kinds(state, own))
-    if differences := [*_other_names(state, own), *others]:
+    if differences := [*_other_names(state, own, model), *others]:
         raise ValueError(f"{path} does not belong to this network: {'; '.join(differences)}.")
     trial = copy.deepcopy(model)
     for network in (trial, model):  # the real one only when nothing can go wrong any more
@@ -169,8 +171,8 @@ def _with_layers_of_codes(
             new[layers[name]] = _layer_of_codes(layers[name], parts, configuration, name)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not belong to this network: layer {name!r}: {error}") from error
-        carry_hooks(layers[name], new[layers[name]].train(layers[name].training))
-    return copy_of(model, new)
+        carry_hooks(layers[name], new[layers[name]])
+    return copy_of(model, new).eval()
 
 
 def _layer_of_codes(layer: Any, parts: dict[str, Tensor], configuration: dict[str, Any], name: str) -> torch.nn.Module:
@@ -213,11 +215,20 @@ def _configurations(model: torch.nn.Module) -> dict[str, Any]:
     return json.loads(json.dumps({name: layer.configuration for name, layer in quantized_layers(model).items()}))
 
 
-def _other_names(file: dict[str, Tensor], network: dict[str, Tensor]) -> Iterator[str]:
+def _other_names(file: dict[str, Tensor], network: dict[str, Tensor], model: torch.nn.Module) -> Iterator[str]:
     if missing := sorted(network.keys() - file.keys()):
-        yield f"missing in the file: {', '.join(missing)}"
+        yield f"missing in the file: {_some(missing)}"
+        norms = (name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS))
+        if norm := next((name for name in norms if f"{name}.running_mean" in missing), ""):
+            yield f"{norm!r} is a batch norm, which may have been folded: then nn.fold_batch_norm(model) before nn.load"
     if extra := sorted(file.keys() - network.keys()):
-        yield f"not in the network: {', '.join(extra)}"
+        yield f"not in the network: {_some(extra)}"
+
+
+def _some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def _other_layers(file: dict[str, Any], network: dict[str, Any]) -> Iterator[str]:
