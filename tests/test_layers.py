@@ -122,6 +122,21 @@ def test_the_linear_of_gpt_2_keeps_its_sizes(mode):
     assert qlearn.nn.prepare_qat(nn.Sequential(conv1d(6, 12)))[0].nf == 6
 
 
+def test_the_linear_of_gpt_2_is_corrected_and_written_as_any_other(tmp_path):
+    conv1d, x = pytest.importorskip("transformers.pytorch_utils").Conv1D, torch.rand(50, 32)
+    model = nn.Sequential(conv1d(6, 32))
+    made = convert(model, x, "static", QuantConfig(bits=2, symmetric=True))
+    corrected = qlearn.nn.correct_bias(made, model, x, progress=False)
+    off = [(network(x) - model(x)).mean(0).abs().max() for network in (made, corrected)]
+    assert off[1] < 0.2 * off[0]
+    codes = qlearn.nn.convert(qlearn.nn.prepare(model, QuantConfig(bits=4, symmetric=True), None))
+    for network, kind in ((model, "Q8_0"), (codes, "Q4_0")):
+        qlearn.nn.write_gguf(network, tmp_path / "model.gguf", kind)
+        assert qlearn.nn.list_gguf(tmp_path / "model.gguf")["0.weight"] == (kind, (6, 32))
+        read = torch.from_numpy(qlearn.nn.read_gguf_tensor(tmp_path / "model.gguf", "0.weight"))
+        assert (read.T - network[0].weight).abs().max() < 0.02 * network[0].weight.abs().max()
+
+
 def test_an_output_size_that_is_said_in_the_call_is_refused(mode):
     class Up(nn.Module):
         def __init__(self):

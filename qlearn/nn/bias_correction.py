@@ -19,7 +19,7 @@ from qlearn.nn.collect import MeanOfChannels, collect
 from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer, quantized_layers
-from qlearn.nn.linear_maps import KINDS, LinearMap
+from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import check_model, naming
 
 
@@ -110,7 +110,8 @@ class _MeanOutput(MeanOfChannels):
     def __init__(self, layer: Any) -> None:
         super().__init__(layer.map.output_axis)
         self.layer, self.map = layer, layer.map
-        self.weight = layer.dequantized_weight().double()
+        weight = layer.dequantized_weight().double()
+        self.weight = self.map.rows(weight) if self.map.is_matrix else weight
 
     def add(self, values: Tensor, times: int = 1) -> None:
         """Take in one batch. The mean of its images has, at each place, the mean of their outputs."""
@@ -148,7 +149,7 @@ def _float_layer(model: nn.Module, name: str, layer: QuantizedLayer) -> nn.Modul
     """The layer of the float network that this one was made of."""
     found = dict(model.named_modules()).get(name)
     shape = layer.map.shape
-    if not isinstance(found, KINDS) or LinearMap.of(found) != layer.map:
+    if found is None or not is_linear_map(found) or LinearMap.of(found) != layer.map:
         what = "no such layer" if found is None else f"a {type(found).__name__} of another kind or size there"
         raise ValueError(
             f"the quantized network has a layer {name!r} with weights {tuple(shape)}, and the float network has "

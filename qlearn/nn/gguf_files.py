@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from qlearn.formats import FLOAT16, cast
 from qlearn.gguf_blocks import TYPES, BlockType, pack_q4_0, pack_q8_0
 from qlearn.nn.layers import WeightOnlyLayer
+from qlearn.nn.linear_maps import LinearMap, rows_of
 from qlearn.nn.network import linear_maps, naming, refuse_computed_weights
 from qlearn.nn.packed_files import inside, other_numbers, weight_only_layers
 from qlearn.nn.storage import readable, whole
 
 ARCHITECTURE = "qlearn"  # what llama.cpp would look for in its list of networks, where it is not
+MATRICES = ("Linear", "Conv1D")
 # Types that hold the codes of a layer as they are: how, and from which code to which.
 EXACT = {"Q8_0": (pack_q8_0, -128, 127), "Q4_0": (pack_q4_0, -8, 7)}
 
@@ -32,7 +34,8 @@ def write_gguf(
 ) -> int:
     """Write a network as a GGUF file, and return the file's size in bytes.
 
-    Of a float network, the weights of each Linear are rounded to blocks, with the rules of that type. Of a network
+    Of a float network, the weights of each Linear are rounded to blocks, with the rules of that type (and those of
+    GPT-2's Conv1D, which lie the other way round in the network and output channels first in the file). Of a network
     with codes, these are stored as they are and never rounded again; their scales become float16, whose last bit is
     2⁻¹¹ of them, and what the network left in float stays so. All else is float32, or integers as they are.
 
@@ -61,8 +64,8 @@ def write_gguf(
     for name, value in (("kind", kind), ("otherwise", otherwise)):
         if value not in TYPES and not (name == "otherwise" and value is None):
             raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, TYPES))}.")
-    layers = weight_only_layers(model)
-    rounded = {} if layers else {n: m for n, m in linear_maps(model).items() if type(m) is nn.Linear}
+    layers = weight_only_layers(model, MATRICES)
+    rounded = {} if layers else {n: m for n, m in linear_maps(model).items() if LinearMap.of(m).kind in MATRICES}
     if not layers and not rounded:
         raise ValueError(f"{type(model).__name__} has no Linear: nothing in it can be stored as {kind}.")
     tensors: dict[str, tuple[Any, str | None]] = {}
@@ -70,7 +73,7 @@ def write_gguf(
         tensors[name] = _array(name, tensor), None
     refuse_computed_weights(rounded)
     for name, layer in rounded.items():
-        weight = layer.weight.detach().float().cpu()
+        weight = rows_of(layer).detach().float().cpu()
         fitting = _fitting(name, weight, kind, otherwise)
         with naming(name):
             tensors[inside(name, "weight")] = fitting.quantize(weight).numpy(), fitting.name

@@ -174,7 +174,7 @@ class SecondMoment:
 
     def _parts(self, x: Tensor) -> Iterator[Tensor]:
         """The batch, cut into pieces whose patches are not too many."""
-        if self.map.kind == "Linear" or x.ndim < len(self.map.shape):
+        if self.map.is_matrix or x.ndim < len(self.map.shape):
             return iter((x,))
         patches = x[0].numel() * math.prod(self.map.shape[2:])
         return iter(x.split(max(1, SLICE // patches)))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,11 @@ def write_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) -
     return sum((folder / name).stat().st_size for name in (WEIGHTS, CONFIG))
 
 
-def weight_only_layers(model: nn.Module) -> dict[str, WeightOnlyLayer]:
+def weight_only_layers(model: nn.Module, allowed: Collection[str] = ("Linear",)) -> dict[str, WeightOnlyLayer]:
     """The layers of a network that are nothing but codes and scales of a matrix, if it holds no others: name → layer.
+
+    Args:
+        allowed: the kinds of layers that a file has a place for.
 
     Raises:
         ValueError: a module whose numbers mean more than a file of weights can say; names it.
@@ -99,7 +102,7 @@ def weight_only_layers(model: nn.Module) -> dict[str, WeightOnlyLayer]:
         if isinstance(module, (AdaptedLayer, CodebookLayer)):
             raise ValueError(f"{where} holds more than codes and scales, for which files of others have no place.")
     layers: dict[str, WeightOnlyLayer] = {}
-    kinds = {name: layer.map.kind for name, layer in quantized_layers(model).items() if layer.map.kind != "Linear"}
+    kinds = {name: layer.map.kind for name, layer in quantized_layers(model).items() if layer.map.kind not in allowed}
     if kinds:
         names = list(kinds)
         which = f"layer {names[0]!r} is a {kinds[names[0]]}" if len(names) == 1 else f"layers {grouped(kinds)} are none"
