@@ -257,6 +257,21 @@ def test_bytes_and_floats_give_the_same_inputs(digits):
     assert inputs.min() == 0 and inputs.max() == 1
     np.testing.assert_array_equal(inputs[:, 0].numpy(), images.astype(np.float32) / np.float32(255))
     assert torch.equal(to_inputs(inputs), inputs)
+    assert to_inputs(torch.rand(2, 3, 4, 4)).shape == (2, 3, 4, 4)
     assert torch.equal(to_inputs(torch.from_numpy(images)), inputs)
     with pytest.raises(TypeError, match="int64.*uint8"):
         to_inputs(images.astype(np.int64))
+
+
+@pytest.mark.parametrize("kind", ["rows of numbers", "rows of tokens", "float64"])
+def test_rows_of_numbers_and_of_tokens_are_learnt_too(kind):
+    labels = np.arange(200) % 3
+    if kind == "rows of tokens":
+        model: nn.Module = nn.Sequential(nn.EmbeddingBag(3, 4), nn.Linear(4, 3))
+        examples = np.stack([labels] * 5, 1)
+    else:
+        model, examples = nn.Linear(3, 3), np.eye(3, dtype="float64" if kind == "float64" else "float32")[labels]
+    train(model, examples, labels, epochs=60, learning_rate=0.1, progress=False)
+    assert accuracy(model, examples, labels) == 1.0
+    with pytest.raises(ValueError, match=r"images have shape \(200, 3\): \(N, H, W\) or \(N, C, H, W\)"):
+        accuracy(model, np.zeros((200, 3), np.uint8), labels)

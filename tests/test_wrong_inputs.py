@@ -211,7 +211,7 @@ ARGUMENTS = {
     "images that are int64": (accuracy(images=X[:, 0].long()), TypeError, r"images have dtype torch\.int64: they must be bytes"),
     "images with a mask": (accuracy(images=np.ma.masked_less(X.numpy(), 0.5)), TypeError, r"images is a masked array, .*images\.filled\(0\)"),
     "labels with a mask": (train(labels=np.ma.masked_equal(Y.numpy(), 0)), TypeError, "labels is a masked array"),
-    "images in rows": (accuracy(images=X.flatten(1)), ValueError, r"images have shape \(20, 15\): \(N, H, W\) or"),
+    "bytes in rows": (accuracy(images=X.flatten(1).byte()), ValueError, r"images have shape \(20, 15\): \(N, H, W\) or"),
     "images of another size": (accuracy(images=X[..., :2]), RuntimeError, r"the network fails on a batch of shape \(20, 1, 3, 2\) of torch\.float32"),
     "images of NaN": (accuracy(images=X * torch.nan), ValueError, "the network puts out NaN: it has no accuracy"),
     "training on NaN": (train(images=X * torch.nan), ValueError, "the loss is nan: images hold numbers that are not finite, or learning_rate=0.004"),

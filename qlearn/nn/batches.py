@@ -90,7 +90,8 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     """What the model gives for one batch.
 
     Without `forward` a batch may be a tensor, a dictionary of the model's arguments, a list of tensors of a model that
-    takes lists, or a pair (inputs, labels), whose labels are left out. Whatever could mean something else is refused.
+    takes lists, or a pair (inputs, labels) or (arguments, labels), whose labels are left out. Whatever could mean
+    something else is refused.
 
     Raises:
         ValueError, TypeError: it does not say which parts the network takes; NumPy arrays.
@@ -104,6 +105,8 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
                 f"forward is a {type(forward).__name__}: wanted is a function, lambda model, batch: model(…)."
             )
         return forward(model, batch)
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Mapping):
+        batch = batch[0]  # the other part can only be labels
     if isinstance(batch, Mapping):
         takes = _arguments(model)
         if unknown := [name for name in batch if not any(part in (name, "**") for part in takes)]:
@@ -202,7 +205,10 @@ def _called(model: nn.Module, *inputs: Any, **named: Any) -> Any:
 def _input_of(model: nn.Module, batch: Any) -> Any:
     """The one thing that a network takes of a batch."""
     if isinstance(batch, np.ndarray):
-        raise TypeError("batches hold NumPy arrays, but networks take tensors: nn.to_inputs makes them.")
+        raise TypeError(
+            "batches hold NumPy arrays, but networks take tensors: nn.to_inputs makes them of "
+            "images, torch.from_numpy of all else."
+        )
     if isinstance(batch, Tensor):
         return batch
     if not isinstance(batch, (tuple, list)) or not batch:

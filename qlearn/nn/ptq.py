@@ -94,8 +94,8 @@ def calibrate(
 
     Args:
         model: from `prepare`. Its observers are changed, its weights are not.
-        batches: tensors of inputs (N, …), (inputs, labels) pairs as a DataLoader yields them, or dictionaries of
-            arguments; or one tensor of examples.
+        batches: tensors of inputs (N, …), dictionaries of arguments, or pairs of either and labels, as a DataLoader
+            yields them; or one tensor of examples.
         forward: how the network is called on a batch that is something else: lambda model, batch: model(*batch).
         progress: show a bar.
         timeout: seconds that a worker who is done waits for the others.

@@ -39,8 +39,9 @@ def train(
     the model keeps what it has learnt so far, in eval mode.
 
     Args:
-        model: maps inputs (N, 1, H, W) to logits (N, C).
-        images: N images as `to_inputs` takes them.
+        model: maps inputs to logits (N, C).
+        images: N images as `to_inputs` takes them; or N rows (N, F) of numbers or of tokens, which go in as they are.
+            Three axes are images without colours: of a sequence (N, C, L), forward=lambda model, x: model(x[:, 0]).
         labels: N whole numbers 0 … C − 1.
         epochs: how many times every image is seen.
         batch_size: images in one step; the last step of an epoch takes what is left.
@@ -121,7 +122,7 @@ def training_steps(
 
     def loss_of(batch: Tensor) -> Tensor:
         y = labels[batch]
-        logits = _logits(call(model, to_inputs(images[batch]).to(device), forward), y)
+        logits = _logits(call(model, _as_inputs(images[batch]).to(device), forward), y)
         loss = nn.functional.cross_entropy(logits, y.to(device))
         if not loss.isfinite():
             raise ValueError(
@@ -212,7 +213,7 @@ def accuracy(
     images.
 
     Args:
-        model: maps inputs (N, 1, H, W) to logits (N, C).
+        model: maps inputs to logits (N, C).
         images, labels: as for `train`.
         batch_size: images at once.
         forward: how the network is called on a batch of images, and which of its outputs are the logits.
@@ -245,16 +246,16 @@ def _count_right(model: nn.Module, images: Tensor, labels: Tensor, batch_size: i
     device, right = device_of(model), 0
     with torch.no_grad(), evaluating(model):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            logits = _logits(call(model, to_inputs(x).to(device), forward), y)
+            logits = _logits(call(model, _as_inputs(x).to(device), forward), y)
             right += int((logits.argmax(1) == y.to(device)).sum())
     return right
 
 
 def to_inputs(images: Any) -> Tensor:
-    """Images as a network takes them: float32 of shape (N, 1, H, W), pixels from 0.0 to 1.0.
+    """Images as a network takes them: float32 of shape (N, C, H, W), pixels from 0.0 to 1.0.
 
     Args:
-        images: array or tensor (N, H, W) or (N, 1, H, W). Bytes are divided by 255; floats are taken as they are.
+        images: array or tensor (N, H, W) or (N, C, H, W). Bytes are divided by 255; floats are taken as they are.
 
     Raises:
         TypeError: neither bytes (uint8) nor floats.  ValueError: another shape.
@@ -266,11 +267,18 @@ def to_inputs(images: Any) -> Tensor:
     if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
         raise TypeError(f"images have dtype {pixels.dtype}: they must be bytes (uint8) from 0 to 255, or floats.")
     if pixels.ndim not in (3, 4):
-        raise ValueError(f"images have shape {tuple(pixels.shape)}: (N, H, W) or (N, 1, H, W) would do.")
+        raise ValueError(f"images have shape {tuple(pixels.shape)}: (N, H, W) or (N, C, H, W) would do.")
     inputs = pixels.to(torch.float32)
     if pixels.dtype == torch.uint8:
         inputs = inputs / 255
     return inputs.unsqueeze(1) if pixels.ndim == 3 else inputs
+
+
+def _as_inputs(examples: Tensor) -> Tensor:
+    """Images as `to_inputs` makes them, rows of numbers as float32, tokens as they are."""
+    if examples.ndim in (3, 4) or examples.dtype == torch.uint8:
+        return to_inputs(examples)
+    return examples.to(torch.float32) if examples.is_floating_point() else examples
 
 
 def _check_count(name: str, value: Any) -> None:
