@@ -193,6 +193,7 @@ def quantize(x: Any, qparams: QParams) -> Array:
 
     Raises:
         ValueError: empty `x`, NaN or infinity in `x`, a scale whose shape does not divide x's.
+        TypeError: qparams that are none.
 
     Cost: O(n), in pieces that fit the processor's cache.
     Source: ONNX, https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html; equal to ONNX Runtime bit for bit.
@@ -200,6 +201,7 @@ def quantize(x: Any, qparams: QParams) -> Array:
     >>> quantize([-0.6, 0.25, 0.75, 9.0], QParams(scale=0.5, zero_point=1, quant_min=0, quant_max=7))
     array([0, 1, 3, 7], dtype=uint8)
     """
+    check_qparams(qparams)
     x = working_floats(x, qparams)
     xp = native_namespace(x)
     view, scale, zero_point = align(x, qparams, x.dtype)
@@ -230,7 +232,7 @@ def dequantize(codes: Any, qparams: QParams) -> Array:
         default float. A tick that lies beyond the type's largest number becomes that number, not infinity.
 
     Raises:
-        TypeError: codes that are not integers.
+        TypeError: codes that are not integers, qparams that are none.
         ValueError: empty codes; a scale whose shape does not divide codes'.
 
     Cost: O(n), in pieces that fit the processor's cache.
@@ -239,6 +241,7 @@ def dequantize(codes: Any, qparams: QParams) -> Array:
     >>> dequantize(np.array([0, 1, 3, 7], dtype=np.uint8), QParams(0.5, 1, 0, 7))
     array([-0.5,  0. ,  1. ,  3. ])
     """
+    check_qparams(qparams)
     codes = as_codes(codes, wanted="they must be integers. Did you pass x instead of its codes?")
     xp = native_namespace(codes)
     dtype = dtype_name(as_array(qparams.scale))
@@ -262,6 +265,20 @@ def fake_quantize(x: Any, qparams: QParams) -> Array:
     x = as_array(x)
     floats = as_floats(x)
     return _dequantize(quantize(floats, qparams), qparams, x.dtype if "float" in dtype_name(x) else floats.dtype)
+
+
+def check_qparams(qparams: object) -> None:
+    """Raise `TypeError` unless they are `QParams`.
+
+    >>> check_qparams(0.1)
+    Traceback (most recent call last):
+    TypeError: qparams is a float: wanted is a QParams. find_qparams(x) finds one, QParams(scale, 0, -127, 127) is one.
+    """
+    if not isinstance(qparams, QParams):
+        raise TypeError(
+            f"qparams is a {type(qparams).__name__}: wanted is a QParams. find_qparams(x) finds one, "
+            "QParams(scale, 0, -127, 127) is one."
+        )
 
 
 def quant_limits(

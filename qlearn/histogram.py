@@ -84,6 +84,16 @@ class LogHistogram:
             np.add.reduceat(counts[order], starts),
         )
 
+    def __eq__(self, other: object) -> bool:
+        """The same bins, with the same ends and counts."""
+        return self._bytes() == other._bytes() if isinstance(other, LogHistogram) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._bytes())
+
+    def _bytes(self) -> tuple[bytes, ...]:
+        return tuple(array.tobytes() for array in (self.first, self.last, self.counts))
+
     def __len__(self) -> int:
         return int(self._places[-1])
 

@@ -163,6 +163,13 @@ def test_zero_has_a_bin_of_its_own():
     assert LogHistogram.of(x).counts.tolist() == [1, 3, 1]
 
 
+def test_histograms_of_the_same_values_are_equal():
+    x = np.random.default_rng(0).standard_normal(1000, dtype=np.float32)
+    whole, parts = LogHistogram.of(x), LogHistogram.of(x[:300]) + LogHistogram.of(x[300:])
+    assert whole == parts and hash(whole) == hash(parts)
+    assert whole != LogHistogram.of(x[1:]) and whole != LogHistogram.of(2 * x) and whole != 1
+
+
 @given(hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(1, 2, width=32)), st.data())
 def test_the_histogram_answers_for_the_list_it_stands_for(x, data):
     """All in one octave, so that bins hold many values and thresholds cut them."""
