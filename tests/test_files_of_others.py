@@ -123,6 +123,23 @@ def test_a_layer_by_itself(tmp_path):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:left in float")
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_reads_its_own_models_back(tied, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=96, tie_word_embeddings=tied, **sizes)
+    model, tokens = transformers.LlamaForCausalLM(config).eval(), torch.arange(12).reshape(2, 6)
+    weights = QuantConfig(bits=4, symmetric=True, granularity=PerGroup(32))
+    network = qlearn.nn.convert(qlearn.nn.prepare(model, weights, None))
+    qlearn.nn.write_compressed_tensors(network, tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, network(tokens).logits)
+        assert not torch.equal(again(tokens).logits, model(tokens).logits)
+
+
 def test_shared_numbers_are_written_once(tmp_path):
     layer = nn.Linear(32, 32)
     model = nn.ModuleDict({"a": layer, "b": layer, "c": nn.Embedding(4, 32), "d": nn.Embedding(4, 32)})

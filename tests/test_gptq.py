@@ -486,6 +486,10 @@ def test_fewer_inputs_than_features_are_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         qlearn.nn.gptq(prepared, torch.randn(30, 4), progress=False)
+    many = nn.Sequential(*(nn.Linear(9, 9) for _ in range(6)))
+    with pytest.warns(UserWarning, match=r"'0': 7 inputs for 9 features, .*'3': 7 .* and 2 more: the") as warned:
+        qlearn.nn.gptq(qlearn.nn.prepare(many, THREE_BITS, None), torch.randn(7, 9), progress=False)
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from qlearn.nn.batches import Batches, Forward, evaluating, listed
 from qlearn.nn.collect import collected
 from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.linear_maps import NAMES, LinearMap
-from qlearn.nn.network import check_model, linear_maps, naming, set_parameter, sharing
+from qlearn.nn.network import check_model, linear_maps, naming, set_parameter, sharing, some_of
 from qlearn.nn.prepared import ObservedLayer
 
 SLICE = 1 << 22  # numbers of inputs that are multiplied at once: 32 MB
@@ -90,16 +90,19 @@ def gptq(
     bar = tqdm(total=len(layers), desc="Rounding", unit="layer", leave=False, disable=not progress)
     with torch.no_grad(), evaluating(rounded), bar:
         turns = look(rounded, layers, batches, forward=forward, desc="Looking", progress=progress)
+        few: list[str] = []
         for name, inputs in in_turn(rounded, layers, turns, batches, SecondMoment, forward=forward):
             if 0 < inputs.count < (features := inputs.mean.shape[-1]):
-                warnings.warn(
-                    f"layer {name!r}: {inputs.count} inputs for {features} features: the rounding fits these inputs "
-                    "and may be worse than the nearest on others. Show more data, or raise damping.",
-                    stacklevel=2,
-                )
+                few.append(f"layer {name!r}: {inputs.count} inputs for {features} features")
             with naming(name):
                 _round(layers[name], inputs.mean, damping=damping, act_order=act_order)
             bar.update()
+    if few:
+        warnings.warn(
+            f"{some_of(few)}: the rounding fits these inputs and may be worse than the nearest on others. Show more "
+            "data, or raise damping.",
+            stacklevel=2,
+        )
     return rounded
 
 

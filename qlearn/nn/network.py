@@ -9,7 +9,7 @@ import copy
 import textwrap
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -289,6 +289,16 @@ def in_float_text(left: list[InFloat], total: int, width: int = 100) -> str:
     where = grouped({part.name: part.kind for part in left}, MOST_NAMES)
     rounded = f"{share:.0f}" if 1 <= share <= 99 else f"{share:.{2 if share < 1 else 3}g}"
     return in_lines(f"left in float: {rounded} % of the numbers{': ' if where else ''}{where}", width)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are.
+
+    >>> some_of(["a", "b", "c", "d", "e", "f"])
+    'a, b, c, d and 2 more'
+    """
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def grouped(kinds: Mapping[str, str], most: int | None = None) -> str:

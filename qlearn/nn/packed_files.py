@@ -41,7 +41,9 @@ def write_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) -
     """Write a network's codes and scales in the layout of compressed-tensors, and return the size of both files.
 
     What vLLM and transformers read. They need a network of their own to put the numbers into; names are those of this
-    one. `config.json` is written last and an old one removed first: a folder that has one is complete.
+    one. Of a model of transformers its sizes are written, too, so AutoModelForCausalLM.from_pretrained(folder), or
+    whatever class it is of, reads it back where compressed-tensors is installed. `config.json` is written last and an
+    old one removed first: a folder that has one is complete.
 
     Args:
         model: from `convert`, with activations=None: symmetric codes of 4 or 8 bits in Linear layers, per tensor, per
@@ -174,6 +176,7 @@ def _config(model: nn.Module, layers: dict[str, WeightOnlyLayer]) -> dict[str, A
         group["targets"].append(name)
     float_layers = [name for name, layer in linear_maps(model).items() if type(layer) is nn.Linear]
     return {
+        **_sizes(model),
         "architectures": [type(model).__name__],
         "quantization_config": {
             "quant_method": "compressed-tensors",
@@ -183,6 +186,16 @@ def _config(model: nn.Module, layers: dict[str, WeightOnlyLayer]) -> dict[str, A
             "ignore": float_layers,
         },
     }
+
+
+def _sizes(model: Any) -> dict[str, Any]:
+    """What a model of transformers says of itself, for the class that is to read the file."""
+    if not (hasattr(model, "get_output_embeddings") and hasattr(getattr(model, "config", None), "to_json_string")):
+        return {}
+    sizes = json.loads(model.config.to_json_string())
+    if isinstance(model.get_output_embeddings(), QuantizedLayer):
+        sizes["tie_word_embeddings"] = False  # codes are not what the embedding has
+    return sizes
 
 
 def _scheme(layer: WeightOnlyLayer) -> dict[str, Any]:

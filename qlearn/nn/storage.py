@@ -28,7 +28,7 @@ from qlearn.nn.folding import BATCH_NORMS
 from qlearn.nn.integer_layers import DYNAMIC, quantized
 from qlearn.nn.layers import quantized_layers
 from qlearn.nn.linear_maps import LinearMap
-from qlearn.nn.network import MOST_NAMES, carry_hooks, check_model, copy_of, linear_maps
+from qlearn.nn.network import carry_hooks, check_model, copy_of, linear_maps, some_of
 
 HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON; a later format: "qlearn 2", say
 
@@ -217,18 +217,12 @@ def _configurations(model: torch.nn.Module) -> dict[str, Any]:
 
 def _other_names(file: dict[str, Tensor], network: dict[str, Tensor], model: torch.nn.Module) -> Iterator[str]:
     if missing := sorted(network.keys() - file.keys()):
-        yield f"missing in the file: {_some(missing)}"
+        yield f"missing in the file: {some_of(missing)}"
         norms = (name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS))
         if norm := next((name for name in norms if f"{name}.running_mean" in missing), ""):
             yield f"{norm!r} is a batch norm, which may have been folded: then nn.fold_batch_norm(model) before nn.load"
     if extra := sorted(file.keys() - network.keys()):
-        yield f"not in the network: {_some(extra)}"
-
-
-def _some(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
+        yield f"not in the network: {some_of(extra)}"
 
 
 def _other_layers(file: dict[str, Any], network: dict[str, Any]) -> Iterator[str]:
