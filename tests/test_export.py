@@ -315,7 +315,7 @@ class Rare(nn.Module):
             nn.Sequential(nn.Linear(4, 4), nn.Sequential(Rare())),
             "module '1.0', Rare, .* no operation for .*bessel_j0",
         ),
-        (Doubled(), "the network gives a tuple: wanted is one that gives one tensor"),
+        (Doubled(), "the network gives a tuple: wanted is one that gives one tensor, such as a module"),
         (
             qlearn.nn.prepare(nn.Linear(4, 4)),
             "module 'model', ObservedLayer, .* only prepared, so call nn.convert first",

@@ -428,3 +428,29 @@ def test_the_picture_has_the_roofs_and_the_points():
     assert len(looks) == 6 and "layer 5: 6 operations a byte, 6 billion a second." in shown.alt
     assert "float32: 100 billion operations a second, from 10 operations a byte on." in shown.alt
     assert plots.roofline(10e9, {"float32": 1e11}).figure.axes[0].get_legend() is None
+
+
+def test_the_work_of_a_network_with_two_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Linear(4, 2)
+
+        def forward(self, left, right):
+            return self.encoder(left) - self.encoder(right)
+
+    x = torch.zeros(3, 4)
+    once = layer_work(nn.ModuleDict({"encoder": nn.Linear(4, 2)}), x, forward=lambda model, x: model["encoder"](x))
+    twice = layer_work(Two(), {"left": x, "right": x})
+    assert twice == layer_work(Two(), (x, x), forward=lambda model, batch: model(*batch))
+    assert twice["encoder"].operations == 2 * once["encoder"].operations
+    with pytest.raises(ValueError, match=r"say how the network takes it: forward=lambda"):
+        layer_work(Two(), (x, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_networks_of_other_float_types_run_in_onnx_runtime(dtype):
+    model, x = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).to(dtype), torch.rand(20, 8, dtype=dtype)
+    for name in ("ONNX Runtime", "ONNX Runtime int8"):
+        y = engine(name, model, x)(x)
+        assert y.dtype == torch.float32 and (y - model(x)).abs().max() < 0.03

@@ -87,7 +87,7 @@ def engine(
         weights, activations: of a float network, as for `prepare`; 4-bit weights with `QuantConfig(bits=4, …)`.
 
     Returns:
-        The engine, a function of one batch.
+        The engine, a function of one batch. Those of ONNX Runtime compute in float32, whatever type the batch has.
 
     Raises:
         ImportError: the engine's library is not installed; the message is one sentence.
@@ -163,11 +163,12 @@ def _of_onnx_runtime(name: str, model: nn.Module, example: Tensor) -> Engine:
         raise ImportError(f"{name!r} needs onnxruntime ({error}): pip install onnxruntime onnx onnxscript.") from error
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
-        size = export_onnx(model, path, tuple(example.shape[1:]), input_dtype=example.dtype)
+        dtype = torch.float32 if example.is_floating_point() else example.dtype  # a file has no others
+        size = export_onnx(model, path, tuple(example.shape[1:]), input_dtype=dtype)
         session = session_of(path.read_bytes())
 
     def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {INPUT: np.ascontiguousarray(x)})[0])
+        return torch.from_numpy(session.run(None, {INPUT: np.ascontiguousarray(x.to(dtype))})[0])
 
     return Engine(name, run, size)
 

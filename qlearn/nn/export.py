@@ -80,7 +80,7 @@ def export_onnx(
             module that cannot be written (names it); an input_shape that the network does not take; a file of more
             than 2 GiB. No file is made then.
 
-    Cost: a second or more, for recording and translating.
+    Cost: a second or more, for recording and translating; for a network of a hundred layers ten.
     Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, version 21.
 
     >>> import tempfile
@@ -283,7 +283,10 @@ def _example(twin: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
             f"the network does not take an input_shape of {shape} with input_dtype={dtype}: {error}"
         ) from error
     if not isinstance(output, Tensor):
-        raise ValueError(f"the network gives a {type(output).__name__}: wanted is one that gives one tensor.")
+        raise ValueError(
+            f"the network gives a {type(output).__name__}: wanted is one that gives one tensor, such as a module whose "
+            "forward calls it and returns the part that counts."
+        )
     return example
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from qlearn.nn.batches import evaluating
+from qlearn.nn.batches import Forward, call, evaluating
 from qlearn.nn.linear_maps import LinearMap, Supported
 from qlearn.nn.network import linear_maps
 from qlearn.nn.threads import one_thread
@@ -152,7 +152,9 @@ class Work:
         return self.operations / self.bytes
 
 
-def layer_work(model: nn.Module, example: Tensor, *, weight_bits: int = 32, input_bits: int = 32) -> dict[str, Work]:
+def layer_work(
+    model: nn.Module, example: Any, *, weight_bits: int = 32, input_bits: int = 32, forward: Forward | None = None
+) -> dict[str, Work]:
     """Operations and bytes of each layer of a float network that is a linear map, in one pass of a batch.
 
         operations = 2 · outputs · (weights of one output)
@@ -162,8 +164,9 @@ def layer_work(model: nn.Module, example: Tensor, *, weight_bits: int = 32, inpu
 
     Args:
         model: a float network.
-        example: the batch.
+        example: the batch, as `calibrate` takes it.
         weight_bits, input_bits: what a weight and an input take: 32 in float, 8 or 4 as codes.
+        forward: as for `calibrate`.
 
     Returns:
         {name: Work}, in the order in which the layers are called.
@@ -192,7 +195,7 @@ def layer_work(model: nn.Module, example: Tensor, *, weight_bits: int = 32, inpu
     with ExitStack() as hooks, evaluating(model), torch.no_grad():
         for layer in names:
             hooks.enter_context(layer.register_forward_hook(note, with_kwargs=True))
-        model(example)
+        call(model, example, forward)
     if not found:
         raise ValueError("this network has called no Linear, Conv1d, Conv2d or ConvTranspose2d.")
     return found
