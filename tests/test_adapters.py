@@ -202,7 +202,7 @@ def test_tiles_give_the_numbers_of_one_piece(bits, bias, monkeypatch):
 
 def test_what_is_left_in_float_and_what_a_file_takes(tmp_path):
     model = small()
-    converted = qnn.use_codebook(model, NF4, block=16, leave=("head",))
+    converted = qnn.use_codebook(model, NF4, block=16, leave="head")
     assert converted.head.weight is not model.head.weight and torch.equal(converted.head.weight, model.head.weight)
     assert sum(isinstance(module, qnn.CodebookLayer) for module in converted.modules()) == 14
     weights = 2 * (4 * 32 * 32 + 3 * 32 * 48)

@@ -152,17 +152,22 @@ def test_networks_without_numbers(function):
 AT_ANOTHER_STEP = {
     "calibrate a float network": (lambda: qnn.calibrate(network(), X), ValueError, r"call nn\.prepare\(model\) first"),
     "convert a float network": (lambda: qnn.convert(network()), ValueError, r"nn\.prepare\(model\) and nn\.calibrate"),
-    "convert twice": (lambda: qnn.convert(converted()), ValueError, "has no observers"),
+    "convert twice": (lambda: qnn.convert(converted()), ValueError, "is quantized already: its layers hold codes"),
+    "calibrate a converted one": (lambda: qnn.calibrate(converted(), X), ValueError, "is quantized already"),
     "convert what has seen nothing": (
         lambda: qnn.convert(qnn.prepare(network())), RuntimeError,
         r"call nn\.calibrate\(model, batches\) before convert: no data has reached 1, 3\. .*overrides=\{'1, 3': None\}",
     ),
     "prepare twice": (lambda: qnn.prepare(qnn.prepare(network())), ValueError, "prepared already: call nn.prepare once"),
     "prepare for training twice": (lambda: qnn.prepare_qat(qnn.prepare(network())), ValueError, "prepared already"),
-    "prepare a converted one": (lambda: qnn.prepare(converted()), ValueError, "Sequential has no Linear, Conv1d, Conv2d"),
+    "prepare a converted one": (lambda: qnn.prepare(converted()), ValueError, "is quantized already: its layers hold"),
     "prepare what has no layer": (lambda: qnn.prepare(nn.LSTM(2, 2)), ValueError, "LSTM has no Linear, Conv1d, Conv2d"),
     "train a converted one": (
         lambda: qnn.train(converted(), X, Y, epochs=1, progress=False), ValueError,
+        r"nothing that can be trained: of a converted one, nn\.prepare_qat makes a network that learns",
+    ),
+    "train one with a batch norm before its codes": (
+        lambda: qnn.train(nn.Sequential(nn.BatchNorm2d(1), converted()), X, Y, epochs=1, progress=False), ValueError,
         r"nothing that can be trained: of a converted one, nn\.prepare_qat makes a network that learns",
     ),
     "use one before its first data": (

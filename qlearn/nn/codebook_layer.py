@@ -96,13 +96,13 @@ class CodebookLayer(nn.Module):
         return f"{self.shape[1]} → {self.shape[0]}, {len(self.levels)} levels, blocks of {block}"
 
 
-def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: tuple[str, ...] = ()) -> nn.Module:
+def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: str | tuple[str, ...] = ()) -> nn.Module:
     """Copy a network and give every Linear in it codes of these levels: with `codebooks.normal_float()` this is NF4.
 
     Args:
         model: a float network. It is not changed.
         levels, block: as for `CodebookLayer`.
-        leave: names of layers that stay in float, a head that is the embedding, say.
+        leave: name or names of layers that stay in float, a head that is the embedding, say.
 
     Raises:
         ValueError: no Linear, a block that does not divide a row (names the layer), a name that is no layer; weights
@@ -119,6 +119,7 @@ def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: tuple
     """
     check_model(model)
     copied = copy_of(model)
+    leave = (leave,) if isinstance(leave, str) else leave
     layers = {name: layer for name, layer in linear_maps(copied).items() if layer.weight.ndim == 2}
     if unknown := [name for name in leave if name not in layers]:
         raise ValueError(f"leave names {unknown[0]!r}, which is no Linear; those are {', '.join(layers)}.")

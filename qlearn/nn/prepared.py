@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from qlearn.affine import QParams, dequantize
 from qlearn.config import QuantConfig
 from qlearn.nn.integer_layers import quantized
-from qlearn.nn.layers import QuantizedLayer, refuse_output_size
+from qlearn.nn.layers import QuantizedLayer, quantized_layers, refuse_output_size
 from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks, rows_of
 from qlearn.nn.network import (
     carry_attributes,
@@ -158,7 +158,8 @@ def prepare_layers(
     prepared = copy_of(model)
     layers = linear_maps(prepared)
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no {NAMES} that could be quantized.")
+        why = already(model) or f"{type(model).__name__} has no {NAMES} that could be quantized."
+        raise ValueError(why)
     configs = configs_of(layers, weights, activations, overrides)
     refuse_computed_weights({name: layers[name] for name in configs})
     made: dict[nn.Module, nn.Module] = {}
@@ -170,6 +171,15 @@ def prepare_layers(
     if not isinstance(prepared, ObservedLayer):
         prepared.register_forward_hook(notice_uncalled)
     return prepared
+
+
+def already(model: nn.Module) -> str:
+    """What to say of a network that is quantized, where it should not be; "" if it is not.
+
+    >>> already(nn.Linear(2, 2))
+    ''
+    """
+    return "this model is quantized already: its layers hold codes." if quantized_layers(model) else ""
 
 
 def prepared_layers(model: nn.Module) -> list[ObservedLayer]:

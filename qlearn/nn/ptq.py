@@ -19,7 +19,7 @@ from qlearn.nn.batches import Batches, Forward, device_of
 from qlearn.nn.collect import collected, unreached
 from qlearn.nn.distributed import TIMEOUT, merged, telling, workers
 from qlearn.nn.network import carry_hooks, copy_of, naming
-from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers, prepared_layers, say_what_stays
+from qlearn.nn.prepared import ObservedLayer, Overrides, already, prepare_layers, prepared_layers, say_what_stays
 
 WEIGHTS = QuantConfig(symmetric=True, granularity=PerAxis(0))
 ACTIVATIONS = QuantConfig()
@@ -117,7 +117,7 @@ def calibrate(
     """
     layers = prepared_layers(model)
     if not layers:
-        raise ValueError("this model has no observers: call nn.prepare(model) first.")
+        raise ValueError(already(model) or "this model has no observers: call nn.prepare(model) first.")
     observed = {layer.name: layer for layer in layers if layer.observer is not None}
     if not observed:
         return model
@@ -180,7 +180,8 @@ def convert(model: nn.Module) -> nn.Module:
     """
     layers = prepared_layers(model)
     if not layers:
-        raise ValueError("this model has no observers: call nn.prepare(model) and nn.calibrate(model, …) first.")
+        wanted = "this model has no observers: call nn.prepare(model) and nn.calibrate(model, …) first."
+        raise ValueError(already(model) or wanted)
     ready = {layer.name: layer for layer in layers if layer.ready}
     if blind := unreached((layer.name for layer in layers), ready):
         raise RuntimeError(f"call nn.calibrate(model, batches) before convert: {blind}")

@@ -20,6 +20,11 @@ from qlearn.nn.distributed import TIMEOUT, Part, exchange, telling, workers
 from qlearn.nn.network import check_model
 from qlearn.nn.threads import one_thread
 
+UNTRAINABLE = (
+    "this network has nothing that can be trained: of a converted one, nn.prepare_qat makes a network that learns, "
+    "before nn.convert."
+)
+
 
 def train(
     model: nn.Module,
@@ -106,10 +111,7 @@ def training_steps(
         raise ValueError(f"learning_rate={learning_rate} must be larger than 0, and finite.")
     check_model(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            "this network has nothing that can be trained: of a converted one, nn.prepare_qat makes a network that "
-            "learns, before nn.convert."
-        )
+        raise ValueError(UNTRAINABLE)
     device = device_of(model)
     if not isinstance(seed, Integral):
         raise TypeError(f"seed={seed!r} must be a whole number.")
@@ -124,6 +126,8 @@ def training_steps(
         y = labels[batch]
         logits = _logits(call(model, _as_inputs(images[batch]).to(device), forward), y)
         loss = nn.functional.cross_entropy(logits, y.to(device))
+        if not loss.requires_grad:  # no gradient goes through codes, whatever is before them
+            raise ValueError(UNTRAINABLE)
         if not loss.isfinite():
             raise ValueError(
                 f"the loss is {loss.item()}: images hold numbers that are not finite, or learning_rate="
