@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -344,3 +346,23 @@ def test_an_accumulator_that_could_overflow_is_refused():
     layer = nn.Linear(70_000, 1)
     with pytest.raises(ValueError, match="sums of 70000 products can reach .* does not fit into an int32 accumulator"):
         quantized(layer, PER_CHANNEL.find_qparams(layer.weight), qlearn.find_qparams(torch.rand(1, 2)))
+
+
+# --- README.md --------------------------------------------------------------------------------------------------------
+
+
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 5))
+    known = {"x": torch.randn(6, 8).numpy(), "model": nn.Sequential(*layers), "batches": [torch.rand(9, 3, 32, 32)]}
+    for block in blocks:
+        exec(block, known)
+    printed = capsys.readouterr().out
+    assert "SQNR" in printed and "4 bits per channel" in printed
+    again = qlearn.nn.load(known["model"], "network.safetensors")
+    assert torch.equal(again(known["batches"][0]), known["quantized"](known["batches"][0]))
+    assert Path("network.onnx").stat().st_size > 1000
