@@ -383,3 +383,43 @@ def test_a_file_of_a_later_version_is_refused(tmp_path):
         ValueError, match="model.safetensors is of format 'qlearn 2': this version of qlearn reads 'qlearn'"
     ):
         qlearn.nn.load(layer, path)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("method", ["moving_average", "min_max", "mse", "percentile"])
+def test_a_training_goes_on_from_its_file(method, learned, tmp_path):
+    """With what the observers have seen, in a file of ours and in PyTorch's own."""
+    x, path = torch.randn(30, 5, generator=torch.Generator().manual_seed(0)), tmp_path / "training.safetensors"
+
+    def prepared():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+        return qlearn.nn.prepare_qat(
+            model, QuantConfig(bits=3, symmetric=True), QuantConfig(method=method), None, learned
+        )
+
+    half = prepared().train()
+    half(x[:10])
+    qlearn.nn.save(half, path)
+    torch.save(half.state_dict(), tmp_path / "training.pt")
+    by_us, by_torch = qlearn.nn.load(prepared(), path), prepared()
+    by_torch.load_state_dict(torch.load(tmp_path / "training.pt"))
+    for again in (by_us, by_torch):
+        assert torch.equal(again.eval()(x), half.eval()(x))
+        for network in (again.train(), half.train()):
+            network(x[10:20])
+        assert torch.equal(qlearn.nn.convert(again)(x), qlearn.nn.convert(half)(x))
+        half.load_state_dict(torch.load(tmp_path / "training.pt"))  # back to where it was saved
+
+
+def test_a_calibrated_network_is_converted_after_it_was_loaded(tmp_path):
+    model, x = small_network(), INPUTS
+    prepared = qlearn.nn.calibrate(qlearn.nn.prepare(model, activations=QuantConfig(method="mse")), x, progress=False)
+    qlearn.nn.save(prepared, tmp_path / "model.safetensors")
+    again = qlearn.nn.load(
+        qlearn.nn.prepare(small_network(1), activations=QuantConfig(method="mse")), tmp_path / "model.safetensors"
+    )
+    assert torch.equal(qlearn.nn.convert(again)(x), qlearn.nn.convert(prepared)(x))
+    qlearn.nn.save(qlearn.nn.calibrate(qlearn.nn.prepare(model), x, progress=False), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="layer '0' has a MSEObserver, which needs 'bins': the file is of another"):
+        qlearn.nn.load(again, tmp_path / "model.safetensors")

@@ -41,6 +41,7 @@ from qlearn.observers import Observer, make_observer
 
 LayerMaker: TypeAlias = Callable[[str, Supported, QuantConfig, QuantConfig | None], "ObservedLayer"]
 
+SEEN = "observer."  # begins the names of what an observer has seen, in a layer's state
 MUCH = 0.05  # of the parameters: where more stays in float than this, `prepare` says so
 
 
@@ -129,6 +130,29 @@ class ObservedLayer(nn.Module):
     def converted(self) -> QuantizedLayer:
         """The layer on codes that takes this one's place."""
         return quantized(self.layer, self.find_weight_qparams(), self.find_input_qparams(), self.name)
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for key, array in {} if self.observer is None else self.observer.state().items():
+            destination[f"{prefix}{SEEN}{key}"] = torch.tensor(array)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        own = f"{prefix}{SEEN}"
+        found: dict[str, Any] = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(own)}
+        if found and self.observer is not None:
+            ends = {f"{own}lo", f"{own}hi"}  # as tensors: the rest is NumPy's, whatever the network computes with
+            state = {
+                key.removeprefix(own): tensor.to(self.layer.weight.device) if key in ends else tensor.cpu().numpy()
+                for key, tensor in found.items()
+            }
+            try:
+                self.observer = self.observer.with_state(state)
+            except KeyError as missing:
+                kind = type(self.observer).__name__
+                raise ValueError(
+                    f"layer {self.name!r} has a {kind}, which needs {missing}: the file is of another observer."
+                ) from missing
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of the layer."""

@@ -29,6 +29,7 @@ from qlearn.nn.integer_layers import DYNAMIC, quantized
 from qlearn.nn.layers import quantized_layers
 from qlearn.nn.linear_maps import LinearMap
 from qlearn.nn.network import carry_hooks, check_model, copy_of, linear_maps, some_of
+from qlearn.nn.prepared import SEEN, ObservedLayer
 
 HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON; a later format: "qlearn 2", say
 
@@ -37,8 +38,8 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> int:
     """Write a network's parameters and scales to a file, and return the file's size in bytes.
 
     The file appears under its name only when it is complete; an interrupted save leaves an older file as it was.
-    What is used in several places, a module or a parameter, is written once, under its first name. What the observers
-    of a prepared network have seen is not written: save what `convert` makes of it.
+    What is used in several places, a module or a parameter, is written once, under its first name. Of a prepared
+    network what its observers have seen is written, too, so that calibrating or training can go on.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(torch.nn.Linear(10, 2), f"{folder}/layer.safetensors") > 4 * (10 * 2 + 2)
@@ -80,9 +81,9 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     if configurations and not quantized_layers(model):
         model = _with_layers_of_codes(model, state, configurations, str(path))
     versions = getattr(model.state_dict(), "_metadata", {})  # of the modules, which some ask for
-    own = _state(model)
-    others = list(_other_layers(configurations, _configurations(model))) or list(_other_kinds(state, own))
-    if differences := [*_other_names(state, own, model), *others]:
+    own, file = (_without_seen(model, numbers) for numbers in (_state(model), state))
+    others = list(_other_layers(configurations, _configurations(model))) or list(_other_kinds(file, own))
+    if differences := [*_other_names(file, own, model), *others]:
         raise ValueError(f"{path} does not belong to this network: {'; '.join(differences)}.")
     trial = copy.deepcopy(model)
     for network in (trial, model):  # the real one only when nothing can go wrong any more
@@ -208,6 +209,13 @@ def _state(model: torch.nn.Module) -> dict[str, Tensor]:
     tied = {name for name, p in model.named_parameters(remove_duplicate=False) if first[p] != name}
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(again)) and name not in tied}
+
+
+def _without_seen(model: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state without what observers have seen, which is of another size in each network."""
+    observed = [name for name, module in model.named_modules() if isinstance(module, ObservedLayer)]
+    seen = tuple(f"{name}.{SEEN}" if name else SEEN for name in observed)
+    return {name: tensor for name, tensor in state.items() if not name.startswith(seen)}
 
 
 def _configurations(model: torch.nn.Module) -> dict[str, Any]:
