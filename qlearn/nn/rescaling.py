@@ -154,7 +154,7 @@ def _found(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[Flow,
     flow = watched(model, batch, forward)
     found, why = find_sites(model, flow, batch, forward)
     if not found:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(why.items())[:5])
+        reasons = "; ".join(f"behind {name!r}, {reason}" for name, reason in list(why.items())[:5])
         reasons = reasons or "nothing could be followed"
         raise ValueError(f"{type(model).__name__} has no place that could be rescaled ({reasons}).")
     return flow, found, why
