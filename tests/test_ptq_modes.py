@@ -394,7 +394,9 @@ def test_calibration_is_done_in_eval_mode_and_gives_the_mode_back(images):
     prepared = qlearn.nn.prepare(model).train()
     before = copy.deepcopy(prepared.state_dict())
     qlearn.nn.calibrate(prepared, images, progress=False)
-    assert all(torch.equal(before[name], tensor) for name, tensor in prepared.state_dict().items())
+    after = prepared.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert after.keys() - before.keys() == {"3.observer.lo", "3.observer.hi"}  # what it is for
     assert float(prepared[3].observer.hi) == pytest.approx(
         float(images.max()), rel=1e-4
     )  # nothing dropped, no doubling
