@@ -61,7 +61,9 @@ def test_every_linear_layer_of_a_block_reads_one_site(model):
 
 
 def test_what_cannot_be_rescaled_is_said(model):
-    with pytest.raises(ValueError, match="Sequential has no place that could be rescaled .behind '0', 'the output' reads it"):
+    with pytest.raises(
+        ValueError, match="Sequential has no place that could be rescaled .behind '0', 'the output' reads it"
+    ):
         sites(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="'blocks.0.attention.query' is a ObservedLayer: .* before nn.prepare"):
         sites(qnn.prepare(model, FOUR_BITS, None))

@@ -148,7 +148,7 @@ def prepare_qat(
     In each forward pass weights are rounded to the quantizer found in them, and inputs to that of a range which
     follows the data in training and rests in eval mode. Gradients go straight through the rounding. Afterwards train
     the copy as any other network, with a smaller learning rate than at first, and call `convert`. It may be
-    interrupted: what it has learnt so far can be converted too.
+    interrupted: what it has learnt so far can be converted too, or saved and trained further.
 
     A `calibrate` before training is optional. It sets the input ranges, so that training starts from what
     post-training quantization ends with; else the first batch does. Fold batch norms before.

@@ -58,7 +58,8 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
 
     A float network will do for a file of a quantized one, without calibration: the file knows its configuration. What
     comes back is then a copy, in evaluation mode, in which the layers that the file has codes for are layers of codes;
-    the float network stays as it is. Its batch norms have to be folded where those of the saved one were.
+    the float network stays as it is. Its batch norms have to be folded where those of the saved one were; what
+    `prepare`, `use_codebook`, `add_adapters` or an online rotation put into the saved one has to be there first.
 
     Raises:
         ValueError: a file that is not safetensors, is cut short or of another format; one whose tensors are not those
