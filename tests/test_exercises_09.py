@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 import qlearn  # noqa: E402
 from qlearn import PerAxis, PerGroup, PerToken, QuantConfig, exercises, nn  # noqa: E402
-from qlearn.exercises import letters  # noqa: E402
+from qlearn.exercises import lesson_09, letters  # noqa: E402
 from qlearn.exercises.challenges import CannotBeJudged  # noqa: E402
 from qlearn.exercises.lesson_09 import BUDGET, WANTED, compress, judge  # noqa: E402
 from qlearn.nn.language_model import ALPHABET  # noqa: E402
@@ -400,6 +400,13 @@ def test_the_budget_and_the_target_leave_room_on_both_sides():
         assert reached(score)[0] <= BUDGET and reached(score)[1] > WANTED + 0.02 and not score.passed
     score = judge(lambda model, batches: mixed(model, batches, down=3))
     assert reached(score)[1] < WANTED and reached(score)[0] > BUDGET and not score.passed
+
+
+def test_what_is_said_of_the_simple_answers_is_what_they_reach():
+    for simple, (size, perplexity) in lesson_09._SIMPLE.values():
+        measured = lesson_09._measured(simple)
+        assert measured[0] == size and measured[1] == pytest.approx(perplexity, abs=0.02)
+        assert reached(judge(simple)) == (size, perplexity) and not judge(simple).passed
 
 
 def rounded(model, batches):  # quick, and good enough to be refused

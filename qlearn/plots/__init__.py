@@ -11,7 +11,7 @@ from qlearn.plots.charts import bars, curves, histograms
 from qlearn.plots.granularity import against_cost, blocks, row_errors, row_ranges, ticks_below
 from qlearn.plots.graph import qdq_layer
 from qlearn.plots.integer import fixed_point_bits, four_terms, near_ties
-from qlearn.plots.language import attention, surprise, transformer_block
+from qlearn.plots.language import attention, perplexities, surprise, transformer_block
 from qlearn.plots.levels import grouped_bars, level_rows
 from qlearn.plots.network import digits, matrices
 from qlearn.plots.observers import two_histograms
@@ -47,6 +47,7 @@ __all__ = [
     "number_line",
     "packed_bits",
     "passed_on",
+    "perplexities",
     "picture",
     "qdq_layer",
     "ranges_over",
