@@ -292,7 +292,7 @@ def _paired(images: Any, labels: Any, *, some: bool = True) -> tuple[Tensor, Ten
         name = "images" if images.ndim == 0 else "labels"
         raise ValueError(f"{name} is a single number: wanted is an array with one entry for each image.")
     if some and len(images) == len(labels) == 0:
-        raise ValueError("images and labels are empty: there must be one image or more.")
+        raise ValueError("0 images and 0 labels: there must be one image or more.")
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels: there must be one label for each image.")
     if labels.ndim != 1:
