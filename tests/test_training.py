@@ -275,3 +275,21 @@ def test_rows_of_numbers_and_of_tokens_are_learnt_too(kind):
     assert accuracy(model, examples, labels) == 1.0
     with pytest.raises(ValueError, match=r"images have shape \(200, 3\): \(N, H, W\) or \(N, C, H, W\)"):
         accuracy(model, np.zeros((200, 3), np.uint8), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_gets_images_of_its_own_type(dtype):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)).to(dtype)
+    images, labels = torch.rand(12, 4, 4), torch.arange(12) % 3
+    with torch.no_grad():
+        right = (model(images[:, None].to(dtype)).argmax(1) == labels).float().mean().item()
+    assert accuracy(model, images.to(dtype), labels) == pytest.approx(right)
+    assert accuracy(model, images, labels) == pytest.approx(right)
+    train(model, images, labels, epochs=1, learning_rate=1e-3, progress=False)
+    assert all(p.dtype == dtype for p in model.parameters())
+
+
+def test_no_images_at_all_are_told_as_such():
+    with pytest.raises(ValueError, match="must be one image or more"):
+        accuracy(nn.Flatten(), torch.rand(0, 3, 1), torch.zeros(0, dtype=torch.int64))

@@ -124,7 +124,7 @@ def training_steps(
 
     def loss_of(batch: Tensor) -> Tensor:
         y = labels[batch]
-        logits = _logits(call(model, _as_inputs(images[batch]).to(device), forward), y)
+        logits = _logits(call(model, _as_taken_by(model, images[batch]), forward), y)
         loss = nn.functional.cross_entropy(logits, y.to(device))
         if not loss.requires_grad:  # no gradient goes through codes, whatever is before them
             raise ValueError(UNTRAINABLE)
@@ -250,7 +250,7 @@ def _count_right(model: nn.Module, images: Tensor, labels: Tensor, batch_size: i
     device, right = device_of(model), 0
     with torch.no_grad(), evaluating(model):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            logits = _logits(call(model, _as_inputs(x).to(device), forward), y)
+            logits = _logits(call(model, _as_taken_by(model, x), forward), y)
             right += int((logits.argmax(1) == y.to(device)).sum())
     return right
 
@@ -278,11 +278,11 @@ def to_inputs(images: Any) -> Tensor:
     return inputs.unsqueeze(1) if pixels.ndim == 3 else inputs
 
 
-def _as_inputs(examples: Tensor) -> Tensor:
-    """Images as `to_inputs` makes them, rows of numbers as float32, tokens as they are."""
-    if examples.ndim in (3, 4) or examples.dtype == torch.uint8:
-        return to_inputs(examples)
-    return examples.to(torch.float32) if examples.is_floating_point() else examples
+def _as_taken_by(model: nn.Module, examples: Tensor) -> Tensor:
+    """Images as `to_inputs` makes them, rows of numbers, tokens as they are: where the model is, floats of its type."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    inputs = to_inputs(examples) if examples.ndim in (3, 4) or examples.dtype == torch.uint8 else examples
+    return inputs.to(device_of(model), dtype if inputs.is_floating_point() else None)
 
 
 def _check_count(name: str, value: Any) -> None:
@@ -297,7 +297,9 @@ def _paired(images: Any, labels: Any, *, some: bool = True) -> tuple[Tensor, Ten
     if images.ndim == 0 or labels.ndim == 0:
         name = "images" if images.ndim == 0 else "labels"
         raise ValueError(f"{name} is a single number: wanted is an array with one entry for each image.")
-    if len(images) != len(labels) or (some and len(images) == 0):
+    if some and len(images) == len(labels) == 0:
+        raise ValueError("0 images and 0 labels: there must be one image or more.")
+    if len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels: there must be one label for each image.")
     if labels.ndim != 1:
         remedy = "labels[:, 0]" if labels.shape[1:] == (1,) else "labels.argmax(1), if they are one-hot,"
