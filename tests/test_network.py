@@ -155,9 +155,9 @@ def pruned_twice(layer):
 COMPUTED = {
     "pruned": (lambda layer: prune.l1_unstructured(layer, "weight", 0.4), r"prune\.remove\(layer, 'weight'\)"),
     "pruned twice": (pruned_twice, r"prune\.remove\(layer, 'weight'\)"),
-    "pruned bias": (lambda layer: prune.l1_unstructured(layer, "bias", 0.4), "has a bias that is computed"),
+    "pruned bias": (lambda layer: prune.l1_unstructured(layer, "bias", 0.4), r"prune\.remove\(layer, 'bias'\)"),
     "spectral norm": (spectral_norm, r"or remove_spectral_norm\) makes them numbers again"),
-    "weight norm": (weight_norm, r"remove_weight_norm\(layer\) makes them numbers again"),
+    "weight norm": (weight_norm, r"remove_weight_norm\(layer, 'weight'\) makes them numbers again"),
     "parametrized": (parametrizations.weight_norm, r"parametrize\.remove_parametrizations\(layer, 'weight'\)"),
     "orthogonal": (parametrizations.orthogonal, r"parametrize\.remove_parametrizations\(layer, 'weight'\)"),
 }

@@ -31,8 +31,8 @@ HOOKS = (
 MOST_NAMES = 4  # of one kind that are written out
 
 REMEDIES = {
-    "_orig": "torch.nn.utils.prune.remove(layer, 'weight') (or remove_spectral_norm) makes them numbers again",
-    "_g": "torch.nn.utils.remove_weight_norm(layer) makes them numbers again",
+    "_orig": "torch.nn.utils.prune.remove(layer, {!r}) (or remove_spectral_norm) makes them numbers again",
+    "_g": "torch.nn.utils.remove_weight_norm(layer, {!r}) makes them numbers again",
 }
 
 
@@ -191,7 +191,7 @@ def refuse_computed_weights(layers: Mapping[str, nn.Module]) -> None:
                 remedy = f"parametrize.remove_parametrizations(layer, {which!r}) makes them numbers again"
             elif _is_computed(layer, which):
                 ends = (text for end, text in REMEDIES.items() if which + end in layer._parameters)
-                remedy = next(ends, "make it a parameter of the layer")
+                remedy = next(ends, "make it a parameter of the layer").format(which)
             else:
                 continue
             found["weights that are" if which == "weight" else "a bias that is", remedy].append(name)
