@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from qlearn.arrays import quietly
 from qlearn.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import Choice, Number, rounded
-from qlearn.widgets.engine import needs_torch
+from qlearn.widgets.engine import with_torch
 from qlearn.widgets.jobs import Job, WorkingExplorer
 from qlearn.widgets.panels import columns, moving, ring
 
@@ -141,11 +141,8 @@ class LanguageModelExplorer(WorkingExplorer):
     unfinished: ClassVar = "This text was not written."
 
     def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        with needs_torch("explore_language_model"):
-            from qlearn.widgets import language_model_runs
-
-        self._torch = language_model_runs
-        self._runs = language_model_runs.Runs(model)
+        self._torch = with_torch("explore_language_model")
+        self._runs = self._torch.Runs(model)
         groups: dict[str, Any] = {"a row": ROW, **{str(size): size for size in self._runs.groups}}
         self.controls: Mapping[str, Any] = {
             "method": Choice(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
+from matplotlib.text import Text
 
 from qlearn.style import BLACK, BLUE, GREY, VERMILLION
 
@@ -129,9 +131,15 @@ def counted(axes: Axes, **look: Any) -> StepPatch:
     return axes.stairs([height(0)], [0.0, 1.0], **{"baseline": height(0), **look})
 
 
-def moving(axes: Axes, *marks: str, **look: Any) -> Line2D:
-    """A line or markers, without points so far."""
-    return axes.plot([], [], *marks, **look)[0]
+def moving(axes: Axes, *marks: str, x: Any = (), y: Any = (), **look: Any) -> Line2D:
+    """A line or markers; without points so far, or with some of which only x or only y will change."""
+    return axes.plot(x, y, *marks, **look)[0]
+
+
+def heading(axes: Axes, above: float) -> Text:
+    """A title that changes, so far above. Not the axes' own, whose place is found only when all axes are drawn."""
+    corner = axes.get_position()
+    return axes.figure.text(corner.x0, corner.y1 + above, "", fontsize=9)
 
 
 def ring(axes: Axes, size: float, marker: str = "s", **look: Any) -> Line2D:
@@ -192,11 +200,14 @@ def on_decades(values: Any, low: int) -> Any:
     return np.log10(np.maximum(values, 10.0**low))
 
 
-def error_axis(axes: Axes, low: int, high: int) -> None:
-    """A vertical axis for log10 of an error, from 10^low to 10^high, labelled with the errors themselves."""
+def error_axis(axes: Axes, low: int, high: int, ticks: int = 4, label: Callable[[int], str] | None = None) -> None:
+    """A vertical axis for log10 of an error, from 10^low to 10^high, labelled with the errors themselves.
+
+    There are about so many ticks; `label` writes them in another way, from the power of ten.
+    """
     axes.set_ylim(low - 0.3, high + 0.3)
-    powers = range(low, high + 1, -(-(high - low) // 4) or 1)
-    axes.set_yticks(list(powers), [plain(10.0**power) for power in powers])
+    powers = range(low, high + 1, -(-(high - low) // ticks) or 1)
+    axes.set_yticks(powers, [label(power) if label else plain(10.0**power) for power in powers])
 
 
 def height(count: Any) -> Any:
