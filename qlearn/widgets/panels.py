@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 from matplotlib.text import Text
@@ -198,6 +199,12 @@ def decades(values: Any, span: float = 1e9) -> tuple[int, int]:
 def on_decades(values: Any, low: int) -> Any:
     """Where values lie on an axis that `error_axis` has made; what is smaller than its lower end lies there."""
     return np.log10(np.maximum(values, 10.0**low))
+
+
+def power_ticks(axis: Axis, low: float, high: float, *, every: int = 1, unit: float = 1.0) -> None:
+    """Ticks at powers of ten on an axis for log10 of a number, labelled with the number itself in this unit."""
+    powers = [power for power in range(math.ceil(low), math.floor(high) + 1) if power % every == 0]
+    axis.set_ticks(powers, labels=[plain(10.0**power / unit) for power in powers])
 
 
 def error_axis(axes: Axes, low: int, high: int, ticks: int = 4, label: Callable[[int], str] | None = None) -> None:

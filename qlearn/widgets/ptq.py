@@ -17,7 +17,7 @@ from qlearn.errors import sqnr_db
 from qlearn.style import BLACK, BLUE, SKY
 from qlearn.widgets.controls import Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer, with_torch
-from qlearn.widgets.mosaic import SIDE, corners, mosaic
+from qlearn.widgets.mosaic import draw, mosaic
 from qlearn.widgets.panels import AFTER, BEFORE, OUTLINE, count_ticks, counted, heading, height, plain
 
 NETWORKS = {"MLP": "mlp", "CNN": "cnn"}
@@ -272,13 +272,7 @@ class Digits:
     def __init__(self, axes: Axes, *, rows: int) -> None:
         self._rows, self.places = rows, rows * COLUMNS
         self._title = heading(axes, 0.017)
-        self._mosaic = axes.imshow(
-            mosaic([], rows, COLUMNS), cmap="gray_r", vmin=0, vmax=255, interpolation="bilinear", aspect="auto"
-        )
-        axes.set_axis_off()
-        self._captions = [
-            axes.text(x + SIDE / 2, y + SIDE + 1, "", ha="center", va="top") for x, y in corners(rows, COLUMNS)
-        ]
+        self._mosaic, self._captions = draw(axes, [], rows, COLUMNS, gap=1)
         self.artists: list[Artist] = [self._mosaic, self._title, *self._captions]
 
     def some(self, total: int) -> str:

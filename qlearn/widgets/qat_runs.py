@@ -129,7 +129,7 @@ class FoundNowAndThen(FakeQuantize):
         return self._found
 
 
-class Run:
+class Run(Job):
     """One quantization-aware training, from what post-training quantization gives, for one epoch.
 
     Args:
@@ -144,6 +144,7 @@ class Run:
     """
 
     def __init__(self, network: Network, setting: Setting, after: Callable[[], None]) -> None:
+        super().__init__(self._train, lambda _: after())
         self.rate = setting.rate
         start = setting.bits, setting.learned, setting.method
         self.model = network.prepared(*start)
@@ -151,38 +152,26 @@ class Run:
         self.points = [point]
         self._before = self._codes()
         self.begun = False
-        self._after = after
-        self._job = Job(self._train, lambda _: after())
-
-    @property
-    def running(self) -> bool:
-        """Whether it is being trained in the background."""
-        return self._job.running
-
-    @property
-    def error(self) -> Exception | None:
-        """What has ended the training in the background, if it was an error."""
-        return self._job.error
 
     def start(self) -> None:
         """Train in the background."""
         self.begun = True
-        self._job.start()
+        super().start()
 
-    def stop(self, *, wait: bool) -> None:
+    def stop(self, *, wait: bool = False) -> None:
         """End it after the step in progress. Waiting must not be done with the drawing lock in hand."""
         if self.begun:  # one that has not begun may still be wanted
-            self._job.stop()
+            super().stop()
         if wait:
-            self._job.join()
+            self.join()
 
     def train(self) -> None:
         """Train to the end, or until `stop`."""
         self.begun = True
-        self._train(self._job)
-        self._after()
+        self._train(self)
+        self._after(self)
 
-    def _train(self, job: Job) -> None:
+    def _train(self, _: Job) -> None:
         images, labels = mnist().train
         options: dict[str, Any] = {"epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": self.rate, "seed": 0}
         losses: list[float] = []
@@ -190,12 +179,12 @@ class Run:
         with closing(training_steps(self.model, images, labels, **options)) as steps:
             for number, loss in enumerate(steps, start=1):
                 losses.append(loss)
-                if job.stopped:
+                if self.stopped:
                     break
                 if number % EVERY == 0:
                     self._look(number, float(np.mean(losses)))
                     losses.clear()
-                    self._after()
+                    self._after(self)
         if losses:  # stopped between two points
             self._look(number, float(np.mean(losses)))
 

@@ -17,7 +17,7 @@ from qlearn.style import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION
 from qlearn.widgets.controls import Choice, Number, rounded
 from qlearn.widgets.engine import with_torch
 from qlearn.widgets.jobs import Job, Stopped, WorkingExplorer
-from qlearn.widgets.panels import columns, moving, plain, ring
+from qlearn.widgets.panels import columns, moving, plain, power_ticks, ring
 
 FLOAT = "float"
 ENGINES = {
@@ -208,8 +208,9 @@ class SpeedExplorer(WorkingExplorer):
         axes.set_title("What the machine allows, and what is reached")
         axes.set_xlabel("operations for each byte")
         axes.set_ylabel("billion operations a second")
-        _logarithmic(axes, "x", INTENSITIES)
-        _logarithmic(axes, "y", RATES, 1e9)
+        axes.set(xlim=np.log10(INTENSITIES), ylim=np.log10(RATES))
+        power_ticks(axes.xaxis, *axes.get_xlim())
+        power_ticks(axes.yaxis, *axes.get_ylim(), unit=1e9)
         axes.grid()
         self._roofs = {
             name: (moving(axes, line, color=GREY, linewidth=1.5), axes.text(0, 0, "", ha="right", va="bottom"))
@@ -227,7 +228,8 @@ class SpeedExplorer(WorkingExplorer):
         self._times_title = axes.set_title("Time")
         axes.set_xlim(-0.5, 10.5)
         axes.set_xticks(range(0, 11, 2), [str(2**k) for k in range(0, 11, 2)])
-        _logarithmic(axes, "y", TIMES)
+        axes.set(ylim=np.log10(TIMES))
+        power_ticks(axes.yaxis, *axes.get_ylim())
         axes.grid()
         self._times, self._now_time = self._setup_points(axes)
         return [self._times_title, *self._times.values(), self._now_time]
@@ -262,12 +264,3 @@ class SpeedExplorer(WorkingExplorer):
 
     def _time(self, setting: Any, outcome: Any) -> tuple[float, float]:
         return float(np.log2(setting.batch)), float(np.log10(np.clip(1e3 * outcome.now.median, *TIMES)))
-
-
-def _logarithmic(axes: Axes, which: str, ends: tuple[float, float], unit: float = 1.0) -> None:
-    """An axis for log10 of a number, labelled with the number itself in this unit."""
-    low, high = np.log10(ends)
-    powers = np.arange(np.ceil(low), np.floor(high) + 1)
-    labels = [plain(10.0**power / unit) for power in powers]
-    (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
-    (axes.set_xticks if which == "x" else axes.set_yticks)(powers, labels)
