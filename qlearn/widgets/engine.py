@@ -403,9 +403,9 @@ class LateExplorer(Explorer):
     Settings stay on the picture: `_tried`, setting → what came of it, which `compute` fills.
     """
 
-    def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, **options: Any) -> None:
         self._tried: dict[Any, Any] = {}
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def load(self) -> None:
         """Find what takes long, if it is not there yet, with a bar."""

@@ -128,13 +128,13 @@ class WorkingExplorer(LateExplorer):
     unfinished: ClassVar[str] = ""
     buttons: ClassVar[Mapping[str, Button]] = {"stop": Button("Stop", "End what is being computed.")}
 
-    def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, **options: Any) -> None:
         self._shown_values: dict[str, Any] = {}
         self._job: Job | None = None
         self._bar = IntProgress(
             max=100, style={"description_width": LABELS}, layout=Layout(visibility="hidden", width="auto")
         )
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
         self._follow_on_release()
         self._put_under_controls(self._bar)
         self._buttons["stop"].disabled = True

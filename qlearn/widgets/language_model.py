@@ -140,7 +140,7 @@ class LanguageModelExplorer(WorkingExplorer):
     untold: ClassVar = ("surprise",)
     unfinished: ClassVar = "This text was not written."
 
-    def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, model: Any = None, **options: Any) -> None:
         self._torch = with_torch("explore_language_model")
         self._runs = self._torch.Runs(model)
         groups: dict[str, Any] = {"a row": ROW, **{str(size): size for size in self._runs.groups}}
@@ -162,7 +162,7 @@ class LanguageModelExplorer(WorkingExplorer):
             ),
             "prompt": Prompt("prompt", "What the model begins with, 1 to 128 letters. Enter ends it.", "The whale "),
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     # What the work is
 

@@ -67,14 +67,9 @@ def explore_ptq(
     >>> explorer.numbers["accuracy_percent"] > 90
     True
     """
-    start = {
-        **({} if model is not None else {"network": network}),
-        "weight_bits": weight_bits,
-        "activation_bits": activation_bits,
-        "granularity": granularity,
-        "method": method,
-        "layer": layer,
-    }
+    start = dict(
+        weight_bits=weight_bits, activation_bits=activation_bits, granularity=granularity, method=method, layer=layer
+    ) | ({} if model is not None else {"network": network})
     return PTQExplorer(model, start=start, pixel_ratio=pixel_ratio)
 
 

@@ -19,7 +19,7 @@ from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
 from qlearn.nn.training import training_steps
-from qlearn.widgets.digit_networks import mnist
+from qlearn.widgets.digit_networks import calibration, mnist
 from qlearn.widgets.jobs import Job
 
 BATCH_SIZE = 128
@@ -92,9 +92,9 @@ class Network:
                 layer.weight_fake_quantize = LearnedFakeQuantize(config, found)
             elif method != "min_max":
                 layer.weight_fake_quantize = FoundNowAndThen(config, found)
-        nn.calibrate(model, _calibration(), progress=False)
+        nn.calibrate(model, calibration(), progress=False)
         with torch.no_grad():
-            model(_calibration()[:1])  # learned scales of inputs start at the first pass: from what was calibrated
+            model(calibration()[:1])  # learned scales of inputs start at the first pass: from what was calibrated
         return model
 
     def _find_start(self, bits: int, learned: bool, method: str) -> tuple[Point, Latent]:
@@ -109,7 +109,7 @@ class Network:
         prepared = nn.prepare(self._float, weights(bits, "min_max"))
         for layer, found in zip(prepared_layers(prepared), self._qparams(bits, "mse"), strict=True):
             layer.weight_qparams = found
-        return accuracy(nn.convert(nn.calibrate(prepared, _calibration(), progress=False)))
+        return accuracy(nn.convert(nn.calibrate(prepared, calibration(), progress=False)))
 
     def _find_qparams(self, bits: int, method: str) -> list[QParams]:
         return [weights(bits, method).find_qparams(rows) for rows in self._rows]
@@ -233,8 +233,3 @@ def staircase(x: Any, bits: int, learned: bool) -> tuple[Any, Any, Any]:
     x_hat.sum().backward()
     of_scale = np.full(values.shape, np.nan) if scales.grad is None else scales.grad.numpy() / quant_max
     return x_hat.detach().numpy(), values.grad.numpy(), of_scale
-
-
-@lru_cache(maxsize=1)
-def _calibration() -> torch.Tensor:
-    return nn.to_inputs(mnist().calibration.images)

@@ -97,10 +97,10 @@ class SpeedExplorer(WorkingExplorer):
         "engine": Choice("engine", "What computes the layer. torchao has 8 bits only.", ENGINES, "onnxruntime"),
     }
 
-    def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, **options: Any) -> None:
         self._torch = with_torch("explore_speed")
         self._runs = self._torch.Runs()
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     def set(self, **controls: Any) -> None:
         """Move controls and wait until this setting is measured: `explorer.set(bits=4)`.
