@@ -58,8 +58,8 @@ def at_step(explorer, step):
 
 def at_the_end(explorer):
     """The training is over, and its last picture drawn."""
-    explorer._run._job._thread.join(PATIENCE)
-    assert not explorer._run._job._thread.is_alive() and not explorer.running
+    explorer._run._thread.join(PATIENCE)
+    assert not explorer._run._thread.is_alive() and not explorer.running
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_another_setting_ends_the_training_and_keeps_its_curve(explorer, monkeyp
     old = explorer._run
     explorer.set(rate=0.001)
     gate.pass_(1)
-    wait_for("the training ends", lambda: not old._job._thread.is_alive())
+    wait_for("the training ends", lambda: not old._thread.is_alive())
     assert explorer.numbers["step"] == 0 and not explorer.running
     explorer.set(rate=0.004)
     assert explorer.numbers["step"] == 5
@@ -480,7 +480,7 @@ def test_closing_ends_the_training(monkeypatch):
     explorer.start()
     gate.pass_(2)
     at_step(explorer, 2)
-    thread = explorer._run._job._thread
+    thread = explorer._run._thread
     explorer._run.stop(wait=False)
     gate.pass_(1)
     explorer.close()
@@ -494,7 +494,7 @@ def test_running_a_cell_again_ends_its_training(monkeypatch):
         patch.setattr(qat_runs, "training_steps", endless)
         first.start()
         explore_qat()
-        assert not first.running and not first._run._job._thread.is_alive()
+        assert not first.running and not first._run._thread.is_alive()
     monkeypatch.setattr(qat, "_this_cell", lambda: "another cell")
     gate = Gate(monkeypatch)
     other = explore_qat()
@@ -588,17 +588,17 @@ def test_stop_waits_until_a_training_has_wholly_begun(explorer, monkeypatch):
         monkeypatch.setattr(threading.Thread, "start", start)
         explorer.start()
     assert others[0].exception() is None
-    assert not explorer.running and not explorer._run._job._thread.is_alive()
+    assert not explorer.running and not explorer._run._thread.is_alive()
 
 
 def test_whoever_leaves_python_waits_for_the_last_picture(explorer, monkeypatch):
     running = []
     ordinary = explorer.refresh
-    monkeypatch.setattr(explorer, "refresh", lambda: (running.append(explorer._run._job in jobs.running), ordinary()))
+    monkeypatch.setattr(explorer, "refresh", lambda: (running.append(explorer._run in jobs.running), ordinary()))
     explorer.start()
     at_the_end(explorer)
     assert running and all(running)
-    assert explorer._run._job not in jobs.running
+    assert explorer._run not in jobs.running
 
 
 def test_a_cell_has_an_id_only_in_a_notebook():

@@ -201,17 +201,18 @@ def test_what_was_tried_stays_until_reset(explorer):
     explorer.load()
     explorer.set(bits=8)
     explorer.set(batch=4)
-    kind = explorer._points["pytorch", 8]
+    kind = explorer._rates["pytorch", 8], explorer._times["pytorch", 8]
     assert [len(line.get_xdata()) for line in kind] == [2, 2]
     setting = Setting(128, 4, 8, "pytorch")
     place = np.log10([setting.operations / setting.moved, setting.operations / 0.0005])
-    np.testing.assert_allclose([d[0] for d in explorer._now[0].get_data()], place)
-    np.testing.assert_allclose([d[0] for d in explorer._now[1].get_data()], [2, np.log10(0.5)])
+    np.testing.assert_allclose([d[0] for d in explorer._now_rate.get_data()], place)
+    np.testing.assert_allclose([d[0] for d in explorer._now_time.get_data()], [2, np.log10(0.5)])
     explorer.set(width=256)  # times are shown of one width, rates of all
     assert [len(line.get_xdata()) for line in kind] == [3, 1]
     explorer._button.click()
     assert [len(line.get_xdata()) for line in kind] == [0, 0]
-    assert [len(line.get_xdata()) for line in explorer._points["pytorch", "float"]] == [1, 1]
+    of_float = explorer._rates["pytorch", "float"], explorer._times["pytorch", "float"]
+    assert [len(line.get_xdata()) for line in of_float] == [1, 1]
 
 
 def test_roofs_are_those_of_the_machine(explorer, monkeypatch):

@@ -187,10 +187,10 @@ class AccumulatorExplorer(Explorer):
         ends = [height(0), height(ROWS**2)]  # the lines leave room for the legend
         self._fits = counted(axes, fill=True, color=BLUE, linewidth=0, label="fits")
         self._lost = counted(axes, **AFTER, label="overflows: it wraps")
-        (self._limit,) = axes.plot([0, 0], ends, color=BLACK, linewidth=1.6, label="end of the accumulator")
-        (self._worst,) = axes.plot(
-            [0, 0], ends, color=GREY, linewidth=1.4, linestyle=(0, (4, 2)), label="largest sum there can be"
-        )
+        upright: dict[str, Any] = {"x": [0, 0], "y": ends}
+        dashed: dict[str, Any] = {"color": GREY, "linewidth": 1.4, "linestyle": (0, (4, 2))}
+        self._limit = moving(axes, **upright, color=BLACK, linewidth=1.6, label="end of the accumulator")
+        self._worst = moving(axes, **upright, **dashed, label="largest sum there can be")
         self._picked = diamond(axes, GREEN, label="the sum to follow")
         axes.legend(loc="upper left", ncols=2, columnspacing=1.2, borderaxespad=0.1)
         return [self._fits, self._lost, self._worst, self._limit, self._picked]

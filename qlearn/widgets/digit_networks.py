@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlearn import datasets
+from qlearn import datasets, nn
 from qlearn.nn.network import copy_of
 
 SIDE = 28
@@ -31,16 +31,22 @@ def quick(model: Any) -> Any:
     return copy_of(model, {module: PoolOfFour() for module in model.modules() if pools_four(module)})
 
 
-def answers(model: Any, images: Tensor, at_once: int) -> Tensor:
+def answers(model: Any, images: Tensor, many: int) -> Tensor:
     """The logits of a network for images, so many at once."""
     with torch.no_grad():
-        return torch.cat([model(x) for x in images.split(at_once)])
+        return torch.cat([model(x) for x in images.split(many)])
 
 
 @lru_cache(maxsize=1)
 def mnist() -> Any:
     """The digits, read once."""
     return datasets.mnist_arrays()
+
+
+@lru_cache(maxsize=1)
+def calibration() -> Tensor:
+    """The digits that ranges of activations are found with, as inputs."""
+    return nn.to_inputs(mnist().calibration.images)
 
 
 def pools_four(module: Any) -> bool:
@@ -50,8 +56,8 @@ def pools_four(module: Any) -> bool:
     return all(size in (value, (value, value)) for size, value in zip(sizes, (2, 2, 0, 1), strict=True))
 
 
-def largest_activation(model: Any) -> int:
-    """How many numbers the largest activation of one digit has.
+def at_once(model: Any) -> int:
+    """How many digits this network answers at once so that its largest activation stays in the cache.
 
     Raises:
         ValueError: the model does not take digits, or does not give logits.
@@ -73,4 +79,4 @@ def largest_activation(model: Any) -> int:
             ) from error
     if len(shape) != 2 or shape[0] != 2 or shape[1] < 10:
         raise ValueError(f"for two digits this model gives shape {shape}: logits of shape (2, 10) are needed.")
-    return max(sizes)
+    return max(1, IN_CACHE // max(sizes))

@@ -15,6 +15,7 @@ import base64
 import html
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, ClassVar
 
 import ipywidgets
@@ -382,25 +383,39 @@ class Explorer:
         )
 
 
-@contextmanager
-def needs_torch(function: str) -> Iterator[None]:
-    """What is imported in here needs PyTorch. Not at the head of a file: other explorers work without it.
+def with_torch(function: str) -> Any:
+    """The module with what an explorer does with PyTorch: for `explore_qat` that is `qat_runs`.
+
+    It is not imported at the head of a file: other explorers work without PyTorch.
 
     Raises:
         ImportError: it is not installed; says who needs it and how to get it.
     """
     try:
-        yield
+        return import_module(f"qlearn.widgets.{function.removeprefix('explore_')}_runs")
     except ImportError as error:
         raise ImportError(f'{function}() needs PyTorch ({error}): pip install "qlearn[torch]".') from error
 
 
 class LateExplorer(Explorer):
-    """An explorer that is shown at once, and complete as soon as what takes long is there: `load` waits for it."""
+    """An explorer that is shown at once, and complete as soon as what takes long is there: `load` waits for it.
+
+    Settings stay on the picture: `_tried`, setting → what came of it, which `compute` fills.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._tried: dict[Any, Any] = {}
+        super().__init__(**options)
 
     def load(self) -> None:
         """Find what takes long, if it is not there yet, with a bar."""
         raise NotImplementedError
+
+    def reset(self) -> None:
+        """Move all controls back to where they were at first, and forget what was tried."""
+        with DRAWING:
+            self._tried.clear()
+        super().reset()  # without the lock: it may wait for who needs it
 
     def save(self, path: Any) -> None:
         """Write the still picture, a PNG with the numbers under it, to a file."""

@@ -244,9 +244,8 @@ class FormatsExplorer(Explorer):
             name: moving(axes, "|", color=kind.style["color"], markersize=9, markeredgewidth=0.9)
             for name, kind in KINDS.items()
         }
-        (self._picked,) = axes.plot(
-            [0, 0], [-len(KINDS) - 0.7, BELOW_LEGEND], color=BLACK, linewidth=1.2, label="the value"
-        )
+        ends = [-len(KINDS) - 0.7, BELOW_LEGEND]
+        self._picked = moving(axes, x=[0, 0], y=ends, color=BLACK, linewidth=1.2, label="the value")
         self._rounded = diamond(axes, BLACK, 6, label="its nearest level")
         axes.legend(loc="upper left", borderaxespad=0.1)
         return [self._histogram, self._frame, *self._rugs.values(), self._picked, self._rounded]

@@ -20,7 +20,7 @@ from qlearn.widgets.controls import RANGES, SCHEME, Choice, Number, Slider, roun
 from qlearn.widgets.engine import Explorer
 from qlearn.widgets.heat import HeatMap, Shades
 from qlearn.widgets.layer import BITS, MOST_SPREAD, Layer, cost, group_sizes, row_error, row_sizes
-from qlearn.widgets.panels import moving, plain, ring
+from qlearn.widgets.panels import moving, plain, power_ticks, ring
 from qlearn.widgets.values import CODES, ERRORS
 
 USUAL_GROUP = 32
@@ -307,16 +307,14 @@ class GranularityExplorer(Explorer):
             math.log10(largest.min() / 255) - (room if by_row else room / 8),
             math.log10(2 * largest.max()) + room,
         )
-        first, last = math.ceil(low), math.floor(high)
-        every = 3 if last - first > 3 else 1
-        powers = [power for power in range(first, last + 1) if power % every == 0]
+        every = 3 if math.floor(high) - math.ceil(low) > 3 else 1
         if by_row:
             axes.set(ylim=(rows, 0), yticks=[], xlim=(low, high))
             axes.set_xlabel("scale (log scale)", labelpad=1)
-            axes.set_xticks(powers, [plain(10.0**power) for power in powers])
+            power_ticks(axes.xaxis, low, high, every=every)
         else:
             axes.set(xlim=(0, columns), xticks=[], ylim=(low, high))
-            axes.set_yticks(powers, [plain(10.0**power) for power in powers])
+            power_ticks(axes.yaxis, low, high, every=every)
         axes.grid(axis="x" if by_row else "y")
         line = moving(axes, color=PURPLE, linewidth=1.4)
         own = moving(axes, "|" if by_row else "_", color=GREY, markersize=4, label="alone")

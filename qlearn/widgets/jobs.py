@@ -112,8 +112,7 @@ def _stop_all() -> None:
 class WorkingExplorer(LateExplorer):
     """An explorer whose settings are computed in the background: with a bar that says how far it is, and a Stop.
 
-    What is known is shown at once, and settings stay on the picture: `_tried`, setting → what came of it, which
-    `compute` fills. A subclass writes, beside what an `Explorer` needs:
+    What is known is shown at once. A subclass writes, beside what an `Explorer` needs:
 
         work(job, values)       →  compute what is missing there, and tell how far that is
         check_values(values)    →  raise `ValueError` where the controls' values are no setting
@@ -129,14 +128,13 @@ class WorkingExplorer(LateExplorer):
     unfinished: ClassVar[str] = ""
     buttons: ClassVar[Mapping[str, Button]] = {"stop": Button("Stop", "End what is being computed.")}
 
-    def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
+    def __init__(self, **options: Any) -> None:
         self._shown_values: dict[str, Any] = {}
-        self._tried: dict[Any, Any] = {}
         self._job: Job | None = None
         self._bar = IntProgress(
             max=100, style={"description_width": LABELS}, layout=Layout(visibility="hidden", width="auto")
         )
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
         self._follow_on_release()
         self._put_under_controls(self._bar)
         self._buttons["stop"].disabled = True
@@ -178,12 +176,6 @@ class WorkingExplorer(LateExplorer):
             self._end()
             super().set(**controls)
         self.load()
-
-    def reset(self) -> None:
-        """Move all controls back to where they were at first, and forget what was tried."""
-        with DRAWING:
-            self._tried.clear()
-        super().reset()
 
     def stop(self) -> None:
         """End what is being computed. Controls go back to the setting that is shown, if theirs cannot be shown."""

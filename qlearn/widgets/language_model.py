@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from qlearn.arrays import quietly
 from qlearn.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import Choice, Number, rounded
-from qlearn.widgets.engine import needs_torch
+from qlearn.widgets.engine import with_torch
 from qlearn.widgets.jobs import Job, WorkingExplorer
 from qlearn.widgets.panels import columns, moving, ring
 
@@ -140,12 +140,9 @@ class LanguageModelExplorer(WorkingExplorer):
     untold: ClassVar = ("surprise",)
     unfinished: ClassVar = "This text was not written."
 
-    def __init__(self, model: Any = None, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        with needs_torch("explore_language_model"):
-            from qlearn.widgets import language_model_runs
-
-        self._torch = language_model_runs
-        self._runs = language_model_runs.Runs(model)
+    def __init__(self, model: Any = None, **options: Any) -> None:
+        self._torch = with_torch("explore_language_model")
+        self._runs = self._torch.Runs(model)
         groups: dict[str, Any] = {"a row": ROW, **{str(size): size for size in self._runs.groups}}
         self.controls: Mapping[str, Any] = {
             "method": Choice(
@@ -165,7 +162,7 @@ class LanguageModelExplorer(WorkingExplorer):
             ),
             "prompt": Prompt("prompt", "What the model begins with, 1 to 128 letters. Enter ends it.", "The whale "),
         }
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+        super().__init__(**options)
 
     # What the work is
 

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 from qlearn.widgets.controls import Number, Slider, raised, rounded
-from qlearn.widgets.engine import LateExplorer, needs_torch
-from qlearn.widgets.panels import decades, moving, on_decades, ring, towards_100
+from qlearn.widgets.engine import LateExplorer, with_torch
+from qlearn.widgets.panels import decades, error_axis, moving, on_decades, ring, towards_100
 
 if TYPE_CHECKING:
-    from qlearn.widgets.mixed_precision_runs import Point
+    from qlearn.widgets.mixed_precision_runs import BitTrials, Point
 
 GIVEN_UP = 1.0  # points of accuracy that the smallest network may lose
 PERCENTS = (10, 50, 80, 90, 95, 98, 99, 99.5, 99.9)  # ticks
@@ -80,15 +80,12 @@ class MixedPrecisionExplorer(LateExplorer):
     }
 
     def __init__(self, model: Any = None, *, network: str = "cnn", method: str = "min_max", **options: Any) -> None:
-        with needs_torch("explore_mixed_precision"):
-            from qlearn.widgets.mixed_precision_runs import BitTrials
-
+        torch_half = with_torch("explore_mixed_precision")
         if method not in ("min_max", "mse"):
             raise ValueError(f"method={method!r} must be 'min_max' or 'mse'.")
-        self._trials = BitTrials(model, network, method)
+        self._trials: BitTrials = torch_half.BitTrials(model, network, method)
         self._stops = self._trials.greedy()
         self._loaded = False
-        self._tried: dict[tuple[int, ...], Point] = {}
         self.controls = {
             name: Slider(name, f"How many bits a weight of the layer {name} has.", 2, 8, 8)
             for name in self._trials.layers
@@ -125,12 +122,6 @@ class MixedPrecisionExplorer(LateExplorer):
     @property
     def _uniform(self) -> list[Point]:
         return [self._trials.point(setting) for setting in self._trials.uniform()]
-
-    def reset(self) -> None:
-        """Move all controls back to where they were at first, and forget what was tried."""
-        with DRAWING:
-            self._tried.clear()
-            super().reset()
 
     def compute(self, *_: Any, **bits: int) -> dict[str, Any]:
         """The numbers of this setting, which from now on counts as tried."""
@@ -244,9 +235,7 @@ class MixedPrecisionExplorer(LateExplorer):
         axes.set(xlim=(bits[0] - 0.4, bits[-1] + 0.4), xticks=bits)
         values = np.array([list(errors.values()) for errors in table.values()])
         self._low, high = decades(np.where(values > 0, values, np.nan)) if (values > 0).any() else (-6, 0)
-        axes.set_ylim(self._low - 0.3, high + 0.3)
-        powers = range(self._low, high + 1, -(-(high - self._low) // 5))
-        axes.set_yticks(list(powers), [f"10{raised(power)}" for power in powers])
+        error_axis(axes, self._low, high, ticks=5, label=lambda power: f"10{raised(power)}")
         axes.grid()
         for (name, errors), colour, marker in zip(table.items(), COLOURS, MARKERS, strict=False):
             places = on_decades(list(errors.values()), self._low)

@@ -25,7 +25,7 @@ from qlearn.nn.mixed_precision import divergence
 from qlearn.nn.network import replace as exchange
 from qlearn.nn.prepared import ObservedLayer, prepared_layers
 from qlearn.nn.threads import one_thread
-from qlearn.widgets.digit_networks import IN_CACHE, answers, largest_activation, mnist, quick
+from qlearn.widgets.digit_networks import answers, at_once, calibration, mnist, quick
 
 BITS = range(2, 9)
 DIGITS = 1000  # of the validation images, on which settings are judged
@@ -69,11 +69,9 @@ class BitTrials:
             model = nn.fold_batch_norm(nn.load_trained(network))
         self.model = copy.deepcopy(model).eval()
         self.weights = QuantConfig(symmetric=True, granularity=PerAxis(0), method=method)
-        data = mnist()
-        calibration = nn.to_inputs(data.calibration.images)
-        self._images = nn.to_inputs(data.validation.images[:DIGITS])
-        self._labels = torch.from_numpy(data.validation.labels[:DIGITS])
-        self._at_once = max(1, IN_CACHE // largest_activation(self.model))
+        images, labels = mnist().validation
+        self._images, self._labels = nn.to_inputs(images[:DIGITS]), torch.from_numpy(labels[:DIGITS])
+        self._at_once = at_once(self.model)
 
         float_network = quick(self.model)
         prepared = nn.prepare(float_network, self.weights)
@@ -83,7 +81,7 @@ class BitTrials:
             raise ValueError(
                 f"the network has {len(self.layers)} layers to quantize: at most {MOST_LAYERS} can have a slider each."
             )
-        nn.calibrate(prepared, calibration, progress=False)
+        nn.calibrate(prepared, calibration(), progress=False)
         self._network = nn.convert(prepared)
         self._parts = _parts(self._network, self.layers)
         self._now: dict[str, QuantizedLayer] = {name: self._network.get_submodule(name) for name in self.layers}
@@ -91,7 +89,7 @@ class BitTrials:
         self._kept: OrderedDict[tuple[int, Setting], Tensor] = OrderedDict()
         self._points: dict[Setting, Point] = {}
 
-        self.sensitivity = self._find_sensitivity(float_network, calibration[:SENSED])
+        self.sensitivity = self._find_sensitivity(float_network, calibration()[:SENSED])
         self.sizes = nn.layer_bytes(self.model, bits=BITS, weights=self.weights)
         summary = nn.summary(self._network)
         self.parameters = summary.parameters
@@ -192,9 +190,9 @@ class BitTrials:
         return first if isinstance(first, StaticLayer) else None
 
 
-def _through(network: Any, steps: list[str], x: Tensor, at_once: int) -> Tensor:
+def _through(network: Any, steps: list[str], x: Tensor, many: int) -> Tensor:
     """What these steps of the network make of x, so many examples at once."""
-    return answers(torch.nn.Sequential(*(network.get_submodule(name) for name in steps)), x, at_once)
+    return answers(torch.nn.Sequential(*(network.get_submodule(name) for name in steps)), x, many)
 
 
 def _parts(network: Any, layers: tuple[str, ...]) -> list[tuple[list[str], int]]:

@@ -5,8 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.text import Text
 
 SIDE, GAP = 28, 6  # pixels of a digit, and between two
+
+
+def draw(axes: Axes, images: Any, rows: int, columns: int, gap: float) -> tuple[AxesImage, list[Text]]:
+    """The picture with nothing around it, and under each place, so many pixels below, a text that is empty so far."""
+    picture = axes.imshow(
+        mosaic(images, rows, columns), cmap="gray_r", vmin=0, vmax=255, interpolation="bilinear", aspect="auto"
+    )
+    axes.set_axis_off()
+    return picture, [
+        axes.text(x + SIDE / 2, y + SIDE + gap, "", ha="center", va="top") for x, y in corners(rows, columns)
+    ]
 
 
 def mosaic(images: Any, rows: int, columns: int) -> Any:

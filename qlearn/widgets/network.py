@@ -20,7 +20,7 @@ from qlearn.packing import packed_size
 from qlearn.style import BLUE, GREEN, GREY, VERMILLION
 from qlearn.widgets.controls import RANGES, Choice, Number, Slider, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.mosaic import GAP, SIDE, corners, mosaic
+from qlearn.widgets.mosaic import GAP, SIDE, corners, draw
 from qlearn.widgets.panels import moving, ring
 from qlearn.widgets.sources import MLP_LAYERS, through_mlp
 
@@ -156,14 +156,10 @@ class NetworkExplorer(Explorer):
         box = axes.get_position()
         figure.text(box.x0, 0.945, "What the network says", fontsize=9)
         self._misread = figure.text(box.x1, 0.945, "", fontsize=9, ha="right", fontweight="bold")
-        picture = mosaic(_digits()[0][:SHOWN], ROWS, COLUMNS)
-        axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="bilinear", aspect="auto")
-        axes.set_axis_off()
-        places = corners(ROWS, COLUMNS)
-        self._captions = [axes.text(x + SIDE / 2, y + SIDE + 0.5, "", ha="center", va="top") for x, y in places]
+        _, self._captions = draw(axes, _digits()[0][:SHOWN], ROWS, COLUMNS, gap=0.5)
         self._frames = [
             Rectangle((x - 1.5, y - 1), SIDE + 3, SIDE + 2 * GAP - 2, fill=False, edgecolor=VERMILLION, linewidth=1.8)
-            for x, y in places
+            for x, y in corners(ROWS, COLUMNS)
         ]  # fmt: skip
         for frame in self._frames:
             frame.set_clip_on(False)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
+from matplotlib.text import Text
 
 from qlearn.style import BLACK, BLUE, GREY, VERMILLION
 
@@ -129,9 +132,15 @@ def counted(axes: Axes, **look: Any) -> StepPatch:
     return axes.stairs([height(0)], [0.0, 1.0], **{"baseline": height(0), **look})
 
 
-def moving(axes: Axes, *marks: str, **look: Any) -> Line2D:
-    """A line or markers, without points so far."""
-    return axes.plot([], [], *marks, **look)[0]
+def moving(axes: Axes, *marks: str, x: Any = (), y: Any = (), **look: Any) -> Line2D:
+    """A line or markers; without points so far, or with some of which only x or only y will change."""
+    return axes.plot(x, y, *marks, **look)[0]
+
+
+def heading(axes: Axes, above: float) -> Text:
+    """A title that changes, so far above. Not the axes' own, whose place is found only when all axes are drawn."""
+    corner = axes.get_position()
+    return axes.figure.text(corner.x0, corner.y1 + above, "", fontsize=9)
 
 
 def ring(axes: Axes, size: float, marker: str = "s", **look: Any) -> Line2D:
@@ -192,11 +201,20 @@ def on_decades(values: Any, low: int) -> Any:
     return np.log10(np.maximum(values, 10.0**low))
 
 
-def error_axis(axes: Axes, low: int, high: int) -> None:
-    """A vertical axis for log10 of an error, from 10^low to 10^high, labelled with the errors themselves."""
+def power_ticks(axis: Axis, low: float, high: float, *, every: int = 1, unit: float = 1.0) -> None:
+    """Ticks at powers of ten on an axis for log10 of a number, labelled with the number itself in this unit."""
+    powers = [power for power in range(math.ceil(low), math.floor(high) + 1) if power % every == 0]
+    axis.set_ticks(powers, labels=[plain(10.0**power / unit) for power in powers])
+
+
+def error_axis(axes: Axes, low: int, high: int, ticks: int = 4, label: Callable[[int], str] | None = None) -> None:
+    """A vertical axis for log10 of an error, from 10^low to 10^high, labelled with the errors themselves.
+
+    There are about so many ticks; `label` writes them in another way, from the power of ten.
+    """
     axes.set_ylim(low - 0.3, high + 0.3)
-    powers = range(low, high + 1, -(-(high - low) // 4) or 1)
-    axes.set_yticks(list(powers), [plain(10.0**power) for power in powers])
+    powers = range(low, high + 1, -(-(high - low) // ticks) or 1)
+    axes.set_yticks(powers, [label(power) if label else plain(10.0**power) for power in powers])
 
 
 def height(count: Any) -> Any:

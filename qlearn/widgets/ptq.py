@@ -16,9 +16,9 @@ from qlearn.arrays import quietly
 from qlearn.errors import sqnr_db
 from qlearn.style import BLACK, BLUE, SKY
 from qlearn.widgets.controls import Choice, Number, Slider, rounded
-from qlearn.widgets.engine import Explorer, needs_torch
-from qlearn.widgets.mosaic import SIDE, corners, mosaic
-from qlearn.widgets.panels import AFTER, BEFORE, OUTLINE, count_ticks, counted, height, plain
+from qlearn.widgets.engine import Explorer, with_torch
+from qlearn.widgets.mosaic import draw, mosaic
+from qlearn.widgets.panels import AFTER, BEFORE, OUTLINE, count_ticks, counted, heading, height, plain
 
 NETWORKS = {"MLP": "mlp", "CNN": "cnn"}
 BITS: dict[str, Any] = {**{str(bits): bits for bits in range(2, 9)}, "float": "float"}
@@ -67,14 +67,9 @@ def explore_ptq(
     >>> explorer.numbers["accuracy_percent"] > 90
     True
     """
-    start = {
-        **({} if model is not None else {"network": network}),
-        "weight_bits": weight_bits,
-        "activation_bits": activation_bits,
-        "granularity": granularity,
-        "method": method,
-        "layer": layer,
-    }
+    start = dict(
+        weight_bits=weight_bits, activation_bits=activation_bits, granularity=granularity, method=method, layer=layer
+    ) | ({} if model is not None else {"network": network})
     return PTQExplorer(model, start=start, pixel_ratio=pixel_ratio)
 
 
@@ -95,10 +90,7 @@ class PTQExplorer(Explorer):
     }
 
     def __init__(self, model: Any = None, **options: Any) -> None:
-        with needs_torch("explore_ptq"):
-            from qlearn.widgets import ptq_runs as runs
-
-        self._runs = runs
+        self._torch = runs = with_torch("explore_ptq")
         self._own = None if model is None else runs.Network(model)
         self._network = lru_cache(None)(lambda name: self._own or runs.Network(name))
         self._before = lru_cache(64)(self._histogram_before)
@@ -137,8 +129,8 @@ class PTQExplorer(Explorer):
         network: str = "own",
     ) -> dict[str, Any]:
         """All numbers and arrays of the picture."""
-        with self._runs.Network.at_work():
-            setting = self._runs.Setting(weight_bits, activation_bits, granularity, method)
+        with self._torch.Network.at_work():
+            setting = self._torch.Setting(weight_bits, activation_bits, granularity, method)
             return self._compute(setting, layer, network)
 
     def _compute(self, setting: Any, layer: int, network: str) -> dict[str, Any]:
@@ -274,16 +266,8 @@ class Digits:
 
     def __init__(self, axes: Axes, *, rows: int) -> None:
         self._rows, self.places = rows, rows * COLUMNS
-        corner = axes.get_position()
-        # Not the axes' own title, whose place is found only when all axes are drawn.
-        self._title = axes.figure.text(corner.x0, corner.y1 + 0.017, "", fontsize=9)
-        self._mosaic = axes.imshow(
-            mosaic([], rows, COLUMNS), cmap="gray_r", vmin=0, vmax=255, interpolation="bilinear", aspect="auto"
-        )
-        axes.set_axis_off()
-        self._captions = [
-            axes.text(x + SIDE / 2, y + SIDE + 1, "", ha="center", va="top") for x, y in corners(rows, COLUMNS)
-        ]
+        self._title = heading(axes, 0.017)
+        self._mosaic, self._captions = draw(axes, [], rows, COLUMNS, gap=1)
         self.artists: list[Artist] = [self._mosaic, self._title, *self._captions]
 
     def some(self, total: int) -> str:

@@ -24,7 +24,7 @@ from qlearn.nn.integer_layers import quantized
 from qlearn.nn.linear_maps import as_blocks
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
-from qlearn.widgets.digit_networks import IN_CACHE, answers, largest_activation, mnist, quick
+from qlearn.widgets.digit_networks import answers, at_once, calibration, mnist, quick
 
 DIGITS = 1000  # test digits that are shown to the networks
 FLOAT = "float"
@@ -64,7 +64,7 @@ class Network:
 
     def __init__(self, model: Any) -> None:
         self._float = nn.load_trained(model) if isinstance(model, str) else copy.deepcopy(model).eval()
-        self._at_once = max(1, IN_CACHE // largest_activation(self._float))
+        self._at_once = at_once(self._float)
         self._calibrated = lru_cache(None)(self._calibrate)
         self._input_qparams = lru_cache(256)(self._find_input_qparams)
         self._weight_qparams = lru_cache(256)(self._find_weight_qparams)
@@ -113,7 +113,7 @@ class Network:
 
     def _calibrate(self, method: str) -> Any:
         prepared = nn.prepare(self._float, _weights(8, "channel", "min_max"), QuantConfig(method=method))
-        return nn.calibrate(prepared, nn.to_inputs(mnist().calibration.images), progress=False)
+        return nn.calibrate(prepared, calibration(), progress=False)
 
     def _prepared(self, method: str) -> dict[str, Any]:
         return {layer.name: layer for layer in prepared_layers(self._calibrated(method))}

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from qlearn.arrays import quietly
 from qlearn.style import BLACK, BLUE, DRAWING, GREEN, GREY, MUTED, ORANGE, VERMILLION
 from qlearn.widgets.controls import RANGES, Button, Choice, Number, Slider, rounded
-from qlearn.widgets.engine import Explorer, needs_torch
-from qlearn.widgets.panels import BEFORE, OUTLINE, count, counted, diamond, height, moving, towards_100
+from qlearn.widgets.engine import Explorer, with_torch
+from qlearn.widgets.panels import BEFORE, OUTLINE, count, counted, diamond, heading, height, moving, towards_100
 
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 REACH = 2.0  # of the axis of x, in units of the last tick
@@ -100,12 +100,9 @@ class QATExplorer(Explorer):
     }
 
     def __init__(self, model: Any = None, **options: Any) -> None:
-        with needs_torch("explore_qat"):
-            from qlearn.widgets import qat_runs
-
-        self._torch = qat_runs
-        self._network = qat_runs.Network(model)
-        self._staircase = lru_cache(lambda bits, learned: qat_runs.staircase(PLACES, bits, learned))
+        self._torch = with_torch("explore_qat")
+        self._network = self._torch.Network(model)
+        self._staircase = lru_cache(lambda bits, learned: self._torch.staircase(PLACES, bits, learned))
         self._runs: dict[Any, Any] = {}  # setting → training: those that have begun, and those whose model was wanted
         layers = self._network.layers
         self.controls = {
@@ -319,9 +316,8 @@ class QATExplorer(Explorer):
         of_scale = "$\\partial\\hat{x}/\\partial$scale / quant_max"
         self._of_scale = moving(below, color=ORANGE, linewidth=1.3, linestyle=(0, (3, 1)), label=of_scale)
         below.legend(loc="lower center", ncols=2, columnspacing=1.2, borderaxespad=0.1)
-        self._at = [
-            axes.plot([0, 0], [-1.4, 1.4], color=BLACK, linewidth=0.9, linestyle=":")[0] for axes in (above, below)
-        ]
+        look: dict[str, Any] = {"x": [0, 0], "y": [-1.4, 1.4], "color": BLACK, "linewidth": 0.9}
+        self._at = [moving(axes, ":", **look) for axes in (above, below)]
         self._one, self._one_slope = diamond(above, GREEN), diamond(below, GREEN)
         return [self._stairs, self._of_x, self._of_scale, *self._at, self._one, self._one_slope]
 
@@ -333,10 +329,9 @@ class QATExplorer(Explorer):
         axes.set_yticks(_stretched(ticks), [str(tick) for tick in ticks])
         axes.set_ylim(_stretched(0) - 0.05, _stretched(BEST_PERCENT))
         axes.grid()
-        (self._reference,) = axes.plot(ends, [0, 0], color=GREY, linewidth=1.1, linestyle=":", label="float")
-        (self._ptq,) = axes.plot(
-            ends, [0, 0], color=BLACK, linewidth=1.3, linestyle=(0, (5, 2)), label="PTQ, MSE range"
-        )
+        level: dict[str, Any] = {"x": ends, "y": [0, 0]}
+        self._reference = moving(axes, ":", **level, color=GREY, linewidth=1.1, label="float")
+        self._ptq = moving(axes, **level, color=BLACK, linewidth=1.3, linestyle=(0, (5, 2)), label="PTQ, MSE range")
         self._others = [moving(axes, color=MUTED, linewidth=1.0) for _ in range(EARLIER)]
         self._others[0].set_label("QAT, other settings")
         self._accuracy = moving(axes, color=VERMILLION, linewidth=1.7, label="QAT")
@@ -345,9 +340,7 @@ class QATExplorer(Explorer):
         return [*self._others, self._reference, self._ptq, self._accuracy, self._now]
 
     def _setup_weights(self, axes: Axes) -> list[Artist]:
-        corner = axes.get_position()
-        # Not the axes' own title, whose place is found only when all axes are drawn.
-        self._shown = axes.figure.text(corner.x0, corner.y1 + 0.015, "", fontsize=9)
+        self._shown = heading(axes, 0.015)
         axes.set(xlabel="weight / the channel's largest before training", xlim=(-FARTHEST, FARTHEST))
         top = max(rows.shape[1] for rows in self._network.start(2, True, "min_max")[1].rows)
         powers = range(int(math.log10(top)) + 1)

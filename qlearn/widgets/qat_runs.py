@@ -19,7 +19,7 @@ from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.prepared import prepared_layers
 from qlearn.nn.threads import one_thread
 from qlearn.nn.training import training_steps
-from qlearn.widgets.digit_networks import mnist
+from qlearn.widgets.digit_networks import calibration, mnist
 from qlearn.widgets.jobs import Job
 
 BATCH_SIZE = 128
@@ -92,9 +92,9 @@ class Network:
                 layer.weight_fake_quantize = LearnedFakeQuantize(config, found)
             elif method != "min_max":
                 layer.weight_fake_quantize = FoundNowAndThen(config, found)
-        nn.calibrate(model, _calibration(), progress=False)
+        nn.calibrate(model, calibration(), progress=False)
         with torch.no_grad():
-            model(_calibration()[:1])  # learned scales of inputs start at the first pass: from what was calibrated
+            model(calibration()[:1])  # learned scales of inputs start at the first pass: from what was calibrated
         return model
 
     def _find_start(self, bits: int, learned: bool, method: str) -> tuple[Point, Latent]:
@@ -109,7 +109,7 @@ class Network:
         prepared = nn.prepare(self._float, weights(bits, "min_max"))
         for layer, found in zip(prepared_layers(prepared), self._qparams(bits, "mse"), strict=True):
             layer.weight_qparams = found
-        return accuracy(nn.convert(nn.calibrate(prepared, _calibration(), progress=False)))
+        return accuracy(nn.convert(nn.calibrate(prepared, calibration(), progress=False)))
 
     def _find_qparams(self, bits: int, method: str) -> list[QParams]:
         return [weights(bits, method).find_qparams(rows) for rows in self._rows]
@@ -129,7 +129,7 @@ class FoundNowAndThen(FakeQuantize):
         return self._found
 
 
-class Run:
+class Run(Job):
     """One quantization-aware training, from what post-training quantization gives, for one epoch.
 
     Args:
@@ -144,6 +144,7 @@ class Run:
     """
 
     def __init__(self, network: Network, setting: Setting, after: Callable[[], None]) -> None:
+        super().__init__(self._train, lambda _: after())
         self.rate = setting.rate
         start = setting.bits, setting.learned, setting.method
         self.model = network.prepared(*start)
@@ -151,38 +152,26 @@ class Run:
         self.points = [point]
         self._before = self._codes()
         self.begun = False
-        self._after = after
-        self._job = Job(self._train, lambda _: after())
-
-    @property
-    def running(self) -> bool:
-        """Whether it is being trained in the background."""
-        return self._job.running
-
-    @property
-    def error(self) -> Exception | None:
-        """What has ended the training in the background, if it was an error."""
-        return self._job.error
 
     def start(self) -> None:
         """Train in the background."""
         self.begun = True
-        self._job.start()
+        super().start()
 
-    def stop(self, *, wait: bool) -> None:
+    def stop(self, *, wait: bool = False) -> None:
         """End it after the step in progress. Waiting must not be done with the drawing lock in hand."""
         if self.begun:  # one that has not begun may still be wanted
-            self._job.stop()
+            super().stop()
         if wait:
-            self._job.join()
+            self.join()
 
     def train(self) -> None:
         """Train to the end, or until `stop`."""
         self.begun = True
-        self._train(self._job)
-        self._after()
+        self._train(self)
+        self._after(self)
 
-    def _train(self, job: Job) -> None:
+    def _train(self, _: Job) -> None:
         images, labels = mnist().train
         options: dict[str, Any] = {"epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": self.rate, "seed": 0}
         losses: list[float] = []
@@ -190,12 +179,12 @@ class Run:
         with closing(training_steps(self.model, images, labels, **options)) as steps:
             for number, loss in enumerate(steps, start=1):
                 losses.append(loss)
-                if job.stopped:
+                if self.stopped:
                     break
                 if number % EVERY == 0:
                     self._look(number, float(np.mean(losses)))
                     losses.clear()
-                    self._after()
+                    self._after(self)
         if losses:  # stopped between two points
             self._look(number, float(np.mean(losses)))
 
@@ -244,8 +233,3 @@ def staircase(x: Any, bits: int, learned: bool) -> tuple[Any, Any, Any]:
     x_hat.sum().backward()
     of_scale = np.full(values.shape, np.nan) if scales.grad is None else scales.grad.numpy() / quant_max
     return x_hat.detach().numpy(), values.grad.numpy(), of_scale
-
-
-@lru_cache(maxsize=1)
-def _calibration() -> torch.Tensor:
-    return nn.to_inputs(mnist().calibration.images)

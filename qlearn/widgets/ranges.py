@@ -17,7 +17,7 @@ from qlearn.config import QuantConfig
 from qlearn.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from qlearn.widgets.controls import SCHEME, Choice, Number, Slider, by_label, rounded
 from qlearn.widgets.engine import Explorer
-from qlearn.widgets.panels import Histograms, error_axis, moving, on_decades, plain, ring
+from qlearn.widgets.panels import Histograms, error_axis, moving, on_decades, power_ticks, ring
 from qlearn.widgets.search import cut, errors, half_width, quantile, search
 from qlearn.widgets.sources import SOURCES, Source
 from qlearn.widgets.values import CODES, ERRORS, OUTLIER_SIZE, OUTLIERS, SCALE, Parts, ends, measure
@@ -215,8 +215,7 @@ class RangesExplorer(Explorer):
         nearest = CLIPS[0] * source.values.std  # the smallest range by hand, which has an end on each side of 0
         low, high = np.log10(min(source.mean / 4, 0.8 * nearest)), np.log10(1.15 * source.values.reach)
         self._right.set_xlim(low, high)
-        places = [p for p in range(-40, 41) if low < p < high]
-        self._right.set_xticks(places, [plain(10.0**p) for p in places])
+        power_ticks(self._right.xaxis, low, high)
         minor = [p + np.log10(digit) for p in range(-41, 41) for digit in range(2, 10)]
         self._right.set_xticks([place for place in minor if low < place < high], minor=True)
         error_axis(self._right, *source.errors)

@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from qlearn.arrays import quietly
 from qlearn.style import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION
 from qlearn.widgets.controls import Choice, Number, rounded
-from qlearn.widgets.engine import needs_torch
+from qlearn.widgets.engine import with_torch
 from qlearn.widgets.jobs import Job, Stopped, WorkingExplorer
-from qlearn.widgets.panels import columns, moving, plain, ring
+from qlearn.widgets.panels import columns, moving, plain, power_ticks, ring
 
 FLOAT = "float"
 ENGINES = {
@@ -97,13 +97,10 @@ class SpeedExplorer(WorkingExplorer):
         "engine": Choice("engine", "What computes the layer. torchao has 8 bits only.", ENGINES, "onnxruntime"),
     }
 
-    def __init__(self, *, start: Mapping[str, Any] | None = None, pixel_ratio: float = 1) -> None:
-        with needs_torch("explore_speed"):
-            from qlearn.widgets import speed_runs
-
-        self._torch = speed_runs
-        self._runs = speed_runs.Runs()
-        super().__init__(start=start, pixel_ratio=pixel_ratio)
+    def __init__(self, **options: Any) -> None:
+        self._torch = with_torch("explore_speed")
+        self._runs = self._torch.Runs()
+        super().__init__(**options)
 
     def set(self, **controls: Any) -> None:
         """Move controls and wait until this setting is measured: `explorer.set(bits=4)`.
@@ -181,13 +178,13 @@ class SpeedExplorer(WorkingExplorer):
         self._update_roofs(result["machine"])
         width = result["setting"].width
         self._times_title.set_text(f"Time at width {width:,}, against the batch")
-        for kind, (rates, times) in self._points.items():
+        for kind in self._rates:
             found = [(s, o) for s, o in result["points"] if (s.engine, s.bits) == kind]
-            rates.set_data(*columns([self._rate(s, o) for s, o in found]))
-            times.set_data(*columns([self._time(s, o) for s, o in found if s.width == width]))
+            self._rates[kind].set_data(*columns([self._rate(s, o) for s, o in found]))
+            self._times[kind].set_data(*columns([self._time(s, o) for s, o in found if s.width == width]))
         now = [(result["setting"], result["outcome"])] if result["outcome"] is not None else []
-        for mark, place in zip(self._now, (self._rate, self._time), strict=True):
-            mark.set_data(*columns([place(*one) for one in now]))
+        self._now_rate.set_data(*columns([self._rate(*one) for one in now]))
+        self._now_time.set_data(*columns([self._time(*one) for one in now]))
         self._pending.set_text("" if now else "this setting is not measured yet")
 
     def explain(self, result: dict[str, Any]) -> list[str]:
@@ -211,8 +208,9 @@ class SpeedExplorer(WorkingExplorer):
         axes.set_title("What the machine allows, and what is reached")
         axes.set_xlabel("operations for each byte")
         axes.set_ylabel("billion operations a second")
-        _logarithmic(axes, "x", INTENSITIES)
-        _logarithmic(axes, "y", RATES, 1e9)
+        axes.set(xlim=np.log10(INTENSITIES), ylim=np.log10(RATES))
+        power_ticks(axes.xaxis, *axes.get_xlim())
+        power_ticks(axes.yaxis, *axes.get_ylim(), unit=1e9)
         axes.grid()
         self._roofs = {
             name: (moving(axes, line, color=GREY, linewidth=1.5), axes.text(0, 0, "", ha="right", va="bottom"))
@@ -220,11 +218,9 @@ class SpeedExplorer(WorkingExplorer):
         }
         middle, bottom = float(np.log10(INTENSITIES).mean()), float(np.log10(RATES[0]))
         self._pending = axes.text(middle, bottom + 0.3, "", ha="center", color=GREY)
-        drawn = [self._point(axes, *kind) for kind in self._kinds()]
-        self._now = [ring(axes, 13)]
-        self._points = {kind: (line, line) for kind, line in zip(self._kinds(), drawn, strict=True)}
+        self._rates, self._now_rate = self._setup_points(axes)
         roofs = [artist for pair in self._roofs.values() for artist in pair]
-        return [*roofs, self._pending, *drawn, *self._now]
+        return [*roofs, self._pending, *self._rates.values(), self._now_rate]
 
     def _setup_times(self, axes: Axes) -> list[Artist]:
         axes.set_xlabel("batch")
@@ -232,20 +228,21 @@ class SpeedExplorer(WorkingExplorer):
         self._times_title = axes.set_title("Time")
         axes.set_xlim(-0.5, 10.5)
         axes.set_xticks(range(0, 11, 2), [str(2**k) for k in range(0, 11, 2)])
-        _logarithmic(axes, "y", TIMES)
+        axes.set(ylim=np.log10(TIMES))
+        power_ticks(axes.yaxis, *axes.get_ylim())
         axes.grid()
-        drawn = [self._point(axes, *kind) for kind in self._kinds()]
-        self._points = {kind: (self._points[kind][0], line) for kind, line in zip(self._kinds(), drawn, strict=True)}
-        self._now.append(ring(axes, 13))
-        return [self._times_title, *drawn, self._now[1]]
+        self._times, self._now_time = self._setup_points(axes)
+        return [self._times_title, *self._times.values(), self._now_time]
 
-    def _kinds(self) -> list[tuple[str, Any]]:
-        return [(engine, bits) for engine in MARKS for bits in BITS.values()]
-
-    def _point(self, axes: Axes, engine: str, bits: Any) -> Line2D:
-        colour, marker = MARKS[engine]
-        look = {"color": colour, "fillstyle": FILLS[bits], "markerfacecoloralt": "white"}
-        return moving(axes, marker, linestyle="", markersize=7, **look)
+    def _setup_points(self, axes: Axes) -> tuple[dict[tuple[str, Any], Line2D], Line2D]:
+        """Markers for what was measured, for each engine and bits; and the ring around what is now."""
+        look: dict[str, Any] = {"linestyle": "", "markersize": 7, "markerfacecoloralt": "white"}
+        points = {
+            (engine, bits): moving(axes, marker, color=colour, fillstyle=fill, **look)
+            for engine, (colour, marker) in MARKS.items()
+            for bits, fill in FILLS.items()
+        }
+        return points, ring(axes, 13)
 
     def _update_roofs(self, machine: Any) -> None:
         peaks = machine and {"float32": machine.float_operations_per_second, "int8": machine.int8_operations_per_second}
@@ -267,12 +264,3 @@ class SpeedExplorer(WorkingExplorer):
 
     def _time(self, setting: Any, outcome: Any) -> tuple[float, float]:
         return float(np.log2(setting.batch)), float(np.log10(np.clip(1e3 * outcome.now.median, *TIMES)))
-
-
-def _logarithmic(axes: Axes, which: str, ends: tuple[float, float], unit: float = 1.0) -> None:
-    """An axis for log10 of a number, labelled with the number itself in this unit."""
-    low, high = np.log10(ends)
-    powers = np.arange(np.ceil(low), np.floor(high) + 1)
-    labels = [plain(10.0**power / unit) for power in powers]
-    (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
-    (axes.set_xticks if which == "x" else axes.set_yticks)(powers, labels)

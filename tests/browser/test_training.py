@@ -17,7 +17,7 @@ def training_steps(*args, **kwargs):
             time.sleep(0.01)
         yield loss
 def stopping():
-    return explorer._run._job.stopped
+    return explorer._run.stopped
 qat_runs.training_steps = training_steps
 """
 CELLS = (
