@@ -106,13 +106,11 @@ def unreached(layers: Iterable[str], found: Mapping[str, Any]) -> str:
     no data has reached b, c. Layers that the network never calls, as it reads their weights itself, can be left in \
 float, overrides={'b, c': None}, or quantized but for their inputs: overrides={'b, c': {'activations': None}}.
     """
-    missing = [name for name in layers if name not in found]
-    if not missing:
-        return ""
-    return (
-        f"no data has reached {', '.join(missing)}. Layers that the network never calls, as it reads their weights "
-        f"itself, can be left in float, overrides={{{', '.join(missing)!r}: None}}, or quantized but for their inputs: "
-        f"overrides={{{', '.join(missing)!r}: {{'activations': None}}}}."
+    missing = ", ".join(name for name in layers if name not in found)
+    return missing and (
+        f"no data has reached {missing}. Layers that the network never calls, as it reads their weights itself, can be "
+        f"left in float, overrides={{{missing!r}: None}}, or quantized but for their inputs: overrides={{{missing!r}: "
+        "{'activations': None}}."
     )
 
 

@@ -196,16 +196,11 @@ def _layer_of_codes(layer: Any, parts: dict[str, Tensor], configuration: dict[st
 
 def _state(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state of a model, in which what is used in several places has its first name only."""
-    seen: set[torch.nn.Module] = set()
-    again = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        if module in seen:
-            again.append(f"{name}.")
-        seen.add(module)
-    first = {parameter: name for name, parameter in reversed([*model.named_parameters(remove_duplicate=False)])}
-    tied = {name for name, p in model.named_parameters(remove_duplicate=False) if first[p] != name}
+    first = dict(model.named_modules())
+    again = tuple(f"{name}." for name, _ in model.named_modules(remove_duplicate=False) if name not in first)
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
     state = model.state_dict()
-    return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(again)) and name not in tied}
+    return {name: tensor for name, tensor in state.items() if not name.startswith(again) and name not in tied}
 
 
 def _configurations(model: torch.nn.Module) -> dict[str, Any]:
