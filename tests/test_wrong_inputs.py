@@ -218,9 +218,9 @@ ARGUMENTS = {
     "outputs that are no logits": (accuracy(forward=lambda model, x: model(x).flatten()), ValueError, r"for 20 images the network puts out shape \(80,\): wanted are logits, \(N, C\)"),
     "outputs without logits": (accuracy(forward=lambda model, x: {"loss": 1}), TypeError, "puts out a dict with loss, and no logits"),
     # numbers
-    "batches of nothing": (accuracy(batch_size=0), ValueError, "batch_size=0 must be 1 or more"),
+    "batches of nothing": (accuracy(batch_size=0), ValueError, "batch_size=0 must be a whole number, 1 or more"),
     "batches of a half": (train(batch_size=2.5), TypeError, "batch_size=2.5 must be a whole number"),
-    "no epochs": (train(epochs=0), ValueError, "epochs=0 must be 1 or more"),
+    "no epochs": (train(epochs=0), ValueError, "epochs=0 must be a whole number, 1 or more"),
     "epochs in words": (train(epochs="3"), TypeError, "epochs='3' must be a whole number"),
     "a learning rate below 0": (train(learning_rate=-1), ValueError, "learning_rate=-1 must be larger than 0, and finite"),
     "a learning rate of NaN": (train(learning_rate=torch.nan), ValueError, "learning_rate=nan must be larger than 0"),

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -53,6 +54,19 @@ def check_model(model: object, *, numbers: bool = True) -> None:
         raise ValueError(f"{lazy} has no shape yet, being part of a lazy layer: call the network once, on a batch.")
     if numbers and (meta := next((name for name, p in model.named_parameters() if p.is_meta), None)):
         raise ValueError(f"{meta} is on the meta device, where it has a shape and no numbers: load the weights first.")
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise unless each of these arguments is a whole number, 1 or more.
+
+    >>> check_counts(epochs=8, batch_size=0)
+    Traceback (most recent call last):
+    ValueError: batch_size=0 must be a whole number, 1 or more.
+    """
+    for name, value in counts.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or value < 1:
+            raise (ValueError if whole else TypeError)(f"{name}={value!r} must be a whole number, 1 or more.")
 
 
 def linear_maps(model: nn.Module) -> dict[str, nn.Module]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 
 from qlearn.nn.batches import Forward, as_tensor, call, device_of, evaluating, one_tensor
 from qlearn.nn.language_model import ALPHABET, CONTEXT, to_tokens, windows
-from qlearn.nn.network import check_model
+from qlearn.nn.network import check_counts, check_model
 
 BATCH_SIZE = 64  # windows at once, at most
 LOGITS = 1 << 25  # numbers that are put out at once, at most: 128 MB
@@ -65,8 +64,7 @@ def perplexity(
     80.0
     """
     check_model(model)
-    if isinstance(context, bool) or not isinstance(context, Integral) or context < 1:
-        raise ValueError(f"context={context!r} must be a whole number, 1 or more: the tokens of a window.")
+    check_counts(context=context)
     of_characters = isinstance(text, (str, bytes))
     inputs, following = windows(text if of_characters else as_tokens(text), int(context))
     total, size, device = 0.0, BATCH_SIZE, device_of(model)
