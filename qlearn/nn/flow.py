@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,15 +134,19 @@ class Flow:
         return getattr(module, "does_to_channels", what_does(own))
 
 
+def walk(steps: Iterable[Step], on: Callable[[Step], Iterable[Step]]) -> Iterator[Step]:
+    """These steps and all that they lead to, each once; `on` says where it goes on from one."""
+    seen, todo = set[Step](), list(steps)
+    for at in todo:  # grows
+        if at not in seen:
+            seen.add(at)
+            yield at
+            todo += on(at)
+
+
 def leads_on(step: Step) -> bool:
     """Whether a linear map is somewhere behind a step."""
-    steps = dict.fromkeys(step.readers)
-    while steps:
-        at, _ = steps.popitem()
-        if at.does == MAPS:
-            return True
-        steps.update(dict.fromkeys(at.readers))
-    return False
+    return any(at.does == MAPS for at in walk(step.readers, lambda at: at.readers))
 
 
 def say_left(done: str, left: Mapping[str, str], stacklevel: int = 4) -> None:

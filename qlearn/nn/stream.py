@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qlearn.nn.flow import KEEPS, MAPS, MIXES, MOVES, TIMES, Flow, Step
+from qlearn.nn.flow import KEEPS, MAPS, MIXES, MOVES, TIMES, Flow, Step, walk
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import refuse_computed_weights, sharing
 from qlearn.nn.rescaling import is_norm
@@ -95,44 +95,30 @@ def streams_of(flow: Flow, model: nn.Module) -> list[Stream]:
 
 def _follow(stream: Stream, source: Step) -> None:
     """Fill a stream with all that is connected with one of its values."""
-    steps = [source]
-    for at in steps:  # grows
-        if at in stream.values:
-            continue
-        stream.values[at] = None
-        if at.does == MAPS or isinstance(at.module, nn.Embedding):
-            stream.writers.append(at)
-        elif _adds(at) or _passes(at, stream.width):
-            steps += at.reads
-        elif at in stream.known:
-            raise _NoStream(f"{at.name!r}, a norm, writes into it, as in a post-norm model")
-        elif at.name == "an input":
-            raise _NoStream("a part of it is made by no layer")
-        else:
-            raise _NoStream(f"{at.name!r} writes into it and is no linear map")
-        for reader in dict.fromkeys(at.readers):
-            if _adds(reader):
-                steps.append(reader)
-            elif reader in stream.known:
-                stream.norms.append(reader)
-                _follow_norm(stream, reader)
-            elif _passes(reader, stream.width):
-                steps.append(reader)
-            elif reader.does == MAPS:
-                stream.readers[reader] = None
+    steps: list[tuple[Step, Step | None]] = [(source, None)]  # and the norm behind which a step is
+    for at, norm in steps:  # grows
+        if norm is None:
+            if at in stream.values:
+                continue
+            stream.values[at] = None
+            if at.does == MAPS or isinstance(at.module, nn.Embedding):
+                stream.writers.append(at)
+            elif _adds(at) or _passes(at, stream.width):
+                steps += [(source, None) for source in at.reads]
+            elif at in stream.known:
+                raise _NoStream(f"{at.name!r}, a norm, writes into it, as in a post-norm model")
+            elif at.name == "an input":
+                raise _NoStream("a part of it is made by no layer")
             else:
-                stream.others.append(reader)
-
-
-def _follow_norm(stream: Stream, norm: Step) -> None:
-    """Find who reads a norm."""
-    steps = [norm]
-    for at in steps:  # grows
+                raise _NoStream(f"{at.name!r} writes into it and is no linear map")
         for reader in dict.fromkeys(at.readers):
             if reader.does == MAPS:
                 stream.readers[reader] = norm
-            elif _passes(reader, stream.width):
-                steps.append(reader)
+            elif _passes(reader, stream.width) or (norm is None and _adds(reader)):
+                steps.append((reader, norm))
+            elif norm is None and reader in stream.known:
+                stream.norms.append(reader)
+                steps.append((reader, reader))
             else:
                 stream.others.append(reader)
 
@@ -266,14 +252,8 @@ def _only_reader(step: Step) -> Step:
 
 def _behind_attention(step: Step) -> bool:
     """Whether tokens are mixed between a linear map and those in front of it."""
-    steps = dict.fromkeys(step.reads)
-    while steps:
-        at, _ = steps.popitem()
-        if at.does == MIXES:
-            return True
-        if at.does != MAPS:
-            steps.update(dict.fromkeys(at.reads))
-    return False
+    between = walk(step.reads, lambda at: [] if at.does == MAPS else at.reads)
+    return any(at.does == MIXES for at in between)
 
 
 def ends_of_mlps(streams: Iterable[Stream]) -> dict[str, int]:
