@@ -163,24 +163,18 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
             module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
         for parameter in computed:
             parametrize.remove_parametrizations(module, parameter)
-            names.append(name)
-        for which in [key for key in ("weight", "bias") if _is_computed(module, key)]:
-            with torch.no_grad():
-                for hook in list(module._forward_pre_hooks.values()):
-                    if _computes(hook, which):
-                        hook(module, ())
-                value = getattr(module, which).detach().clone()
-            for key in [key for key, hook in module._forward_pre_hooks.items() if _computes(hook, which)]:
+        for key, hook in list(module._forward_pre_hooks.items()):
+            which = getattr(hook, "name", getattr(hook, "_tensor_name", ""))
+            if _is_computed(module, which):  # by pruning, weight_norm or spectral_norm, all of which know how to stop
+                hook.remove(module)
                 del module._forward_pre_hooks[key]
-            for part in [key for key in (*module._parameters, *module._buffers) if key.startswith(f"{which}_")]:
-                delattr(module, part)
-            vars(module).pop(which, None)
-            module.register_parameter(which, nn.Parameter(value))
+                computed.append(which)
+        if computed:
             names.append(name)
     if names:
         warnings.warn(
-            f"{', '.join(dict.fromkeys(names))}: weights that were computed before each call (pruned, normalized) are "
-            "ordinary numbers in this copy. Training changes them as all others: zeros of pruning do not stay.",
+            f"{', '.join(names)}: weights that were computed before each call (pruned, normalized) are ordinary "
+            "numbers in this copy. Training changes them as all others: zeros of pruning do not stay.",
             stacklevel=4,
         )
     return model
@@ -362,10 +356,6 @@ def plain_lists(model: nn.Module) -> Iterator[tuple[str, int]]:
 def _is_computed(module: nn.Module, which: str) -> bool:
     """Whether a parameter of that name is a plain attribute, which a hook sets."""
     return isinstance(vars(module).get(which), Tensor) and which not in module._parameters
-
-
-def _computes(hook: Any, which: str) -> bool:
-    return getattr(hook, "name", getattr(hook, "_tensor_name", None)) == which
 
 
 def _lazy_clone(tensor: Tensor) -> Tensor:
