@@ -53,7 +53,7 @@ class AdaptedLayer(nn.Module):
         generator: draws A, normal with deviation 1 / √I. B is zero.
 
     Attributes:
-        layer: as it was.
+        layer: as it was. Hooks that were registered on it are on this one now.
         a, b: the parameters (r, I) and (O, r).
 
     >>> layer = AdaptedLayer(nn.Linear(4, 3), 2, 2.0)
@@ -70,6 +70,7 @@ class AdaptedLayer(nn.Module):
         self.a = nn.Parameter(a.to(layer.weight))
         self.b = nn.Parameter(self.a.new_zeros(self.map.outputs, rank))
         carry_attributes(layer, self)
+        move_hooks(layer, self)
 
     @property
     def weight(self) -> Tensor:
@@ -143,11 +144,7 @@ def add_adapters(
     alpha, generator = float(rank if alpha is None else alpha), torch.Generator().manual_seed(int(seed))
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha} must be above 0, and finite.")
-    made: dict[nn.Module, nn.Module] = {}
-    for layer in found.values():
-        made[layer] = AdaptedLayer(layer, int(rank), alpha, generator)
-        move_hooks(layer, made[layer])
-    return replace(copied, made).eval()
+    return replace(copied, {layer: AdaptedLayer(layer, int(rank), alpha, generator) for layer in found.values()}).eval()
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import copy
 import textwrap
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -115,6 +115,25 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, new[module])
     return model
+
+
+def exchanged(model: nn.Module, layers: Mapping[str, Any], make: Callable[[str, Any], nn.Module]) -> nn.Module:
+    """A copy in which new modules, made of these layers, take their places and have their hooks.
+
+    Raises:
+        ValueError, TypeError: what `make` raises; names the layer.
+
+    >>> exchanged(nn.Sequential(layer := nn.ReLU()), {"0": layer}, lambda name, layer: nn.Identity())
+    Sequential(
+      (0): Identity()
+    )
+    """
+    new: dict[nn.Module, nn.Module] = {}
+    for name, layer in layers.items():
+        with naming(name):
+            new[layer] = make(name, layer)
+        carry_hooks(layer, new[layer])
+    return copy_of(model, new)
 
 
 def carry_hooks(old: nn.Module, new: nn.Module) -> None:

@@ -18,7 +18,7 @@ from qlearn.granularity import PerAxis
 from qlearn.nn.batches import Batches, Forward, device_of
 from qlearn.nn.collect import collected, unreached
 from qlearn.nn.distributed import TIMEOUT, merged, telling, workers
-from qlearn.nn.network import carry_hooks, copy_of, naming
+from qlearn.nn.network import exchanged
 from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers, prepared_layers
 
 WEIGHTS = QuantConfig(symmetric=True, granularity=PerAxis(0))
@@ -182,13 +182,6 @@ def convert(model: nn.Module) -> nn.Module:
     ready = {layer.name: layer for layer in layers if layer.ready}
     if blind := unreached((layer.name for layer in layers), ready):
         raise RuntimeError(f"call nn.calibrate(model, batches) before convert: {blind}")
-    converted = copy_of(model, {layer: _converted(layer) for layer in layers}).eval()
+    converted = exchanged(model, ready, lambda _, layer: layer.converted()).eval()
     vars(converted).pop("noticed", None)
     return converted
-
-
-def _converted(layer: ObservedLayer) -> nn.Module:
-    with naming(layer.name):
-        made = layer.converted()
-    carry_hooks(layer, made)
-    return made
