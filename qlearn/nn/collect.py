@@ -69,18 +69,13 @@ def collect(
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: its {of} cannot be used: {error}") from error
 
-    def hear_input(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        add(layer, arguments[0] if arguments else next(iter(keywords.values())))
-
-    def hear_output(layer: nn.Module, _: Any, y: Any) -> None:
-        add(layer, y)
+    def hear(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], *output: Any) -> None:
+        add(layer, next(iter((*output, *arguments, *keywords.values()))))
 
     with ExitStack() as hooks:
         for layer in names:
-            if of == "input":
-                hooks.enter_context(layer.register_forward_pre_hook(hear_input, with_kwargs=True))
-            else:
-                hooks.enter_context(layer.register_forward_hook(hear_output))
+            register = layer.register_forward_pre_hook if of == "input" else layer.register_forward_hook
+            hooks.enter_context(register(hear, with_kwargs=True))
         yield found
 
 

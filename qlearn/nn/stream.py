@@ -9,7 +9,7 @@ modules count for nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from qlearn.nn.network import refuse_computed_weights, sharing
 from qlearn.nn.rescaling import is_norm
 
 PASS = {"dropout", "identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas", "half", "bfloat16"}
-ADDS = {"add", "iadd", "radd"}
+ADDS, CUTS = {"add", "iadd", "radd"}, {"split", "chunk"}
 SAME = 1e-2  # of the largest output of a norm, to which it adds a small number
 
 
@@ -33,7 +33,7 @@ class Stream:
 
     Attributes:
         width: how many channels.
-        known: the norms of the network.
+
         values: the steps that make them.
         writers: linear maps and embeddings.
         readers: linear map → the norm that it reads the stream through, None if through none.
@@ -42,7 +42,7 @@ class Stream:
     """
 
     width: int
-    known: set[Step]
+
     values: dict[Step, None] = field(default_factory=dict)
     writers: list[Step] = field(default_factory=list)
     readers: dict[Step, Step | None] = field(default_factory=dict)
@@ -53,10 +53,6 @@ class Stream:
     def centred(self) -> bool:
         """Whether its norms take the mean of the channels out."""
         return any(type(norm.module) is nn.LayerNorm for norm in self.norms)
-
-
-class _NoStream(Exception):
-    """Why there is none."""
 
 
 def streams_of(flow: Flow, model: nn.Module) -> list[Stream]:
@@ -70,20 +66,14 @@ def streams_of(flow: Flow, model: nn.Module) -> list[Stream]:
     for step in norms:
         if any(step in stream.norms for stream in found):
             continue
-        stream = Stream(step.shape[-1], set(norms))
-        try:
-            _follow(stream, step.reads[0])
-        except _NoStream as reason:
-            if any(map(_adds, stream.values)):
-                raise ValueError(f"{kind} has a residual stream that cannot be rotated: {reason}.") from None
-            continue
+        stream = Stream(step.shape[-1])
+        why = _follow(stream, step.reads[0], norms)
         if any(map(_adds, stream.values)):
             found.append(stream)
+            if why := why or _why_not(flow, stream, sharing(model)):
+                raise ValueError(f"{kind} has a residual stream that cannot be rotated: {why}.")
     if not found:
         raise ValueError(f"{kind} has no residual stream: sums that a norm reads, and linear maps behind it.")
-    for stream in found:
-        if why := _why_not(flow, stream, sharing(model)):
-            raise ValueError(f"{kind} has a residual stream that cannot be rotated: {why}.")
     for module, name in flow.names.items():
         if (is_linear_map(module) or isinstance(module, nn.Embedding)) and not flow.calls[module]:
             raise ValueError(
@@ -93,8 +83,11 @@ def streams_of(flow: Flow, model: nn.Module) -> list[Stream]:
     return found
 
 
-def _follow(stream: Stream, source: Step) -> None:
-    """Fill a stream with all that is connected with one of its values."""
+def _follow(stream: Stream, source: Step, known: Collection[Step]) -> str:
+    """Fill a stream with all that is connected with one of its values; why it cannot be rotated, or "".
+
+    `known` are the norms of the network.
+    """
     steps: list[tuple[Step, Step | None]] = [(source, None)]  # and the norm behind which a step is
     for at, norm in steps:  # grows
         if norm is None:
@@ -105,22 +98,23 @@ def _follow(stream: Stream, source: Step) -> None:
                 stream.writers.append(at)
             elif _adds(at) or _passes(at, stream.width):
                 steps += [(source, None) for source in at.reads]
-            elif at in stream.known:
-                raise _NoStream(f"{at.name!r}, a norm, writes into it, as in a post-norm model")
+            elif at in known:
+                return f"{at.name!r}, a norm, writes into it, as in a post-norm model"
             elif at.name == "an input":
-                raise _NoStream("a part of it is made by no layer")
+                return "a part of it is made by no layer"
             else:
-                raise _NoStream(f"{at.name!r} writes into it and is no linear map")
+                return f"{at.name!r} writes into it and is no linear map"
         for reader in dict.fromkeys(at.readers):
             if reader.does == MAPS:
                 stream.readers[reader] = norm
             elif _passes(reader, stream.width) or (norm is None and _adds(reader)):
                 steps.append((reader, norm))
-            elif norm is None and reader in stream.known:
+            elif norm is None and reader in known:
                 stream.norms.append(reader)
                 steps.append((reader, reader))
             else:
                 stream.others.append(reader)
+    return ""
 
 
 def _adds(step: Step) -> bool:
@@ -211,43 +205,33 @@ def values_of(flow: Flow, streams: Iterable[Stream]) -> tuple[list[Values], dict
     """The values of all attentions that write into a stream, and why some cannot be turned: output layer → reason."""
     found, left = [], {}
     for output in (step for stream in streams for step in stream.writers if _behind_attention(step)):
-        try:
-            found.append(_behind_output(flow, output))
-        except _NoStream as reason:
-            left[output.name] = str(reason)
+        values = _behind_output(flow, output)
+        if isinstance(values, str):
+            left[output.name] = values
+        else:
+            found.append(values)
     return found, left
 
 
-def _behind_output(flow: Flow, output: Step) -> Values:
-    """The values that an attention's output reads, through steps that only move them."""
+def _behind_output(flow: Flow, output: Step) -> Values | str:
+    """The values that an attention's output reads, through steps that only move them; or why they are not known."""
     at = output.reads[0]
-    while at.does in (MOVES, KEEPS) and len(at.reads) == 1:
-        at = _only_reader(at).reads[0]
-    if at.does != MIXES:
-        raise _NoStream(f"{at.name!r} stands between it and its values")
-    at = _only_reader(at).reads[at.values_place]
-    width, rows = at.shape[-1], 0
-    while at.does != MAPS:
-        if len(at.reads) != 1 or not (at.does in (MOVES, KEEPS) or at.name in ("split", "chunk")):
-            raise _NoStream(f"{at.name!r} stands between it and its values")
-        rows = at.shape[-1]
+    while at.does in (MOVES, KEEPS) and len(at.reads) == len(at.readers) == 1:
         at = at.reads[0]
-    layer = at.module
-    assert layer is not None
-    outputs = LinearMap.of(layer).outputs
-    if reason := flow.why_not(layer):
-        raise _NoStream(f"it reads {at.name!r}, and {reason}")
-    part = rows if len(at.readers) > 1 or any(step.name in ("split", "chunk") for step in at.readers) else outputs
-    if part % width or not LinearMap.of(layer).is_matrix:
-        raise _NoStream(f"the values' place in {at.name!r} is not known")
-    return Values(at.name, output.name, part, width)
-
-
-def _only_reader(step: Step) -> Step:
-    """The step itself, if one step only reads it."""
-    if len(step.readers) != 1:
-        raise _NoStream(f"several read {step.name!r}")
-    return step
+    if at.does != MIXES or len(at.readers) > 1:
+        return f"{at.name!r} stands between it and its values, or is read by others, too"
+    at = at.reads[at.values_place]
+    width, rows = at.shape[-1], 0
+    while len(at.reads) == 1 and (at.does in (MOVES, KEEPS) or at.name in CUTS):
+        at, rows = at.reads[0], at.shape[-1]
+    if at.does != MAPS or not (values := LinearMap.of(at.module)).is_matrix:
+        return f"{at.name!r} stands between it and its values"
+    if reason := flow.why_not(at.module):
+        return f"it reads {at.name!r}, and {reason}"
+    part = rows if len(at.readers) > 1 or any(step.name in CUTS for step in at.readers) else values.outputs
+    return (
+        f"the values' place in {at.name!r} is not known" if part % width else Values(at.name, output.name, part, width)
+    )
 
 
 def _behind_attention(step: Step) -> bool:
