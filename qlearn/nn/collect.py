@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -109,12 +110,12 @@ float, overrides={'b, c': None}, or quantized but for their inputs: overrides={'
     )
 
 
+@dataclass
 class LargestOfChannels:
     """The largest magnitude of each channel: `largest` (C,)."""
 
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
-        self.largest: Tensor | None = None
+    axis: int
+    largest: Tensor | None = None
 
     def add(self, values: Tensor) -> None:
         """Take in one batch."""
@@ -122,13 +123,13 @@ class LargestOfChannels:
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
 
 
+@dataclass
 class MeanOfChannels:
     """The mean of each channel, in float64: `mean` (C,)."""
 
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
-        self.sum: Tensor | float = 0.0
-        self.count = 0
+    axis: int
+    sum: Any = 0.0  # a tensor from the first batch on
+    count: int = 0
 
     def add(self, values: Tensor, times: int = 1) -> None:
         """Take in one batch, or one that stands for so many that are like it."""
@@ -139,7 +140,6 @@ class MeanOfChannels:
     @property
     def mean(self) -> Tensor:
         """Of all batches."""
-        assert isinstance(self.sum, Tensor)
         return self.sum / self.count
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from qlearn.formats import FLOAT16, cast
 from qlearn.gguf_blocks import TYPES, BlockType, pack_q4_0, pack_q8_0
-from qlearn.nn.layers import WeightOnlyLayer
-from qlearn.nn.network import linear_maps, naming, refuse_computed_weights
+from qlearn.nn.layers import QuantizedLayer
+from qlearn.nn.network import linear_maps, naming, refuse_computed_weights, some_of
 from qlearn.nn.packed_files import inside, other_numbers, weight_only_layers
 from qlearn.nn.storage import readable, whole
 
@@ -126,7 +126,7 @@ def read_gguf_tensor(path: str | os.PathLike[str], name: str) -> Any:
     """
     tensors = {tensor.name: tensor for tensor in _tensors(path, "read_gguf_tensor")}
     if name not in tensors:
-        raise ValueError(f"{path} has no tensor {name!r}; it has {_some(list(tensors))}.")
+        raise ValueError(f"{path} has no tensor {name!r}; it has {some_of(list(tensors), 5) or 'none'}.")
     tensor, kind = tensors[name], tensors[name].tensor_type.name
     if kind in ("F32", "F16"):
         return np.array(tensor.data, np.float32)
@@ -172,7 +172,7 @@ def _fitting(name: str, weight: Tensor, kind: str, otherwise: str | None) -> Blo
     )
 
 
-def _stored(name: str, layer: WeightOnlyLayer, kind: str) -> Any:
+def _stored(name: str, layer: QuantizedLayer, kind: str) -> Any:
     """The codes of a layer as blocks of that type, with the scales that they have."""
     codes, scale = layer.weight_codes.cpu().numpy(), layer.weight_scale.detach().cpu().numpy()
     outputs, inputs = codes.shape
@@ -201,7 +201,3 @@ def _array(name: str, tensor: Tensor) -> Any:
     if tensor.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
         return tensor.numpy()
     raise ValueError(f"{name!r} has dtype {tensor.dtype}, for which GGUF has no type.")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"

@@ -9,6 +9,7 @@ laptop. It has read *Moby-Dick*, all but the last chapters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ ALPHABET = "\n !\"$&'()*,-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijkl
 CONTEXT = 128  # characters that the model sees at once
 
 
+@dataclass(eq=False)
 class Past:
     """The keys and values of the characters that a block has read already: its KV cache, empty at first.
 
@@ -35,9 +37,8 @@ class Past:
     (torch.Size([1, 2, 6, 4]), 6)
     """
 
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
 
     @property
     def length(self) -> int:

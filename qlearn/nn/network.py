@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import textwrap
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -246,18 +246,6 @@ def sharing(model: nn.Module) -> dict[nn.Module, list[str]]:
     return {module: list(names) for module, names in found.items() if names}
 
 
-def used_once(model: nn.Module) -> set[nn.Module]:
-    """The modules that stand at one place only and share no parameter: changing one of them changes nothing else.
-
-    >>> shared = nn.ReLU()
-    >>> [shared in used_once(nn.Sequential(*steps)) for steps in ([shared], [shared, shared])]
-    [True, False]
-    """
-    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    shared = sharing(model)
-    return {module for module, count in places.items() if count == 1 and module not in shared}
-
-
 def set_parameter(layer: nn.Module, name: str, value: Tensor) -> None:
     """Give a layer a parameter of this value, in the type of its weights, trainable if they are.
 
@@ -327,10 +315,17 @@ def grouped(kinds: Mapping[str, str], most: int | None = None) -> str:
     names: dict[str, list[str]] = defaultdict(list)
     for name, kind in kinds.items():
         names[kind].append(name)
-    more = {
-        kind: f" and {len(group[most:])} more" if group[most or len(group) :] else "" for kind, group in names.items()
-    }
-    return ", ".join(f"{', '.join(group[:most])}{more[kind]} ({kind})" for kind, group in names.items())
+    return ", ".join(f"{some_of(group, most)} ({kind})" for kind, group in names.items())
+
+
+def some_of(names: Sequence[str], most: int | None = None) -> str:
+    """So many of these names, and how many more there are.
+
+    >>> some_of(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = len(names) - len(names[:most])
+    return ", ".join(names[:most]) + (f" and {more} more" if more else "")
 
 
 def in_lines(text: str, width: int = 100) -> str:

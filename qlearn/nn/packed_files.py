@@ -82,8 +82,8 @@ def write_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) -
     return sum((folder / name).stat().st_size for name in (WEIGHTS, CONFIG))
 
 
-def weight_only_layers(model: nn.Module) -> dict[str, WeightOnlyLayer]:
-    """The layers of a network that are nothing but codes and scales of a matrix, if it holds no others: name → layer.
+def weight_only_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The layers of a network that have codes, if all are nothing but codes and scales of a matrix: name → layer.
 
     Raises:
         ValueError: a module whose numbers mean more than a file of weights can say; names it.
@@ -98,21 +98,19 @@ def weight_only_layers(model: nn.Module) -> dict[str, WeightOnlyLayer]:
             raise ValueError(f"{where} is only prepared: call nn.convert first.")
         if isinstance(module, (AdaptedLayer, CodebookLayer)):
             raise ValueError(f"{where} holds more than codes and scales, for which files of others have no place.")
-    layers: dict[str, WeightOnlyLayer] = {}
-    kinds = {name: layer.map.kind for name, layer in quantized_layers(model).items() if layer.map.kind != "Linear"}
-    if kinds:
+    layers = quantized_layers(model)
+    if kinds := {name: layer.map.kind for name, layer in layers.items() if layer.map.kind != "Linear"}:
         names = list(kinds)
         which = f"layer {names[0]!r} is a {kinds[names[0]]}" if len(names) == 1 else f"layers {grouped(kinds)} are none"
         raise ValueError(
             f"{which}: files of others have codes of Linear layers only; overrides={{{', '.join(names)!r}: None}} "
             "leaves the rest in float."
         )
-    for name, layer in quantized_layers(model).items():
+    for name, layer in layers.items():
         if not isinstance(layer, WeightOnlyLayer):
             raise ValueError(f"layer {name!r} quantizes its input, too: use activations=None, which keeps it in float.")
         if layer.weight_limits[0] >= 0:
             raise ValueError(f"layer {name!r} has asymmetric codes: use QuantConfig(symmetric=True, …).")
-        layers[name] = layer
     return layers
 
 
@@ -145,7 +143,7 @@ def _folder(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _parts(layer: WeightOnlyLayer) -> Iterator[tuple[str, Tensor]]:
+def _parts(layer: QuantizedLayer) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a layer."""
     codes, scale = layer.weight_codes.cpu(), layer.weight_scale.detach().cpu()
     outputs, inputs = codes.shape
@@ -162,7 +160,7 @@ def _words(codes: Tensor, bits: int) -> Tensor:
     return pack(filled, bits).reshape(len(codes), -1).view(torch.int32)
 
 
-def _config(model: nn.Module, layers: dict[str, WeightOnlyLayer]) -> dict[str, Any]:
+def _config(model: nn.Module, layers: dict[str, QuantizedLayer]) -> dict[str, Any]:
     """What config.json says: one group for all layers that are quantized alike, which it names."""
     groups: dict[str, dict[str, Any]] = {}
     for name, layer in layers.items():
@@ -182,7 +180,7 @@ def _config(model: nn.Module, layers: dict[str, WeightOnlyLayer]) -> dict[str, A
     }
 
 
-def _scheme(layer: WeightOnlyLayer) -> dict[str, Any]:
+def _scheme(layer: QuantizedLayer) -> dict[str, Any]:
     """How a layer's weights are quantized, in the words of compressed-tensors."""
     scheme = {"num_bits": layer.bits, "type": "int", "symmetric": True, "strategy": "tensor"}
     if layer.weight_scale.ndim:

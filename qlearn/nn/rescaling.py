@@ -312,23 +312,21 @@ def _not_reached(model: nn.Module, flow: Flow, found: Sequence[Site], why: Mappi
 def _checked(model: nn.Module, given: Sequence[Site]) -> list[Site]:
     """Sites that somebody has handed over, if they can be rescaled."""
     refuse_unless_float(model)
-    names = {module: name for name, module in model.named_modules()}
-    shared = sharing(model)
+    names, shared = {module: name for name, module in model.named_modules()}, sharing(model)
     read: set[nn.Module] = set()
     for site in given:
+        where = f"site {site.name!r}:"
         for layer in (site.producer, *site.consumers):
             if layer not in names:
-                raise ValueError(f"site {site.name!r}: its {type(layer).__name__} is no module of this model.")
+                raise ValueError(f"{where} its {type(layer).__name__} is no module of this model.")
             if layer in shared:
-                raise ValueError(f"site {site.name!r}: {names[layer]!r} shares its numbers with {shared[layer][0]!r}.")
+                raise ValueError(f"{where} {names[layer]!r} shares its numbers with {shared[layer][0]!r}.")
         for layer in site.consumers:
             if not is_linear_map(layer) or (site.reads is None and LinearMap.of(layer).inputs % site.channels):
-                raise ValueError(f"site {site.name!r}: {names[layer]!r} is no linear map of {site.channels} channels.")
+                raise ValueError(f"{where} {names[layer]!r} is no linear map of {site.channels} channels.")
             if layer in read:
-                raise ValueError(f"site {site.name!r}: another site has {names[layer]!r} as a consumer already.")
+                raise ValueError(f"{where} another site has {names[layer]!r} as a consumer already.")
             read.add(layer)
         if not is_linear_map(site.producer) and not is_norm(site.producer):
-            raise ValueError(
-                f"site {site.name!r}: the output of {names[site.producer]!r} does not scale with its weight."
-            )
+            raise ValueError(f"{where} the output of {names[site.producer]!r} does not scale with its weight.")
     return list(given)

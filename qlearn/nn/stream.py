@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from qlearn.nn.flow import KEEPS, MAPS, MIXES, MOVES, TIMES, Flow, Step, walk
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
-from qlearn.nn.network import refuse_computed_weights, sharing
+from qlearn.nn.network import refuse_computed_weights
 from qlearn.nn.rescaling import is_norm
 
 PASS = {"dropout", "identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas", "half", "bfloat16"}
@@ -70,7 +70,7 @@ def streams_of(flow: Flow, model: nn.Module) -> list[Stream]:
         why = _follow(stream, step.reads[0], norms)
         if any(map(_adds, stream.values)):
             found.append(stream)
-            if why := why or _why_not(flow, stream, sharing(model)):
+            if why := why or _why_not(flow, stream):
                 raise ValueError(f"{kind} has a residual stream that cannot be rotated: {why}.")
     if not found:
         raise ValueError(f"{kind} has no residual stream: sums that a norm reads, and linear maps behind it.")
@@ -160,7 +160,7 @@ def _is_norm_step(step: Step) -> bool:
             return False
 
 
-def _why_not(flow: Flow, stream: Stream, shared: dict[nn.Module, list[str]]) -> str:
+def _why_not(flow: Flow, stream: Stream) -> str:
     """Why a stream's layers cannot be changed, or ""."""
     embeddings = {step.name for step in stream.writers if isinstance(step.module, nn.Embedding)}
     maps = {step.name for step in stream.readers}
@@ -168,7 +168,7 @@ def _why_not(flow: Flow, stream: Stream, shared: dict[nn.Module, list[str]]) -> 
     refuse_computed_weights({flow.names[layer]: layer for layer in layers})
     for layer in layers:
         name = flow.names[layer]
-        owners = {name, *shared.get(layer, ())}
+        owners = {name, *flow.shared.get(layer, ())}
         tied = len(owners) == 2 and len(owners & embeddings) == len(owners & maps) == 1
         if reason := flow.why_not(layer, beside=owners if tied else ()):
             return f"{name!r} belongs to it, and {reason}"
@@ -229,9 +229,9 @@ def _behind_output(flow: Flow, output: Step) -> Values | str:
     if reason := flow.why_not(at.module):
         return f"it reads {at.name!r}, and {reason}"
     part = rows if len(at.readers) > 1 or any(step.name in CUTS for step in at.readers) else values.outputs
-    return (
-        f"the values' place in {at.name!r} is not known" if part % width else Values(at.name, output.name, part, width)
-    )
+    if part % width:
+        return f"the values' place in {at.name!r} is not known"
+    return Values(at.name, output.name, part, width)
 
 
 def _behind_attention(step: Step) -> bool:
