@@ -274,20 +274,24 @@ def is_norm(module: nn.Module) -> bool:
     weight = own.get("weight")
     if weight is None or weight.ndim != 1 or not set(own) <= {"weight", "bias"}:
         return False
-    norm = copy.deepcopy(module).eval()
     s = 2.0 ** (torch.arange(len(weight)) % 5)
     x = torch.sin(torch.arange(6.0 * len(weight))).reshape(2, 3, -1).to(weight)
+    numbers = torch.cos(torch.arange(len(weight)))
+    before, after = (given_by(module, x, dict.fromkeys(own, value)) for value in (numbers, numbers / s))
+    return before is not None and after is not None and torch.equal(after * s.to(after), before)
+
+
+def given_by(module: nn.Module, x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor | None:
+    """What a copy of a module with these parameters makes of x, in eval mode; None if it takes something else."""
+    twin = copy.deepcopy(module).eval()
     with torch.no_grad():
         try:
-            for parameter in norm.parameters():
-                parameter.copy_(torch.cos(torch.arange(len(weight))))
-            before = norm.forward(x)
-            for parameter in norm.parameters():
-                parameter.div_(s.to(parameter))
-            after = norm.forward(x)
+            for name, parameter in twin.named_parameters():
+                parameter.copy_(numbers[name])
+            y = twin.forward(x)
         except Exception:  # whatever a module may raise that takes something else
-            return False
-        return isinstance(after, Tensor) and after.shape == x.shape and torch.equal(after * s.to(after), before)
+            return None
+    return y if isinstance(y, Tensor) and y.shape == x.shape else None
 
 
 def _not_reached(model: nn.Module, flow: Flow, found: Sequence[Site], why: Mapping[str, str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from qlearn.nn.flow import KEEPS, MAPS, MIXES, MOVES, TIMES, Flow, Step, walk
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import refuse_computed_weights
-from qlearn.nn.rescaling import is_norm
+from qlearn.nn.rescaling import given_by, is_norm
 
 PASS = {"dropout", "identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas", "half", "bfloat16"}
 ADDS, CUTS = {"add", "iadd", "radd"}, {"split", "chunk"}
@@ -142,22 +142,18 @@ def _is_norm_step(step: Step) -> bool:
         return tuple(module.normalized_shape) == (width,)
     if any(True for _ in module.children()) or (own and not is_norm(module)):
         return False
-    norm = copy.deepcopy(module).cpu().float().eval()
+    norm, plain = copy.deepcopy(module).cpu().float(), {name: torch.tensor(float(name == "weight")) for name in own}
     x = torch.sin(torch.arange(6.0 * width)).reshape(2, 3, width)
     v = functional.normalize(torch.arange(1.0, width + 1), dim=0)
 
     def mirrored(x: Tensor) -> Tensor:
         return x - 2 * (x @ v)[..., None] * v
 
-    with torch.no_grad():
-        try:
-            for name, parameter in norm.named_parameters():
-                parameter.fill_(name == "weight")
-            wanted = mirrored(norm.forward(x))
-            found = (norm.forward(factor * mirrored(x)) for factor in (1, 2))
-            return all(bool((y - wanted).abs().max() <= SAME * wanted.abs().max()) for y in found)
-        except Exception:  # whatever a module may raise that takes something else
-            return False
+    wanted, *found = (given_by(norm, part, plain) for part in (x, mirrored(x), 2 * mirrored(x)))
+    if wanted is None:
+        return False
+    wanted = mirrored(wanted)
+    return all(y is not None and bool((y - wanted).abs().max() <= SAME * wanted.abs().max()) for y in found)
 
 
 def _why_not(flow: Flow, stream: Stream) -> str:
