@@ -72,10 +72,8 @@ class CodebookLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        parts = []
-        for place, rows in self._tiles():
-            parts.append(self.map(input, rows.to(input.dtype), None if self.bias is None else self.bias[place]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        parts = ((place, rows.to(input.dtype)) for place, rows in self._tiles())
+        return self.map.in_parts(input, parts, self.bias)
 
     def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
         """The rows, in pieces that are turned into floats at once. Of eight rows the codes fill whole bytes."""

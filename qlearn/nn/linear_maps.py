@@ -12,6 +12,7 @@ the rows are, and how PyTorch multiplies with them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -107,6 +108,11 @@ class LinearMap:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The layer's output for the input x. If the weights are a matrix, they are given as rows, or some of them."""
         return _PRODUCTS[self.kind][0](x, weight, bias, **self.options)
+
+    def in_parts(self, x: Tensor, parts: Iterable[tuple[slice, Tensor]], bias: Tensor | None) -> Tensor:
+        """The output for x, of weights that are made a part at a time: which rows, and what stands in them."""
+        made = [self(x, weight, None if bias is None else bias[rows]) for rows, weight in parts]
+        return made[0] if len(made) == 1 else torch.cat(made, self.output_axis)
 
     def rows(self, weight: Tensor) -> Tensor:
         """The weights with the output channels first: (O, …).
