@@ -267,7 +267,7 @@ ARGUMENTS = {
     "tokens that are floats": (lambda: small()(torch.rand(1, 5)), ValueError, r"tokens has shape \(1, 5\), torch\.float32"),
     "tokens without a batch": (lambda: small()(torch.arange(5)), ValueError, r"tokens has shape \(5,\), torch\.int64: wanted .* \(N, T\)"),
     "tokens of no character": (lambda: small()(torch.tensor([[3, 80]])), ValueError, "tokens go from 3 to 80: the model knows 0 to 79"),
-    "numbers of no character": (lambda: qnn.to_text(torch.tensor([[5, -1]])), ValueError, "tokens holds -1: the model knows 0 to 79"),
+    "numbers of no character": (lambda: qnn.to_text(torch.tensor([[5, -1]])), ValueError, "tokens go from -1 to 5: the model knows 0 to 79"),
     "numbers of no character, but floats": (lambda: qnn.to_text(torch.rand(1, 5)), TypeError, "tokens has dtype torch.float32: wanted is a tensor of whole"),
     "tokens with a mask": (lambda: qnn.perplexity(small(), np.ma.masked_equal(np.ones(200, int), 0)), TypeError, "text is a masked array"),
     "a text that is a text already": (lambda: qnn.to_text("abc"), TypeError, "tokens is a str: wanted is a tensor"),

@@ -69,6 +69,18 @@ def check_counts(**counts: Any) -> None:
             raise (ValueError if whole else TypeError)(f"{name}={value!r} must be a whole number, 1 or more.")
 
 
+def check_places(name: str, values: Tensor, count: int, known: str, hint: str = "") -> None:
+    """Raise unless whole numbers are places in a list of so many; `known` says whose list.
+
+    >>> check_places("labels", torch.tensor([7, 2, 10]), 10, ", and the network knows the classes")
+    Traceback (most recent call last):
+    ValueError: labels go from 2 to 10, and the network knows the classes 0 to 9.
+    """
+    low, high = (int(values.min()), int(values.max())) if values.numel() else (0, 0)
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} go from {low} to {high}{known} 0 to {count - 1}{hint}.")
+
+
 def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that can be quantized: name → layer. One that stands at several places has its first name.
 

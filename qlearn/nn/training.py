@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from qlearn.nn.batches import Forward, as_tensor, call, device_of, evaluating, one_tensor
 from qlearn.nn.distributed import TIMEOUT, Part, exchange, telling, workers
-from qlearn.nn.network import check_counts, check_model
+from qlearn.nn.network import check_counts, check_model, check_places
 from qlearn.nn.threads import one_thread
 
 
@@ -309,11 +309,7 @@ def _logits(output: Any, labels: Tensor) -> Tensor:
         raise ValueError(
             f"for {len(labels)} images the network puts out shape {tuple(logits.shape)}: wanted are logits, (N, C)."
         )
-    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}, and the network knows the classes 0 to "
-            f"{logits.shape[1] - 1}."
-        )
+    check_places("labels", labels, logits.shape[1], ", and the network knows the classes")
     if not torch.is_grad_enabled() and bool(logits.isnan().any()):
         raise ValueError("the network puts out NaN: it has no accuracy.")
     return logits
