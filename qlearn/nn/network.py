@@ -293,10 +293,9 @@ def left_in_float(model: nn.Module, taken: set[nn.Module]) -> list[InFloat]:
     >>> left_in_float(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), set())[1]
     InFloat(name='1', kind='LayerNorm', parameters=6, reason='not a Linear, Conv1d, Conv2d or ConvTranspose2d')
     """
-    read, seen, found = _read_by_parents(model), set[Tensor](), []
+    read, found = _read_by_parents(model), []
     inside = {part for module in taken for part in module.modules()}
-    for module in inside:
-        seen.update(module.parameters(recurse=False))
+    seen = {parameter for module in inside for parameter in module.parameters(recurse=False)}
     for name, module in model.named_modules():
         own = [parameter for parameter in module.parameters(recurse=False) if parameter not in seen]
         seen.update(own)
