@@ -217,16 +217,15 @@ def _behind(step: Step, source: Step, layout: Any) -> Any:
 def _columns(flow: Flow, site: Site, layer: nn.Module, layout: Any, width: int) -> Tensor | None:
     """The `reads` of a site with this consumer, if they are not blocks of neighbours."""
     axes, inputs, channels = len(layer.weight.shape) - 2, LinearMap.of(layer).inputs, site.channels
+    grouped = layout == MOVED and inputs != channels
     if layout in (BLOCKS, MOVED):
-        fits = axes == 0 and inputs % channels == 0 and (layout == BLOCKS or inputs == channels or width > 0)
+        fits = axes == 0 and inputs % channels == 0 and not (grouped and (width == 0 or channels % width))
     else:
         fits = axes == layout and inputs == channels
     if not fits:
         raise _NoSite(f"{flow.names[layer]!r} reads it in another order")
-    if layout != MOVED or inputs == channels:
+    if not grouped:
         return None
-    if channels % width:
-        raise _NoSite(f"{flow.names[layer]!r} reads it in another order")
     # Grouped queries: several heads in a row read the same head of values.
     heads = torch.arange(channels).reshape(-1, 1, width)
     return heads.expand(-1, inputs // channels, -1).flatten()
