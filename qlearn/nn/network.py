@@ -196,7 +196,9 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
             parametrize.remove_parametrizations(module, parameter)
         for key, hook in list(module._forward_pre_hooks.items()):
             which = getattr(hook, "name", getattr(hook, "_tensor_name", ""))
-            if _is_computed(module, which):  # by pruning, weight_norm or spectral_norm, all of which know how to stop
+            if _is_computed(module, which) and hasattr(
+                hook, "remove"
+            ):  # pruning, weight_norm and spectral_norm have it
                 hook.remove(module)
                 del module._forward_pre_hooks[key]
                 computed.append(which)
