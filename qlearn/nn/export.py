@@ -182,7 +182,7 @@ def _translations() -> dict[Any, Any]:
 # --- the network as the file will have it -----------------------------------------------------------------------------
 
 
-UNSPEAKABLE = {  # layers that ONNX has no words for, and why
+REFUSED = {  # layers that ONNX has no words for, and why
     ObservedLayer: "the network is only prepared, so call nn.convert first.",
     DynamicLayer: "the range of its input is found at run time; use static activations, or activations=None.",
     CodebookLayer: "its codes are places in a list of levels.",
@@ -263,7 +263,7 @@ def _twin(model: nn.Module) -> nn.Module:
     """
 
     for name, module in model.named_modules():
-        for kind, why in UNSPEAKABLE.items():
+        for kind, why in REFUSED.items():
             if isinstance(module, kind):
                 raise ValueError(_refusal(name, module, why))
     layers = quantized_layers(model)

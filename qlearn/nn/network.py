@@ -196,10 +196,8 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
             parametrize.remove_parametrizations(module, parameter)
         for key, hook in list(module._forward_pre_hooks.items()):
             which = getattr(hook, "name", getattr(hook, "_tensor_name", ""))
-            if _is_computed(module, which) and hasattr(
-                hook, "remove"
-            ):  # pruning, weight_norm and spectral_norm have it
-                hook.remove(module)
+            if _is_computed(module, which) and hasattr(hook, "remove"):
+                hook.remove(module)  # as pruning, weight_norm and spectral_norm have it
                 del module._forward_pre_hooks[key]
                 computed.append(which)
         if computed:
