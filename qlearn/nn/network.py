@@ -247,15 +247,15 @@ def sharing(model: nn.Module) -> dict[nn.Module, list[str]]:
     >>> sharing(nn.Sequential(a, b))[a]
     ['1']
     """
-    owners: dict[Tensor, list[tuple[str, nn.Module]]] = defaultdict(list)
+    owners: dict[Tensor, dict[nn.Module, str]] = defaultdict(dict)
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            owners[parameter].append((name, module))
-    found: dict[nn.Module, dict[str, None]] = defaultdict(dict)  # names, each once and in order
+            owners[parameter][module] = name
+    found: dict[nn.Module, dict[nn.Module, str]] = defaultdict(dict)  # each once and in order
     for places in owners.values():
-        for _, module in places:
-            found[module].update({name: None for name, other in places if other is not module})
-    return {module: list(names) for module, names in found.items() if names}
+        for module in places if len(places) > 1 else ():
+            found[module].update(places)
+    return {module: [name for other, name in those.items() if other is not module] for module, those in found.items()}
 
 
 def set_parameter(layer: nn.Module, name: str, value: Tensor) -> None:

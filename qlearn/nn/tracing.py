@@ -159,10 +159,7 @@ def _flattens(node: fx.Node) -> bool:
         return (axes.get("start_dim", 0), axes.get("end_dim", -1)) == (1, -1)
     if name not in ("view", "reshape"):
         return False
-    given: list[Any] = [*node.args, *node.kwargs.values()]
-    x, sizes = given[0], given[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-        sizes = list(sizes[0])
+    x, *sizes = tree_leaves((node.args, node.kwargs))
     if len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node):
         return False
     if sizes[0].target is operator.getitem and sizes[0].args[1] == 0 and isinstance(sizes[0].args[0], fx.Node):
