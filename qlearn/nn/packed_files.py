@@ -30,6 +30,7 @@ from qlearn.nn.fake_quantize import FakeQuantize
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer, quantized_layers
 from qlearn.nn.network import check_model, grouped, linear_maps
 from qlearn.nn.prepared import ObservedLayer
+from qlearn.nn.storage import writable
 from qlearn.packing import pack
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -73,7 +74,8 @@ def write_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) -
     tensors = dict(other_numbers(model))
     for name, layer in layers.items():
         tensors.update({inside(name, what): tensor for what, tensor in _parts(layer)})
-    folder = _folder(folder)
+    folder = writable(folder, "folder")
+    folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished.") as place:
         save_file({name: t.contiguous().clone() for name, t in tensors.items()}, Path(place, WEIGHTS), {"format": "pt"})
         (folder / CONFIG).unlink(missing_ok=True)
@@ -128,19 +130,6 @@ def other_numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def inside(name: str, what: str) -> str:
     """The name of a part of a module: "head.bias"; of the whole network's own, "bias"."""
     return f"{name}.{what}" if name else what
-
-
-def _folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder, made if need be."""
-    if not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(f"folder is a {type(folder).__name__}: wanted is the name of a folder.")
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file: wanted is the name of a folder.")
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder.parent}: make it first, or write somewhere else.")
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _parts(layer: QuantizedLayer) -> Iterator[tuple[str, Tensor]]:

@@ -94,15 +94,18 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     return model
 
 
-def writable(path: str | os.PathLike[str]) -> Path:
-    """The path of a file that is to be written.
+def writable(path: str | os.PathLike[str], what: str = "file") -> Path:
+    """The path of a file or "folder" that is to be written.
 
     Raises:
-        TypeError: no path.  FileNotFoundError, IsADirectoryError: its folder is missing, or it is a folder itself.
+        TypeError: no path.  FileNotFoundError: its folder is missing.
+        IsADirectoryError, NotADirectoryError: it is a folder itself, or a file where a folder is wanted.
     """
-    path = _path(path)
-    if path.is_dir():
+    path = _path(path, what)
+    if what == "file" and path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: wanted is the name of a file in it.")
+    if what == "folder" and path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file: wanted is the name of a folder.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}: make it first, or write somewhere else.")
     return path
@@ -134,9 +137,10 @@ def readable(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _path(path: str | os.PathLike[str]) -> Path:
+def _path(path: str | os.PathLike[str], what: str = "file") -> Path:
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path is a {type(path).__name__}: wanted is the name of a file.")
+        argument = "path" if what == "file" else what
+        raise TypeError(f"{argument} is a {type(path).__name__}: wanted is the name of a {what}.")
     return Path(path)
 
 
