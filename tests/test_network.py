@@ -23,7 +23,6 @@ from qlearn.nn.network import (
     refuse_computed_weights,
     set_parameter,
     sharing,
-    used_once,
     with_plain_weights,
 )
 
@@ -127,7 +126,6 @@ def test_a_network_with_a_computed_weight_can_be_copied():
 def test_modules_that_share_know_of_each_other():
     model = tied()
     assert sharing(model) == {model[0]: ["1"], model[1]: ["0"]}
-    assert used_once(model) == {model, model[3]}
 
 
 def test_tied_parameters_are_counted_and_saved_once(tmp_path):

@@ -196,7 +196,7 @@ def test_steps_can_be_watched_and_ended(few):
 
 def test_progress_is_shown_only_if_wanted(few, capsys, monkeypatch):
     """After every step here, however quick it was; and nothing of it stays."""
-    monkeypatch.setattr(tqdm.auto, "tqdm", partial(tqdm.auto.tqdm, mininterval=0, miniters=1))
+    monkeypatch.setattr("qlearn.nn.training.tqdm", partial(tqdm.auto.tqdm, mininterval=0, miniters=1))
     train(mlp(), *few, epochs=1, progress=False)
     assert capsys.readouterr() == ("", "")
     train(mlp(), *few, epochs=2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import closing
 from fnmatch import fnmatchcase
 from numbers import Integral
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from qlearn.nn.batches import Forward, device_of
 from qlearn.nn.codebook_layer import CodebookLayer
@@ -28,6 +26,7 @@ from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import (
     carry_attributes,
+    check_counts,
     check_model,
     copy_of,
     linear_maps,
@@ -37,7 +36,7 @@ from qlearn.nn.network import (
 )
 from qlearn.nn.perplexity import as_tokens, logits_of
 from qlearn.nn.prepared import prepared_layers
-from qlearn.nn.training import learn
+from qlearn.nn.training import adam, learn, losses_of
 
 WARM_UP = 10  # steps until the learning rate has its full size
 
@@ -54,7 +53,7 @@ class AdaptedLayer(nn.Module):
         generator: draws A, normal with deviation 1 / √I. B is zero.
 
     Attributes:
-        layer: as it was.
+        layer: as it was. Hooks that were registered on it are on this one now.
         a, b: the parameters (r, I) and (O, r).
 
     >>> layer = AdaptedLayer(nn.Linear(4, 3), 2, 2.0)
@@ -71,6 +70,7 @@ class AdaptedLayer(nn.Module):
         self.a = nn.Parameter(a.to(layer.weight))
         self.b = nn.Parameter(self.a.new_zeros(self.map.outputs, rank))
         carry_attributes(layer, self)
+        move_hooks(layer, self)
 
     @property
     def weight(self) -> Tensor:
@@ -144,11 +144,7 @@ def add_adapters(
     alpha, generator = float(rank if alpha is None else alpha), torch.Generator().manual_seed(int(seed))
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha} must be above 0, and finite.")
-    made: dict[nn.Module, nn.Module] = {}
-    for layer in found.values():
-        made[layer] = AdaptedLayer(layer, int(rank), alpha, generator)
-        move_hooks(layer, made[layer])
-    return replace(copied, made).eval()
+    return replace(copied, {layer: AdaptedLayer(layer, int(rank), alpha, generator) for layer in found.values()}).eval()
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
@@ -214,20 +210,12 @@ def train_adapters(
     2
     """
     check_model(model)
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("context", context)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate={learning_rate} must be larger than 0, and finite.")
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("this network has nothing that can be trained: nn.add_adapters gives it something.")
+    check_counts(steps=steps, batch_size=batch_size, context=context)
+    rate = adam(model, learning_rate, lambda step: min((step + 1) / WARM_UP, 1 - step / steps))
     tokens, device = as_tokens(text), device_of(model)
     if tokens.shape[1] <= context:
         raise ValueError(f"the text has {tokens.shape[1]} tokens: {context + 1} are needed at least.")
     places = torch.Generator().manual_seed(int(seed))
-    optimizer = torch.optim.Adam(trained, lr=learning_rate)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / WARM_UP, 1 - step / steps))
 
     def windows() -> Iterator[Tensor]:
         for _ in range(steps):
@@ -239,12 +227,4 @@ def train_adapters(
         logits = logits_of(model, windows[:, :-1], forward=forward)
         return functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
-    losses: list[float] = []
-    bar = tqdm(total=int(steps), desc="Training", unit="step", leave=False, disable=not progress)
-    with bar, closing(learn(model, windows(), loss_of, optimizer, rate, seed=int(seed))) as training:
-        for loss in training:
-            losses.append(loss)
-            recent = losses[-20:]
-            bar.set_postfix_str(f"loss {sum(recent) / len(recent):.3f}", refresh=False)
-            bar.update()
-    return losses
+    return losses_of(learn(model, windows(), loss_of, rate, seed=int(seed)), int(steps), progress)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -70,9 +71,9 @@ def awq_factors(
     a = xp.sqrt(squares)
     # A silent channel counts as the weakest one that is not.
     a = xp.where(a > 0, a, xp.min(xp.where(a > 0, a, xp.max(a) + (xp.max(a) == 0) * 1.0)))
-    best: tuple[Any, float] | None = None
-    for step in range(grid + 1):
-        s = a ** (step / grid)
+
+    def tried(alpha: float) -> tuple[Any, float]:
+        s = a**alpha
         s = s / xp.sqrt(xp.max(s) * xp.min(s))
         error = 0.0
         for w in weights:
@@ -80,10 +81,9 @@ def awq_factors(
             scaled = w * factor
             w_hat = fake_quantize(scaled, config.find_qparams(scaled)) / factor
             error += float(gptq.output_error(w, w_hat, hessian))
-        if best is None or error < best[1]:
-            best = s, error
-    assert best is not None
-    return best
+        return s, error
+
+    return min((tried(step / grid) for step in range(grid + 1)), key=itemgetter(1))
 
 
 def awq(

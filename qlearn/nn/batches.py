@@ -191,7 +191,9 @@ def _called(model: nn.Module, *inputs: Any, **named: Any) -> Any:
     try:
         return model(*inputs, **named)
     except TypeError as error:
-        if why := _does_not_fit(model, *inputs, **named):
+        try:
+            inspect.signature(model.forward).bind(*inputs, **named)
+        except TypeError as why:  # it cannot be called so, whatever the values are
             raise ValueError(f"a batch does not hold what the network takes ({why}): {HOW}.") from error
         raise
     except RuntimeError as error:
@@ -246,15 +248,6 @@ def _arguments(model: nn.Module) -> list[str]:
     parameters = inspect.signature(model.forward).parameters.values()
     # A transposed convolution may be told the size of its output, which is in no batch.
     return [stars.get(p.kind, p.name) for p in parameters if p.name != "output_size"]
-
-
-def _does_not_fit(model: nn.Module, *inputs: Any, **named: Any) -> str:
-    """Why a network cannot be called so, whatever the values are; "" if it can."""
-    try:
-        inspect.signature(model.forward).bind(*inputs, **named)
-    except TypeError as error:
-        return str(error)
-    return ""
 
 
 def _some(batches: Iterable[Any]) -> Iterator[Any]:

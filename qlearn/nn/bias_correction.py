@@ -18,7 +18,7 @@ from qlearn.nn.batches import Batches, Forward, evaluating, listed
 from qlearn.nn.collect import MeanOfChannels, collect
 from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
-from qlearn.nn.layers import QuantizedLayer, quantized_layers
+from qlearn.nn.layers import QuantizedLayer, fixed, quantized_layers
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import check_model, naming
 
@@ -99,7 +99,7 @@ def correct_bias(
             turns = look(corrected, layers, batches, forward=forward)
         for name, found in in_turn(corrected, layers, turns, batches, _MeanOutput, forward=forward):
             with naming(name):
-                _set_bias(layers[name], wanted[name].mean, found.mean)
+                _set_bias(layers[name], corrected_bias(found.bias, wanted[name].mean, found.mean))
             bar.update()
     return corrected
 
@@ -127,11 +127,13 @@ class _MeanOutput(MeanOfChannels):
     @property
     def mean(self) -> Tensor:
         """Of all batches, the bias added."""
-        return super().mean + (0 if self.layer.bias is None else self.bias)
+        return super().mean + self.bias
 
     @property
     def bias(self) -> Tensor:
-        """In float64; of an integer layer what its codes stand for."""
+        """In float64; of an integer layer what its codes stand for, and 0 where there is none."""
+        if self.layer.bias is None:
+            return self.weight.new_zeros(self.map.outputs)
         if isinstance(self.layer, StaticLayer):
             return self.layer.bias_codes * self.layer.output_scale.reshape(-1)
         return self.layer.bias.double()
@@ -158,15 +160,12 @@ def _float_layer(model: nn.Module, name: str, layer: QuantizedLayer) -> nn.Modul
     return found
 
 
-def _set_bias(layer: QuantizedLayer, wanted: Tensor, found: Tensor) -> None:
-    """Correct the bias, which is real or counted in steps of the accumulator."""
+def _set_bias(layer: QuantizedLayer, bias: Tensor) -> None:
+    """Give a layer another bias, which is real or counted in steps of the accumulator."""
     if not isinstance(layer, StaticLayer):
-        bias = wanted.new_zeros(len(wanted)) if layer.bias is None else layer.bias.double()
-        layer.bias = nn.Parameter(corrected_bias(bias, wanted, found).to(torch.float32), requires_grad=False)
+        layer.bias = fixed(bias)
         return
-    steps = layer.output_scale.reshape(-1).expand(len(wanted))
-    codes = wanted.new_zeros(len(wanted)) if layer.bias_codes is None else layer.bias_codes.double()
-    codes = torch.round(corrected_bias(codes, wanted / steps, found / steps))
+    codes = torch.round(bias / layer.output_scale.reshape(-1))
     bound = layer.largest_sum + float(codes.abs().max())
     if bound >= 2**31:
         raise ValueError(f"the corrected bias would be {bound:.3g} steps of the accumulator, which has 32 bits.")

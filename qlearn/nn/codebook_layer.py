@@ -17,14 +17,11 @@ from qlearn.nn.layers import TILE
 from qlearn.nn.linear_maps import NAMES, LinearMap, is_linear_map, rows_of
 from qlearn.nn.network import (
     carry_attributes,
-    carry_hooks,
     check_model,
-    copy_of,
+    exchanged,
     grouped,
     linear_maps,
-    naming,
     refuse_computed_weights,
-    replace,
 )
 from qlearn.packing import pack, packed_size, unpack
 
@@ -75,10 +72,8 @@ class CodebookLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        parts = []
-        for place, rows in self._tiles():
-            parts.append(self.map(input, rows.to(input.dtype), None if self.bias is None else self.bias[place]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        parts = ((place, rows.to(input.dtype)) for place, rows in self._tiles())
+        return self.map.in_parts(input, parts, self.bias)
 
     def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
         """The rows, in pieces that are turned into floats at once. Of eight rows the codes fill whole bytes."""
@@ -118,9 +113,8 @@ def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: str |
     )
     """
     check_model(model)
-    copied = copy_of(model)
     leave = (leave,) if isinstance(leave, str) else leave
-    layers = {name: layer for name, layer in linear_maps(copied).items() if layer.weight.ndim == 2}
+    layers = {name: layer for name, layer in linear_maps(model).items() if layer.weight.ndim == 2}
     if unknown := [name for name in leave if name not in layers]:
         raise ValueError(f"leave names {unknown[0]!r}, which is no Linear; those are {', '.join(layers)}.")
     layers = {name: layer for name, layer in layers.items() if name not in leave}
@@ -134,9 +128,4 @@ def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: str |
             f"layer {first!r}: block={block} does not divide its rows of {row} weights, nor those of "
             f"{grouped({name: str(n) for name, n in others})}: use another, or leave={tuple(wrong)} in float."
         )
-    made: dict[nn.Module, nn.Module] = {}
-    for name, layer in layers.items():
-        with naming(name):
-            made[layer] = CodebookLayer(layer, levels, block)
-        carry_hooks(layer, made[layer])
-    return replace(copied, made)
+    return exchanged(model, layers, lambda _, layer: CodebookLayer(layer, levels, block))

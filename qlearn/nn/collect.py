@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -69,18 +70,13 @@ def collect(
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: its {of} cannot be used: {error}") from error
 
-    def hear_input(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        add(layer, arguments[0] if arguments else next(iter(keywords.values())))
-
-    def hear_output(layer: nn.Module, _: Any, y: Any) -> None:
-        add(layer, y)
+    def hear(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], *output: Any) -> None:
+        add(layer, next(iter((*output, *arguments, *keywords.values()))))
 
     with ExitStack() as hooks:
         for layer in names:
-            if of == "input":
-                hooks.enter_context(layer.register_forward_pre_hook(hear_input, with_kwargs=True))
-            else:
-                hooks.enter_context(layer.register_forward_hook(hear_output))
+            register = layer.register_forward_pre_hook if of == "input" else layer.register_forward_hook
+            hooks.enter_context(register(hear, with_kwargs=True))
         yield found
 
 
@@ -106,22 +102,20 @@ def unreached(layers: Iterable[str], found: Mapping[str, Any]) -> str:
     no data has reached b, c. Layers that the network never calls, as it reads their weights itself, can be left in \
 float, overrides={'b, c': None}, or quantized but for their inputs: overrides={'b, c': {'activations': None}}.
     """
-    missing = [name for name in layers if name not in found]
-    if not missing:
-        return ""
-    return (
-        f"no data has reached {', '.join(missing)}. Layers that the network never calls, as it reads their weights "
-        f"itself, can be left in float, overrides={{{', '.join(missing)!r}: None}}, or quantized but for their inputs: "
-        f"overrides={{{', '.join(missing)!r}: {{'activations': None}}}}."
+    missing = ", ".join(name for name in layers if name not in found)
+    return missing and (
+        f"no data has reached {missing}. Layers that the network never calls, as it reads their weights itself, can be "
+        f"left in float, overrides={{{missing!r}: None}}, or quantized but for their inputs: overrides={{{missing!r}: "
+        "{'activations': None}}."
     )
 
 
+@dataclass
 class LargestOfChannels:
     """The largest magnitude of each channel: `largest` (C,)."""
 
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
-        self.largest: Tensor | None = None
+    axis: int
+    largest: Tensor | None = None
 
     def add(self, values: Tensor) -> None:
         """Take in one batch."""
@@ -129,13 +123,13 @@ class LargestOfChannels:
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
 
 
+@dataclass
 class MeanOfChannels:
     """The mean of each channel, in float64: `mean` (C,)."""
 
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
-        self.sum: Tensor | float = 0.0
-        self.count = 0
+    axis: int
+    sum: Any = 0.0  # a tensor from the first batch on
+    count: int = 0
 
     def add(self, values: Tensor, times: int = 1) -> None:
         """Take in one batch, or one that stands for so many that are like it."""
@@ -146,7 +140,6 @@ class MeanOfChannels:
     @property
     def mean(self) -> Tensor:
         """Of all batches."""
-        assert isinstance(self.sum, Tensor)
         return self.sum / self.count
 
 

@@ -114,10 +114,10 @@ def engine(
         model = calibrate(prepare(model, weights, activations), [example], progress=False)
     if name == "fake quantized":
         return _of_pytorch(name, copy_of(model, {layer: _rounding(layer) for layer in prepared_layers(model)}))
-    if quantized:
-        model = model if converted else convert(model)
-    else:
+    if not quantized:
         model = _in_float(model)
+    elif not converted:
+        model = convert(model)
     if name in ("float", "integers by hand"):
         return _of_pytorch(name, model)
     if name == "torchao int8":
@@ -127,12 +127,8 @@ def engine(
 
 def _of_pytorch(name: str, model: nn.Module) -> Engine:
     model.eval()
-    return Engine(name, lambda x: one_tensor(model(x)), _bytes_of(model))
-
-
-def _bytes_of(model: nn.Module) -> int:
-    """What the network takes in a file; of one that computes with rounded floats, the floats."""
-    return summary(_in_float(model)).bytes
+    bytes = summary(_in_float(model)).bytes  # of one that computes with rounded floats, those of the floats
+    return Engine(name, lambda x: one_tensor(model(x)), bytes)
 
 
 def _in_float(model: nn.Module) -> nn.Module:

@@ -31,7 +31,7 @@ def equalizing_factors(r1: Any, r2: Any) -> Any:
 
         s = √(r₁ / r₂),   so that   r₁ / s = r₂ · s = √(r₁ r₂)
 
-    A channel that is 0 on one side has no range to equalize: its factor is 1.
+    A channel that is 0 on one side has no range to equalize: its factor is 1. It is `balancing_factors` with α = ½.
 
     Args:
         r1: (C,) the largest |weight| that makes each channel, in the first layer.
@@ -46,11 +46,21 @@ def equalizing_factors(r1: Any, r2: Any) -> Any:
     >>> equalizing_factors(np.array([8.0, 0.5, 0.0]), np.array([2.0, 2.0, 1.0]))
     array([2. , 0.5, 1. ])
     """
+    return balancing_factors(r1, r2, 0.5)
+
+
+def balancing_factors(r1: Any, r2: Any, alpha: float) -> Any:
+    """r₁^α / r₂^(1 − α), and 1 where one of the two is 0; all (C,).
+
+    >>> import numpy as np
+    >>> balancing_factors(np.array([8.0, 0.0]), np.array([2.0, 1.0]), 1)
+    array([8., 1.])
+    """
     xp = array_namespace(r1, r2)
     alive = (r1 > 0) & (r2 > 0)
     one = xp.ones_like(r1)
-    # Two roots, not the root of a ratio: that could overflow where its root does not.
-    return xp.where(alive, xp.sqrt(xp.where(alive, r1, one)) / xp.sqrt(xp.where(alive, r2, one)), one)
+    # Two powers, not the power of a ratio: that could overflow where its root does not.
+    return xp.where(alive, xp.where(alive, r1, one) ** alpha / xp.where(alive, r2, one) ** (1 - alpha), one)
 
 
 def equalize(model: nn.Module) -> nn.Module:

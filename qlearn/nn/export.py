@@ -29,8 +29,8 @@ from qlearn.affine import QParams, dequantize, quantize
 from qlearn.datasets import write_whole
 from qlearn.nn.codebook_layer import CodebookLayer
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
-from qlearn.nn.layers import QuantizedLayer
-from qlearn.nn.network import carry_attributes, carry_hooks, check_model, copy_of
+from qlearn.nn.layers import QuantizedLayer, quantized_layers
+from qlearn.nn.network import carry_attributes, check_model, exchanged
 from qlearn.nn.prepared import ObservedLayer
 from qlearn.nn.storage import writable
 
@@ -182,6 +182,13 @@ def _translations() -> dict[Any, Any]:
 # --- the network as the file will have it -----------------------------------------------------------------------------
 
 
+REFUSED = {  # layers that ONNX has no words for, and why
+    ObservedLayer: "the network is only prepared, so call nn.convert first.",
+    DynamicLayer: "the range of its input is found at run time; use static activations, or activations=None.",
+    CodebookLayer: "its codes are places in a list of levels.",
+}
+
+
 class QDQLayer(nn.Module):
     """A quantized layer as ONNX says it. Whoever reads its weights gets them behind a DequantizeLinear, too.
 
@@ -254,19 +261,13 @@ def _twin(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a layer that ONNX has no words for.
     """
-    instead: dict[nn.Module, nn.Module] = {}
+
     for name, module in model.named_modules():
-        if isinstance(module, ObservedLayer):
-            raise ValueError(_refusal(name, module, "the network is only prepared, so call nn.convert first."))
-        if isinstance(module, DynamicLayer):
-            why = "the range of its input is found at run time; use static activations, or activations=None."
-            raise ValueError(_refusal(name, module, why))
-        if isinstance(module, CodebookLayer):
-            raise ValueError(_refusal(name, module, "its codes are places in a list of levels."))
-        if isinstance(module, QuantizedLayer):
-            instead[module] = QDQLayer(module)
-            carry_hooks(module, instead[module])
-    return copy_of(model, instead).cpu().float().eval()
+        for kind, why in REFUSED.items():
+            if isinstance(module, kind):
+                raise ValueError(_refusal(name, module, why))
+    layers = quantized_layers(model)
+    return exchanged(model, layers, lambda _, layer: QDQLayer(layer)).cpu().float().eval()
 
 
 def _example(twin: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -177,7 +177,7 @@ class FakeQuantize(nn.Module):
 
     def __init__(self, config: QuantConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.source = config, f"range by {config.method}"
 
     def qparams(self, x: Tensor) -> QParams:
         """The quantizer for x, found in x itself. The method "dynamic" takes its smallest and its largest value."""
@@ -191,11 +191,7 @@ class FakeQuantize(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         scheme = "symmetric" if self.config.symmetric else "asymmetric"
-        return f"{self.config.bits} bits {scheme}, {self.config.granularity}, {self._source}"
-
-    @property
-    def _source(self) -> str:
-        return f"range by {self.config.method}"
+        return f"{self.config.bits} bits {scheme}, {self.config.granularity}, {self.source}"
 
 
 class LearnedFakeQuantize(FakeQuantize):
@@ -228,6 +224,7 @@ class LearnedFakeQuantize(FakeQuantize):
 
     def __init__(self, config: QuantConfig, start: QParams | None = None) -> None:
         super().__init__(config)
+        self.source = "scale learned"
         shape = () if start is None else torch.as_tensor(start.scale).shape
         self.per_example = start is None
         self.log_scale = nn.Parameter(torch.full(shape, -torch.inf))  # a scale of 0: not started
@@ -262,10 +259,6 @@ class LearnedFakeQuantize(FakeQuantize):
         # The paper's n: the weights that share a scale, or the features of one example of the input.
         n = x[0].numel() if self.per_example else x.numel() // self.log_scale.numel()
         return _LearnedStep.apply(x, self.log_scale.exp(), own, gradient_scale(n, own.quant_max))
-
-    @property
-    def _source(self) -> str:
-        return "scale learned"
 
 
 def _block_sums(values: Tensor, shape: tuple[int, ...]) -> Tensor:

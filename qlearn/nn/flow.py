@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qlearn.nn.linear_maps import is_linear_map
-from qlearn.nn.network import HOOKS, grouped, in_lines, sharing, used_once
+from qlearn.nn.network import HOOKS, grouped, in_lines, sharing
 
 # What a step does to its channels. All but "?" let a positive factor of a channel through: f(s · x) = s · f(x).
 KEEPS, POOLS, FLATTENS = "keeps", "pools", "flattens"  # where they are; over the image; (N, C, …) → (N, C · …)
@@ -83,6 +83,8 @@ class Flow:
         steps: all of them.
         names: of the network's modules.
         way: how they were found: "traced", "traced in parts" or "recorded".
+        calls: how often each module is called.
+        shared: the modules whose numbers belong to others, too; see `network.sharing`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -90,7 +92,8 @@ class Flow:
         self.steps: list[Step] = []
         self.way = "traced"
         self.calls: Counter[nn.Module | None] = Counter()
-        self._alone, self._shared = used_once(model), sharing(model)
+        self.shared = sharing(model)
+        self._places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
         self._owners = {p: module for module in model.modules() for p in module.parameters(recurse=False)}
         self._forbidden = {module: HEARD for module in model.modules() if hooks(module)}
 
@@ -113,10 +116,10 @@ class Flow:
 
         With others `beside`, named ones, it may share its numbers.
         """
-        shared = self._shared.get(module, [])
+        shared = self.shared.get(module, [])
         if others := [name for name in shared if name not in beside]:
             return f"it shares its numbers with {', '.join(map(repr, others))}"
-        if (module not in self._alone and not shared) or self.calls[module] > 1:
+        if (self._places[module] > 1 and not shared) or self.calls[module] > 1:
             return "it is used more than once"
         if module in self._forbidden:
             return self._forbidden[module]
@@ -134,15 +137,19 @@ class Flow:
         return getattr(module, "does_to_channels", what_does(own))
 
 
+def walk(steps: Iterable[Step], on: Callable[[Step], Iterable[Step]]) -> Iterator[Step]:
+    """These steps and all that they lead to, each once; `on` says where it goes on from one."""
+    seen, todo = set[Step](), list(steps)
+    for at in todo:  # grows
+        if at not in seen:
+            seen.add(at)
+            yield at
+            todo += on(at)
+
+
 def leads_on(step: Step) -> bool:
     """Whether a linear map is somewhere behind a step."""
-    steps = dict.fromkeys(step.readers)
-    while steps:
-        at, _ = steps.popitem()
-        if at.does == MAPS:
-            return True
-        steps.update(dict.fromkeys(at.readers))
-    return False
+    return any(at.does == MAPS for at in walk(step.readers, lambda at: at.readers))
 
 
 def say_left(done: str, left: Mapping[str, str], stacklevel: int = 4) -> None:

@@ -154,9 +154,9 @@ def _in_front(
     if step is None or flow.why_not(norm):
         return flow.why_not(norm)
     source = step.reads[0]
-    while source.reads and (isinstance(source.module, nn.Identity) or source.module in folded_away):
-        if len(source.readers) > 1:
-            break
+    while len(source.reads) == len(source.readers) == 1 and (
+        isinstance(source.module, nn.Identity) or source.module in folded_away
+    ):
         source = source.reads[0]
     if source.module is None or NORM_BEHIND.get(type(source.module)) is not type(norm) or source.does != MAPS:
         return f"it is a {type(norm).__name__} and follows {source.name!r}"

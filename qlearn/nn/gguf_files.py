@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qlearn.formats import FLOAT16, cast
 from qlearn.gguf_blocks import TYPES, BlockType, pack_q4_0, pack_q8_0
-from qlearn.nn.layers import WeightOnlyLayer
+from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import LinearMap, rows_of
 from qlearn.nn.network import linear_maps, naming, refuse_computed_weights, some_of
 from qlearn.nn.packed_files import inside, other_numbers, weight_only_layers
@@ -175,7 +175,7 @@ def _fitting(name: str, weight: Tensor, kind: str, otherwise: str | None) -> Blo
     )
 
 
-def _stored(name: str, layer: WeightOnlyLayer, kind: str) -> Any:
+def _stored(name: str, layer: QuantizedLayer, kind: str) -> Any:
     """The codes of a layer as blocks of that type, with the scales that they have."""
     codes, scale = layer.weight_codes.cpu().numpy(), layer.weight_scale.detach().cpu().numpy()
     outputs, inputs = codes.shape

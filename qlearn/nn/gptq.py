@@ -132,7 +132,6 @@ def hessians(model: nn.Module, batches: Batches, *, forward: Forward | None = No
     tensor([[ 5., -1.],
             [-1.,  1.]], dtype=torch.float64)
     """
-    check_model(model)
     layers = linear_maps(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no {NAMES} layer.")

@@ -237,11 +237,7 @@ class WeightOnlyLayer(QuantizedLayer):
     def compute(self, x: Tensor) -> Tensor:
         """The float layer, on the weights that the codes stand for."""
         bias = None if self.bias is None else saturate(self.bias, x.dtype)
-        parts = []
-        for rows in self._tiles():
-            weight = saturate(self._multiplied(rows), x.dtype)
-            parts.append(self.map(x, weight, None if bias is None else bias[rows]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, self.map.output_axis)
+        return self.map.in_parts(x, ((rows, saturate(self._multiplied(rows), x.dtype)) for rows in self._tiles()), bias)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:

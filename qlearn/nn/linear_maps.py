@@ -12,6 +12,7 @@ the rows are, and how PyTorch multiplies with them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -25,16 +26,14 @@ Supported: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 NAMES = "Linear, Conv1d, Conv2d or ConvTranspose2d"
 
-_PRODUCTS = {
-    **dict.fromkeys(("Linear", "Conv1D"), "linear"),
-    **{"Conv1d": "conv1d", "Conv2d": "conv2d", "ConvTranspose2d": "conv_transpose2d"},
-}
-_OPTIONS = {
-    "Linear": (),
-    "Conv1D": (),
-    "Conv1d": ("stride", "padding", "dilation", "groups"),
-    "Conv2d": ("stride", "padding", "dilation", "groups"),
-    "ConvTranspose2d": ("stride", "padding", "output_padding", "groups", "dilation"),
+# Kind → PyTorch's function, and which attributes of the layer it takes.
+_WINDOW = ("stride", "padding", "dilation", "groups")
+_PRODUCTS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "Linear": (functional.linear, ()),
+    "Conv1D": (functional.linear, ()),
+    "Conv1d": (functional.conv1d, _WINDOW),
+    "Conv2d": (functional.conv2d, _WINDOW),
+    "ConvTranspose2d": (functional.conv_transpose2d, (*_WINDOW, "output_padding")),
 }
 
 
@@ -74,7 +73,7 @@ class LinearMap:
     def of(cls, layer: Supported) -> LinearMap:
         """That of a layer."""
         kind = type(layer).__name__
-        return cls(kind, {name: getattr(layer, name) for name in _OPTIONS[kind]}, tuple(layer.weight.shape))
+        return cls(kind, {name: getattr(layer, name) for name in _PRODUCTS[kind][1]}, tuple(layer.weight.shape))
 
     @property
     def transposed(self) -> bool:
@@ -108,7 +107,12 @@ class LinearMap:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The layer's output for the input x. If the weights are a matrix, they are given as rows, or some of them."""
-        return getattr(functional, _PRODUCTS[self.kind])(x, weight, bias, **self.options)
+        return _PRODUCTS[self.kind][0](x, weight, bias, **self.options)
+
+    def in_parts(self, x: Tensor, parts: Iterable[tuple[slice, Tensor]], bias: Tensor | None) -> Tensor:
+        """The output for x, of weights that are made a part at a time: which rows, and what stands in them."""
+        made = [self(x, weight, None if bias is None else bias[rows]) for rows, weight in parts]
+        return made[0] if len(made) == 1 else torch.cat(made, self.output_axis)
 
     def rows(self, weight: Tensor) -> Tensor:
         """The weights with the output channels first: (O, …).

@@ -79,8 +79,10 @@ def measure_machine() -> Machine:
         a, b = torch.ones(MATRIX, MATRIX), torch.ones(MATRIX, MATRIX)
         product, operations = torch.empty(MATRIX, MATRIX), 2 * MATRIX**3
         in_float = operations / _best(lambda: torch.mm(a, b, out=product))
-        multiply = _int8_product(MATRIX)
-        in_int8 = None if multiply is None else operations / _best(multiply)
+        try:
+            in_int8 = operations / _best(_int8_product(MATRIX))
+        except ImportError:
+            in_int8 = None
     return Machine(bandwidth, in_float, in_int8, instructions())
 
 
@@ -131,12 +133,14 @@ def _best(call: Callable[[], Any]) -> float:
     return min(times)
 
 
-def _int8_product(size: int) -> Callable[[], Any] | None:
-    """A product of two square matrices of int8 codes in ONNX Runtime, as a call; None where that is not installed."""
-    try:
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError:
-        return None
+def _int8_product(size: int) -> Callable[[], Any]:
+    """A product of two square matrices of int8 codes in ONNX Runtime, as a call.
+
+    Raises:
+        ImportError: onnx or onnxruntime is not installed.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
     codes = np.random.default_rng(0).integers(-127, 128, (size, size), dtype=np.int8)
     node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
     ends = (
@@ -145,9 +149,5 @@ def _int8_product(size: int) -> Callable[[], Any] | None:
     )
     graph = helper.make_graph([node], "product", *ends, [numpy_helper.from_array(codes, "b")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    try:
-        session = session_of(model.SerializeToString())
-    except ImportError:
-        return None
-    a = codes.astype(np.uint8)
+    session, a = session_of(model.SerializeToString()), codes.astype(np.uint8)
     return lambda: session.run(None, {"a": a})

@@ -199,8 +199,11 @@ def allocate_bits(sensitivity: Table, sizes: Table, budget: float) -> dict[str, 
     if (chosen := next(fitting, None)) is None:
         smallest = sum(min(options.values()) for options in sizes.values())
         raise ValueError(f"budget={budget:,} is too small: with the fewest bits in every layer it takes {smallest:,}.")
-    while better := _affordable(sensitivity, sizes, chosen, budget - _total(sizes, chosen)):
-        chosen = {**chosen, **better}
+    room = budget - _total(sizes, chosen)
+    while better := [change for change in _changes(sensitivity, sizes, chosen) if change[0] < 0 and change[1] <= room]:
+        *_, name, b = min(better)
+        chosen = {**chosen, name: b}
+        room = budget - _total(sizes, chosen)
     return chosen
 
 
@@ -241,15 +244,6 @@ def overrides_for(bits: Mapping[str, int], weights: QuantConfig = WEIGHTS) -> di
     if not isinstance(bits, Mapping):
         raise TypeError(f"bits={bits!r} must be {{layer: bits}}, as allocate_bits gives it.")
     return {name: {"weights": replace(weights, bits=b)} for name, b in bits.items()}
-
-
-def _affordable(sensitivity: Table, sizes: Table, chosen: Mapping[str, int], room: float) -> dict[str, int]:
-    """The change of one layer that lowers the sum most and fits into the room that is left; {} if there is none."""
-    changes = [change for change in _changes(sensitivity, sizes, chosen) if change[0] < 0 and change[1] <= room]
-    if not changes:
-        return {}
-    *_, name, b = min(changes)
-    return {name: b}
 
 
 def _changes(

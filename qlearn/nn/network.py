@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 import textwrap
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -53,6 +54,31 @@ def check_model(model: object, *, numbers: bool = True) -> None:
         raise ValueError(f"{lazy} has no shape yet, being part of a lazy layer: call the network once, on a batch.")
     if numbers and (meta := next((name for name, p in model.named_parameters() if p.is_meta), None)):
         raise ValueError(f"{meta} is on the meta device, where it has a shape and no numbers: load the weights first.")
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise unless each of these arguments is a whole number, 1 or more.
+
+    >>> check_counts(epochs=8, batch_size=0)
+    Traceback (most recent call last):
+    ValueError: batch_size=0 must be a whole number, 1 or more.
+    """
+    for name, value in counts.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or value < 1:
+            raise (ValueError if whole else TypeError)(f"{name}={value!r} must be a whole number, 1 or more.")
+
+
+def check_places(name: str, values: Tensor, count: int, known: str, hint: str = "") -> None:
+    """Raise unless whole numbers are places in a list of so many; `known` says whose list.
+
+    >>> check_places("labels", torch.tensor([7, 2, 10]), 10, ", and the network knows the classes")
+    Traceback (most recent call last):
+    ValueError: labels go from 2 to 10, and the network knows the classes 0 to 9.
+    """
+    low, high = (int(values.min()), int(values.max())) if values.numel() else (0, 0)
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} go from {low} to {high}{known} 0 to {count - 1}{hint}.")
 
 
 def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
@@ -103,6 +129,25 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     return model
 
 
+def exchanged(model: nn.Module, layers: Mapping[str, Any], make: Callable[[str, Any], nn.Module]) -> nn.Module:
+    """A copy in which new modules, made of these layers, take their places and have their hooks.
+
+    Raises:
+        ValueError, TypeError: what `make` raises; names the layer.
+
+    >>> exchanged(nn.Sequential(layer := nn.ReLU()), {"0": layer}, lambda name, layer: nn.Identity())
+    Sequential(
+      (0): Identity()
+    )
+    """
+    new: dict[nn.Module, nn.Module] = {}
+    for name, layer in layers.items():
+        with naming(name):
+            new[layer] = make(name, layer)
+        carry_hooks(layer, new[layer])
+    return copy_of(model, new)
+
+
 def carry_hooks(old: nn.Module, new: nn.Module) -> None:
     """Let the hooks of a module fire on the one that takes its place."""
     for kind in HOOKS:
@@ -149,24 +194,18 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
             module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
         for parameter in computed:
             parametrize.remove_parametrizations(module, parameter)
-            names.append(name)
-        for which in [key for key in ("weight", "bias") if _is_computed(module, key)]:
-            with torch.no_grad():
-                for hook in list(module._forward_pre_hooks.values()):
-                    if _computes(hook, which):
-                        hook(module, ())
-                value = getattr(module, which).detach().clone()
-            for key in [key for key, hook in module._forward_pre_hooks.items() if _computes(hook, which)]:
+        for key, hook in list(module._forward_pre_hooks.items()):
+            which = getattr(hook, "name", getattr(hook, "_tensor_name", ""))
+            if _is_computed(module, which) and hasattr(hook, "remove"):
+                hook.remove(module)  # as pruning, weight_norm and spectral_norm have it
                 del module._forward_pre_hooks[key]
-            for part in [key for key in (*module._parameters, *module._buffers) if key.startswith(f"{which}_")]:
-                delattr(module, part)
-            vars(module).pop(which, None)
-            module.register_parameter(which, nn.Parameter(value))
+                computed.append(which)
+        if computed:
             names.append(name)
     if names:
         warnings.warn(
-            f"{', '.join(dict.fromkeys(names))}: weights that were computed before each call (pruned, normalized) are "
-            "ordinary numbers in this copy. Training changes them as all others: zeros of pruning do not stay.",
+            f"{', '.join(names)}: weights that were computed before each call (pruned, normalized) are ordinary "
+            "numbers in this copy. Training changes them as all others: zeros of pruning do not stay.",
             stacklevel=4,
         )
     return model
@@ -208,27 +247,15 @@ def sharing(model: nn.Module) -> dict[nn.Module, list[str]]:
     >>> sharing(nn.Sequential(a, b))[a]
     ['1']
     """
-    owners: dict[Tensor, list[tuple[str, nn.Module]]] = defaultdict(list)
+    owners: dict[Tensor, dict[nn.Module, str]] = defaultdict(dict)
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            owners[parameter].append((name, module))
-    found: dict[nn.Module, dict[str, None]] = defaultdict(dict)  # names, each once and in order
+            owners[parameter][module] = name
+    found: dict[nn.Module, dict[nn.Module, str]] = defaultdict(dict)  # each once and in order
     for places in owners.values():
-        for _, module in places:
-            found[module].update({name: None for name, other in places if other is not module})
-    return {module: list(names) for module, names in found.items() if names}
-
-
-def used_once(model: nn.Module) -> set[nn.Module]:
-    """The modules that stand at one place only and share no parameter: changing one of them changes nothing else.
-
-    >>> shared = nn.ReLU()
-    >>> [shared in used_once(nn.Sequential(*steps)) for steps in ([shared], [shared, shared])]
-    [True, False]
-    """
-    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    shared = sharing(model)
-    return {module for module, count in places.items() if count == 1 and module not in shared}
+        for module in places if len(places) > 1 else ():
+            found[module].update(places)
+    return {module: [name for other, name in those.items() if other is not module] for module, those in found.items()}
 
 
 def set_parameter(layer: nn.Module, name: str, value: Tensor) -> None:
@@ -266,10 +293,9 @@ def left_in_float(model: nn.Module, taken: set[nn.Module]) -> list[InFloat]:
     >>> left_in_float(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), set())[1]
     InFloat(name='1', kind='LayerNorm', parameters=6, reason='not a Linear, Conv1d, Conv2d or ConvTranspose2d')
     """
-    read, seen, found = _read_by_parents(model), set[Tensor](), []
+    read, found = _read_by_parents(model), []
     inside = {part for module in taken for part in module.modules()}
-    for module in inside:
-        seen.update(module.parameters(recurse=False))
+    seen = {parameter for module in inside for parameter in module.parameters(recurse=False)}
     for name, module in model.named_modules():
         own = [parameter for parameter in module.parameters(recurse=False) if parameter not in seen]
         seen.update(own)
@@ -291,16 +317,6 @@ def in_float_text(left: list[InFloat], total: int, width: int = 100) -> str:
     return in_lines(f"left in float: {rounded} % of the numbers{': ' if where else ''}{where}", width)
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first of many names, and how many more there are.
-
-    >>> some_of(["a", "b", "c", "d", "e", "f"])
-    'a, b, c, d and 2 more'
-    """
-    more = len(names) - MOST_NAMES
-    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
 def grouped(kinds: Mapping[str, str], most: int | None = None) -> str:
     """Names by their kinds, of each so many at most.
 
@@ -310,10 +326,17 @@ def grouped(kinds: Mapping[str, str], most: int | None = None) -> str:
     names: dict[str, list[str]] = defaultdict(list)
     for name, kind in kinds.items():
         names[kind].append(name)
-    more = {
-        kind: f" and {len(group[most:])} more" if group[most or len(group) :] else "" for kind, group in names.items()
-    }
-    return ", ".join(f"{', '.join(group[:most])}{more[kind]} ({kind})" for kind, group in names.items())
+    return ", ".join(f"{some_of(group, most)} ({kind})" for kind, group in names.items())
+
+
+def some_of(names: Sequence[str], most: int | None = MOST_NAMES) -> str:
+    """So many of these names, and how many more there are.
+
+    >>> some_of(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = len(names) - len(names[:most])
+    return ", ".join(names[:most]) + (f" and {more} more" if more else "")
 
 
 def in_lines(text: str, width: int = 100) -> str:
@@ -358,10 +381,6 @@ def plain_lists(model: nn.Module) -> Iterator[tuple[str, int]]:
 def _is_computed(module: nn.Module, which: str) -> bool:
     """Whether a parameter of that name is a plain attribute, which a hook sets."""
     return isinstance(vars(module).get(which), Tensor) and which not in module._parameters
-
-
-def _computes(hook: Any, which: str) -> bool:
-    return getattr(hook, "name", getattr(hook, "_tensor_name", None)) == which
 
 
 def _lazy_clone(tensor: Tensor) -> Tensor:

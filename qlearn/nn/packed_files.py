@@ -30,6 +30,7 @@ from qlearn.nn.fake_quantize import FakeQuantize
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer, quantized_layers
 from qlearn.nn.network import check_model, grouped, linear_maps
 from qlearn.nn.prepared import ObservedLayer
+from qlearn.nn.storage import writable
 from qlearn.packing import pack
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -75,7 +76,8 @@ def write_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) -
     tensors = dict(other_numbers(model))
     for name, layer in layers.items():
         tensors.update({inside(name, what): tensor for what, tensor in _parts(layer)})
-    folder = _folder(folder)
+    folder = writable(folder, "folder")
+    folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished.") as place:
         save_file({name: t.contiguous().clone() for name, t in tensors.items()}, Path(place, WEIGHTS), {"format": "pt"})
         (folder / CONFIG).unlink(missing_ok=True)
@@ -84,8 +86,8 @@ def write_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) -
     return sum((folder / name).stat().st_size for name in (WEIGHTS, CONFIG))
 
 
-def weight_only_layers(model: nn.Module, allowed: Collection[str] = ("Linear",)) -> dict[str, WeightOnlyLayer]:
-    """The layers of a network that are nothing but codes and scales of a matrix, if it holds no others: name → layer.
+def weight_only_layers(model: nn.Module, allowed: Collection[str] = ("Linear",)) -> dict[str, QuantizedLayer]:
+    """The layers of a network that have codes, if all are nothing but codes and scales of a matrix: name → layer.
 
     Args:
         allowed: the kinds of layers that a file has a place for.
@@ -103,21 +105,19 @@ def weight_only_layers(model: nn.Module, allowed: Collection[str] = ("Linear",))
             raise ValueError(f"{where} is only prepared: call nn.convert first.")
         if isinstance(module, (AdaptedLayer, CodebookLayer)):
             raise ValueError(f"{where} holds more than codes and scales, for which files of others have no place.")
-    layers: dict[str, WeightOnlyLayer] = {}
-    kinds = {name: layer.map.kind for name, layer in quantized_layers(model).items() if layer.map.kind not in allowed}
-    if kinds:
+    layers = quantized_layers(model)
+    if kinds := {name: layer.map.kind for name, layer in layers.items() if layer.map.kind not in allowed}:
         names = list(kinds)
         which = f"layer {names[0]!r} is a {kinds[names[0]]}" if len(names) == 1 else f"layers {grouped(kinds)} are none"
         raise ValueError(
             f"{which}: files of others have codes of Linear layers only; overrides={{{', '.join(names)!r}: None}} "
             "leaves the rest in float."
         )
-    for name, layer in quantized_layers(model).items():
+    for name, layer in layers.items():
         if not isinstance(layer, WeightOnlyLayer):
             raise ValueError(f"layer {name!r} quantizes its input, too: use activations=None, which keeps it in float.")
         if layer.weight_limits[0] >= 0:
             raise ValueError(f"layer {name!r} has asymmetric codes: use QuantConfig(symmetric=True, …).")
-        layers[name] = layer
     return layers
 
 
@@ -137,20 +137,7 @@ def inside(name: str, what: str) -> str:
     return f"{name}.{what}" if name else what
 
 
-def _folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder, made if need be."""
-    if not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(f"folder is a {type(folder).__name__}: wanted is the name of a folder.")
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file: wanted is the name of a folder.")
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder.parent}: make it first, or write somewhere else.")
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def _parts(layer: WeightOnlyLayer) -> Iterator[tuple[str, Tensor]]:
+def _parts(layer: QuantizedLayer) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a layer."""
     codes, scale = layer.weight_codes.cpu(), layer.weight_scale.detach().cpu()
     outputs, inputs = codes.shape
@@ -167,7 +154,7 @@ def _words(codes: Tensor, bits: int) -> Tensor:
     return pack(filled, bits).reshape(len(codes), -1).view(torch.int32)
 
 
-def _config(model: nn.Module, layers: dict[str, WeightOnlyLayer]) -> dict[str, Any]:
+def _config(model: nn.Module, layers: dict[str, QuantizedLayer]) -> dict[str, Any]:
     """What config.json says: one group for all layers that are quantized alike, which it names."""
     groups: dict[str, dict[str, Any]] = {}
     for name, layer in layers.items():
@@ -198,7 +185,7 @@ def _sizes(model: Any) -> dict[str, Any]:
     return sizes
 
 
-def _scheme(layer: WeightOnlyLayer) -> dict[str, Any]:
+def _scheme(layer: QuantizedLayer) -> dict[str, Any]:
     """How a layer's weights are quantized, in the words of compressed-tensors."""
     scheme = {"num_bits": layer.bits, "type": "int", "symmetric": True, "strategy": "tensor"}
     if layer.weight_scale.ndim:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 
 from qlearn.nn.batches import Forward, as_tensor, call, device_of, evaluating, one_tensor
 from qlearn.nn.language_model import ALPHABET, CONTEXT, to_tokens, windows
-from qlearn.nn.network import check_model
+from qlearn.nn.network import check_counts, check_model, check_places
 
 BATCH_SIZE = 64  # windows at once, at most
 LOGITS = 1 << 25  # numbers that are put out at once, at most: 128 MB
@@ -65,8 +64,7 @@ def perplexity(
     80.0
     """
     check_model(model)
-    if isinstance(context, bool) or not isinstance(context, Integral) or context < 1:
-        raise ValueError(f"context={context!r} must be a whole number, 1 or more: the tokens of a window.")
+    check_counts(context=context)
     of_characters = isinstance(text, (str, bytes))
     inputs, following = windows(text if of_characters else as_tokens(text), int(context))
     total, size, device = 0.0, BATCH_SIZE, device_of(model)
@@ -74,7 +72,8 @@ def perplexity(
         if not of_characters:
             first = torch.zeros(1, 1, dtype=torch.int64, device=device)
             vocabulary = logits_of(model, first, forward=forward).shape[-1]
-            _refuse_unknown(as_tokens(text), vocabulary)
+            hint = ": they come from another model's tokenizer"
+            check_places("tokens", as_tokens(text), vocabulary, ", and the network has logits for", hint)
             size = min(BATCH_SIZE, max(1, LOGITS // (inputs.shape[1] * vocabulary)))
         pairs = list(zip(inputs.split(size), following.split(size), strict=True))
         for x, y in tqdm(pairs, desc="Reading", unit="batch", leave=False, disable=not progress):
@@ -111,15 +110,6 @@ def as_tokens(text: Any) -> Tensor:
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise TypeError(f"tokens have dtype {tokens.dtype}: wanted are whole numbers, as a tokenizer gives them.")
     return tokens.long().reshape(-1, tokens.shape[-1])
-
-
-def _refuse_unknown(tokens: Tensor, vocabulary: int) -> None:
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= vocabulary:
-        raise ValueError(
-            f"tokens go from {low} to {high}, and the network has logits for 0 to {vocabulary - 1}: they come from "
-            "another model's tokenizer."
-        )
 
 
 def logits_of(

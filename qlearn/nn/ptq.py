@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from qlearn.granularity import PerAxis
 from qlearn.nn.batches import Batches, Forward, device_of
 from qlearn.nn.collect import collected, unreached
 from qlearn.nn.distributed import TIMEOUT, merged, telling, workers
-from qlearn.nn.network import carry_hooks, copy_of, naming
+from qlearn.nn.network import exchanged
 from qlearn.nn.prepared import ObservedLayer, Overrides, already, prepare_layers, prepared_layers, say_what_stays
 
 WEIGHTS = QuantConfig(symmetric=True, granularity=PerAxis(0))
@@ -121,40 +122,40 @@ def calibrate(
     observed = {layer.name: layer for layer in layers if layer.observer is not None}
     if not observed:
         return model
-    before: dict[str, Any] = {name: copy.deepcopy(layer.observer) for name, layer in observed.items()}
+    before: dict[str, Any] = {name: layer.observer for name, layer in observed.items()}
     together = workers()[1] > 1
+    options: Any = {"forward": forward, "desc": "Calibrating", "progress": progress, "some": not together}
     try:
         with telling("nn.calibrate", timeout):
             for layer in layers:
                 layer.calibrating = True
-            for name in before if together else ():
-                nothing = type(before[name])(before[name].config)
-                before[name].merge(nothing)  # or refuse, before any work is done
-                observed[name].observer = nothing
-            options: Any = {"forward": forward, "desc": "Calibrating", "progress": progress, "some": not together}
-            collected(model, observed, _Observing, batches, **options)
+            for observer in before.values() if together else ():
+                observer.merge(_that_saw_nothing(observer))  # or refuse, before any work is done
+            start = _that_saw_nothing if together else copy.deepcopy
+            found = collected(model, observed, lambda layer: _Observing(start(layer.observer)), batches, **options)
+        seen = {name: observing.observer for name, observing in found.items()}
         if together:
-            shares: dict[str, Any] = {name: layer.observer for name, layer in observed.items()}
-            for name, observer in merged("nn.calibrate", before, shares, device_of(model), timeout).items():
-                observed[name].observer = observer
-    except BaseException:
-        for name, layer in observed.items():
-            layer.observer = before[name]
-        raise
+            seen = merged("nn.calibrate", before, seen, device_of(model), timeout)
     finally:
         for layer in layers:
             layer.calibrating = False
+    for name, observer in seen.items():
+        observed[name].observer = observer
     return model
 
 
+@dataclass
 class _Observing:
-    """A layer's own observer as the statistic that is collected."""
+    """An observer as the statistic that is collected."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.observer: Any = layer.observer
+    observer: Any
 
     def add(self, values: Tensor) -> None:
         self.observer.observe(values)
+
+
+def _that_saw_nothing(observer: Any) -> Any:
+    return type(observer)(observer.config)
 
 
 def convert(model: nn.Module) -> nn.Module:
@@ -185,13 +186,6 @@ def convert(model: nn.Module) -> nn.Module:
     ready = {layer.name: layer for layer in layers if layer.ready}
     if blind := unreached((layer.name for layer in layers), ready):
         raise RuntimeError(f"call nn.calibrate(model, batches) before convert: {blind}")
-    converted = copy_of(model, {layer: _converted(layer) for layer in layers}).eval()
+    converted = exchanged(model, ready, lambda _, layer: layer.converted()).eval()
     vars(converted).pop("noticed", None)
     return converted
-
-
-def _converted(layer: ObservedLayer) -> nn.Module:
-    with naming(layer.name):
-        made = layer.converted()
-    carry_hooks(layer, made)
-    return made

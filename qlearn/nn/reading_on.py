@@ -127,12 +127,10 @@ def reads_on(model: nn.Module) -> TypeGuard[LanguageModel]:
     )
 
 
-def _is_plain(block: nn.Module) -> bool:
+def _is_plain(block: Any) -> bool:
     """Whether a block is built as `Block` says, of whatever layers."""
-    return type(block) is Block and all(
-        type(part) is kind
-        for part, kind in ((block.attention, Attention), (block.mlp, GatedMLP), (block.dropout, nn.Dropout))
-    )
+    kinds = [Block, Attention, GatedMLP, nn.Dropout]
+    return type(block) is Block and [type(m) for m in (block, block.attention, block.mlp, block.dropout)] == kinds
 
 
 def _looks_around(module: nn.Module) -> bool:

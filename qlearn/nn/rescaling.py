@@ -217,16 +217,15 @@ def _behind(step: Step, source: Step, layout: Any) -> Any:
 def _columns(flow: Flow, site: Site, layer: nn.Module, layout: Any, width: int) -> Tensor | None:
     """The `reads` of a site with this consumer, if they are not blocks of neighbours."""
     axes, inputs, channels = len(layer.weight.shape) - 2, LinearMap.of(layer).inputs, site.channels
+    grouped = layout == MOVED and inputs != channels
     if layout in (BLOCKS, MOVED):
-        fits = axes == 0 and inputs % channels == 0 and (layout == BLOCKS or inputs == channels or width > 0)
+        fits = axes == 0 and inputs % channels == 0 and not (grouped and (width == 0 or channels % width))
     else:
         fits = axes == layout and inputs == channels
     if not fits:
         raise _NoSite(f"{flow.names[layer]!r} reads it in another order")
-    if layout != MOVED or inputs == channels:
+    if not grouped:
         return None
-    if channels % width:
-        raise _NoSite(f"{flow.names[layer]!r} reads it in another order")
     # Grouped queries: several heads in a row read the same head of values.
     heads = torch.arange(channels).reshape(-1, 1, width)
     return heads.expand(-1, inputs // channels, -1).flatten()
@@ -274,20 +273,24 @@ def is_norm(module: nn.Module) -> bool:
     weight = own.get("weight")
     if weight is None or weight.ndim != 1 or not set(own) <= {"weight", "bias"}:
         return False
-    norm = copy.deepcopy(module).float().eval()  # the smallest numbers of float16 lose bits when they are divided
     s = 2.0 ** (torch.arange(len(weight)) % 5)
     x = torch.sin(torch.arange(6.0 * len(weight))).reshape(2, 3, -1).to(weight.device)
+    numbers = torch.cos(torch.arange(len(weight)))
+    before, after = (given_by(module, x, dict.fromkeys(own, value)) for value in (numbers, numbers / s))
+    return before is not None and after is not None and torch.equal(after * s.to(after), before)
+
+
+def given_by(module: nn.Module, x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor | None:
+    """What a copy of a module in float32, with these parameters, makes of x in eval mode; None if it cannot take it."""
+    twin = copy.deepcopy(module).float().eval()  # the smallest numbers of float16 lose bits when they are divided
     with torch.no_grad():
         try:
-            for parameter in norm.parameters():
-                parameter.copy_(torch.cos(torch.arange(len(weight))))
-            before = norm.forward(x)
-            for parameter in norm.parameters():
-                parameter.div_(s.to(parameter))
-            after = norm.forward(x)
+            for name, parameter in twin.named_parameters():
+                parameter.copy_(numbers[name])
+            y = twin.forward(x)
         except Exception:  # whatever a module may raise that takes something else
-            return False
-        return isinstance(after, Tensor) and after.shape == x.shape and torch.equal(after * s.to(after), before)
+            return None
+    return y if isinstance(y, Tensor) and y.shape == x.shape else None
 
 
 def _not_reached(model: nn.Module, flow: Flow, found: Sequence[Site], why: Mapping[str, str]) -> dict[str, str]:
@@ -312,23 +315,21 @@ def _not_reached(model: nn.Module, flow: Flow, found: Sequence[Site], why: Mappi
 def _checked(model: nn.Module, given: Sequence[Site]) -> list[Site]:
     """Sites that somebody has handed over, if they can be rescaled."""
     refuse_unless_float(model)
-    names = {module: name for name, module in model.named_modules()}
-    shared = sharing(model)
+    names, shared = {module: name for name, module in model.named_modules()}, sharing(model)
     read: set[nn.Module] = set()
     for site in given:
+        where = f"site {site.name!r}:"
         for layer in (site.producer, *site.consumers):
             if layer not in names:
-                raise ValueError(f"site {site.name!r}: its {type(layer).__name__} is no module of this model.")
+                raise ValueError(f"{where} its {type(layer).__name__} is no module of this model.")
             if layer in shared:
-                raise ValueError(f"site {site.name!r}: {names[layer]!r} shares its numbers with {shared[layer][0]!r}.")
+                raise ValueError(f"{where} {names[layer]!r} shares its numbers with {shared[layer][0]!r}.")
         for layer in site.consumers:
             if not is_linear_map(layer) or (site.reads is None and LinearMap.of(layer).inputs % site.channels):
-                raise ValueError(f"site {site.name!r}: {names[layer]!r} is no linear map of {site.channels} channels.")
+                raise ValueError(f"{where} {names[layer]!r} is no linear map of {site.channels} channels.")
             if layer in read:
-                raise ValueError(f"site {site.name!r}: another site has {names[layer]!r} as a consumer already.")
+                raise ValueError(f"{where} another site has {names[layer]!r} as a consumer already.")
             read.add(layer)
         if not is_linear_map(site.producer) and not is_norm(site.producer):
-            raise ValueError(
-                f"site {site.name!r}: the output of {names[site.producer]!r} does not scale with its weight."
-            )
+            raise ValueError(f"{where} the output of {names[site.producer]!r} does not scale with its weight.")
     return list(given)

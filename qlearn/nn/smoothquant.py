@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from array_api_compat import array_namespace
 from torch import Tensor, nn
 
 from qlearn.nn.batches import Batches, Forward, listed
 from qlearn.nn.collect import LargestOfChannels, collected
+from qlearn.nn.equalization import balancing_factors
 from qlearn.nn.linear_maps import LinearMap
 from qlearn.nn.rescaling import copied
 from qlearn.nn.site import Site, rescale
@@ -47,12 +47,7 @@ def smoothing_factors(largest_x: Any, largest_w: Any, alpha: float = 0.5) -> Any
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} must be from 0 to 1.")
-    xp = array_namespace(largest_x, largest_w)
-    alive = (largest_x > 0) & (largest_w > 0)
-    one = xp.ones_like(largest_x)
-    return xp.where(
-        alive, xp.where(alive, largest_x, one) ** alpha / xp.where(alive, largest_w, one) ** (1 - alpha), one
-    )
+    return balancing_factors(largest_x, largest_w, alpha)
 
 
 def smooth(

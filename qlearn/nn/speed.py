@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from qlearn.nn.batches import Forward, call, evaluating
-from qlearn.nn.linear_maps import LinearMap, Supported
+from qlearn.nn.linear_maps import NAMES, LinearMap, Supported
 from qlearn.nn.network import linear_maps
 from qlearn.nn.threads import one_thread
 
@@ -197,5 +197,5 @@ def layer_work(
             hooks.enter_context(layer.register_forward_hook(note, with_kwargs=True))
         call(model, example, forward)
     if not found:
-        raise ValueError("this network has called no Linear, Conv1d, Conv2d or ConvTranspose2d.")
+        raise ValueError(f"this network has called no {NAMES}.")
     return found

@@ -98,15 +98,18 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Modul
     return model
 
 
-def writable(path: str | os.PathLike[str]) -> Path:
-    """The path of a file that is to be written.
+def writable(path: str | os.PathLike[str], what: str = "file") -> Path:
+    """The path of a file or "folder" that is to be written.
 
     Raises:
-        TypeError: no path.  FileNotFoundError, IsADirectoryError: its folder is missing, or it is a folder itself.
+        TypeError: no path.  FileNotFoundError: its folder is missing.
+        IsADirectoryError, NotADirectoryError: it is a folder itself, or a file where a folder is wanted.
     """
-    path = _path(path)
-    if path.is_dir():
+    path = _path(path, what)
+    if what == "file" and path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: wanted is the name of a file in it.")
+    if what == "folder" and path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file: wanted is the name of a folder.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}: make it first, or write somewhere else.")
     return path
@@ -138,9 +141,10 @@ def readable(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _path(path: str | os.PathLike[str]) -> Path:
+def _path(path: str | os.PathLike[str], what: str = "file") -> Path:
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path is a {type(path).__name__}: wanted is the name of a file.")
+        argument = "path" if what == "file" else what
+        raise TypeError(f"{argument} is a {type(path).__name__}: wanted is the name of a {what}.")
     return Path(path)
 
 
@@ -200,16 +204,11 @@ def _layer_of_codes(layer: Any, parts: dict[str, Tensor], configuration: dict[st
 
 def _state(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state of a model, in which what is used in several places has its first name only."""
-    seen: set[torch.nn.Module] = set()
-    again = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        if module in seen:
-            again.append(f"{name}.")
-        seen.add(module)
-    first = {parameter: name for name, parameter in reversed([*model.named_parameters(remove_duplicate=False)])}
-    tied = {name for name, p in model.named_parameters(remove_duplicate=False) if first[p] != name}
+    first = dict(model.named_modules())
+    again = tuple(f"{name}." for name, _ in model.named_modules(remove_duplicate=False) if name not in first)
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
     state = model.state_dict()
-    return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(again)) and name not in tied}
+    return {name: tensor for name, tensor in state.items() if not name.startswith(again) and name not in tied}
 
 
 def _without_seen(model: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

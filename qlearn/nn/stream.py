@@ -9,7 +9,7 @@ modules count for nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qlearn.nn.flow import KEEPS, MAPS, MIXES, MOVES, TIMES, Flow, Step
+from qlearn.nn.flow import KEEPS, MAPS, MIXES, MOVES, TIMES, Flow, Step, walk
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
-from qlearn.nn.network import refuse_computed_weights, sharing
-from qlearn.nn.rescaling import is_norm
+from qlearn.nn.network import refuse_computed_weights
+from qlearn.nn.rescaling import given_by, is_norm
 
 PASS = {"dropout", "identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas", "half", "bfloat16"}
-ADDS = {"add", "iadd", "radd"}
+ADDS, CUTS = {"add", "iadd", "radd"}, {"split", "chunk"}
 SAME = 1e-2  # of the largest output of a norm, to which it adds a small number
 
 
@@ -33,7 +33,7 @@ class Stream:
 
     Attributes:
         width: how many channels.
-        known: the norms of the network.
+
         values: the steps that make them.
         writers: linear maps and embeddings.
         readers: linear map → the norm that it reads the stream through, None if through none.
@@ -42,7 +42,7 @@ class Stream:
     """
 
     width: int
-    known: set[Step]
+
     values: dict[Step, None] = field(default_factory=dict)
     writers: list[Step] = field(default_factory=list)
     readers: dict[Step, Step | None] = field(default_factory=dict)
@@ -53,10 +53,6 @@ class Stream:
     def centred(self) -> bool:
         """Whether its norms take the mean of the channels out."""
         return any(type(norm.module) is nn.LayerNorm for norm in self.norms)
-
-
-class _NoStream(Exception):
-    """Why there is none."""
 
 
 def streams_of(flow: Flow, model: nn.Module) -> list[Stream]:
@@ -70,20 +66,14 @@ def streams_of(flow: Flow, model: nn.Module) -> list[Stream]:
     for step in norms:
         if any(step in stream.norms for stream in found):
             continue
-        stream = Stream(step.shape[-1], set(norms))
-        try:
-            _follow(stream, step.reads[0])
-        except _NoStream as reason:
-            if any(map(_adds, stream.values)):
-                raise ValueError(f"{kind} has a residual stream that cannot be rotated: {reason}.") from None
-            continue
+        stream = Stream(step.shape[-1])
+        why = _follow(stream, step.reads[0], norms)
         if any(map(_adds, stream.values)):
             found.append(stream)
+            if why := why or _why_not(flow, stream):
+                raise ValueError(f"{kind} has a residual stream that cannot be rotated: {why}.")
     if not found:
         raise ValueError(f"{kind} has no residual stream: sums that a norm reads, and linear maps behind it.")
-    for stream in found:
-        if why := _why_not(flow, stream, sharing(model)):
-            raise ValueError(f"{kind} has a residual stream that cannot be rotated: {why}.")
     for module, name in flow.names.items():
         if (is_linear_map(module) or isinstance(module, nn.Embedding)) and not flow.calls[module]:
             raise ValueError(
@@ -93,48 +83,38 @@ def streams_of(flow: Flow, model: nn.Module) -> list[Stream]:
     return found
 
 
-def _follow(stream: Stream, source: Step) -> None:
-    """Fill a stream with all that is connected with one of its values."""
-    steps = [source]
-    for at in steps:  # grows
-        if at in stream.values:
-            continue
-        stream.values[at] = None
-        if at.does == MAPS or isinstance(at.module, nn.Embedding):
-            stream.writers.append(at)
-        elif _adds(at) or _passes(at, stream.width):
-            steps += at.reads
-        elif at in stream.known:
-            raise _NoStream(f"{at.name!r}, a norm, writes into it, as in a post-norm model")
-        elif at.name == "an input":
-            raise _NoStream("a part of it is made by no layer")
-        else:
-            raise _NoStream(f"{at.name!r} writes into it and is no linear map")
-        for reader in dict.fromkeys(at.readers):
-            if _adds(reader):
-                steps.append(reader)
-            elif reader in stream.known:
-                stream.norms.append(reader)
-                _follow_norm(stream, reader)
-            elif _passes(reader, stream.width):
-                steps.append(reader)
-            elif reader.does == MAPS:
-                stream.readers[reader] = None
+def _follow(stream: Stream, source: Step, known: Collection[Step]) -> str:
+    """Fill a stream with all that is connected with one of its values; why it cannot be rotated, or "".
+
+    `known` are the norms of the network.
+    """
+    steps: list[tuple[Step, Step | None]] = [(source, None)]  # and the norm behind which a step is
+    for at, norm in steps:  # grows
+        if norm is None:
+            if at in stream.values:
+                continue
+            stream.values[at] = None
+            if at.does == MAPS or isinstance(at.module, nn.Embedding):
+                stream.writers.append(at)
+            elif _adds(at) or _passes(at, stream.width):
+                steps += [(source, None) for source in at.reads]
+            elif at in known:
+                return f"{at.name!r}, a norm, writes into it, as in a post-norm model"
+            elif at.name == "an input":
+                return "a part of it is made by no layer"
             else:
-                stream.others.append(reader)
-
-
-def _follow_norm(stream: Stream, norm: Step) -> None:
-    """Find who reads a norm."""
-    steps = [norm]
-    for at in steps:  # grows
+                return f"{at.name!r} writes into it and is no linear map"
         for reader in dict.fromkeys(at.readers):
             if reader.does == MAPS:
                 stream.readers[reader] = norm
-            elif _passes(reader, stream.width):
-                steps.append(reader)
+            elif _passes(reader, stream.width) or (norm is None and _adds(reader)):
+                steps.append((reader, norm))
+            elif norm is None and reader in known:
+                stream.norms.append(reader)
+                steps.append((reader, reader))
             else:
                 stream.others.append(reader)
+    return ""
 
 
 def _adds(step: Step) -> bool:
@@ -162,25 +142,21 @@ def _is_norm_step(step: Step) -> bool:
         return tuple(module.normalized_shape) == (width,)
     if any(True for _ in module.children()) or (own and not is_norm(module)):
         return False
-    norm = copy.deepcopy(module).cpu().float().eval()
+    norm, plain = copy.deepcopy(module).cpu().float(), {name: torch.tensor(float(name == "weight")) for name in own}
     x = torch.sin(torch.arange(6.0 * width)).reshape(2, 3, width)
     v = functional.normalize(torch.arange(1.0, width + 1), dim=0)
 
     def mirrored(x: Tensor) -> Tensor:
         return x - 2 * (x @ v)[..., None] * v
 
-    with torch.no_grad():
-        try:
-            for name, parameter in norm.named_parameters():
-                parameter.fill_(name == "weight")
-            wanted = mirrored(norm.forward(x))
-            found = (norm.forward(factor * mirrored(x)) for factor in (1, 2))
-            return all(bool((y - wanted).abs().max() <= SAME * wanted.abs().max()) for y in found)
-        except Exception:  # whatever a module may raise that takes something else
-            return False
+    wanted, *found = (given_by(norm, part, plain) for part in (x, mirrored(x), 2 * mirrored(x)))
+    if wanted is None:
+        return False
+    wanted = mirrored(wanted)
+    return all(y is not None and bool((y - wanted).abs().max() <= SAME * wanted.abs().max()) for y in found)
 
 
-def _why_not(flow: Flow, stream: Stream, shared: dict[nn.Module, list[str]]) -> str:
+def _why_not(flow: Flow, stream: Stream) -> str:
     """Why a stream's layers cannot be changed, or ""."""
     embeddings = {step.name for step in stream.writers if isinstance(step.module, nn.Embedding)}
     maps = {step.name for step in stream.readers}
@@ -188,7 +164,7 @@ def _why_not(flow: Flow, stream: Stream, shared: dict[nn.Module, list[str]]) -> 
     refuse_computed_weights({flow.names[layer]: layer for layer in layers})
     for layer in layers:
         name = flow.names[layer]
-        owners = {name, *shared.get(layer, ())}
+        owners = {name, *flow.shared.get(layer, ())}
         tied = len(owners) == 2 and len(owners & embeddings) == len(owners & maps) == 1
         if reason := flow.why_not(layer, beside=owners if tied else ()):
             return f"{name!r} belongs to it, and {reason}"
@@ -225,55 +201,39 @@ def values_of(flow: Flow, streams: Iterable[Stream]) -> tuple[list[Values], dict
     """The values of all attentions that write into a stream, and why some cannot be turned: output layer → reason."""
     found, left = [], {}
     for output in (step for stream in streams for step in stream.writers if _behind_attention(step)):
-        try:
-            found.append(_behind_output(flow, output))
-        except _NoStream as reason:
-            left[output.name] = str(reason)
+        values = _behind_output(flow, output)
+        if isinstance(values, str):
+            left[output.name] = values
+        else:
+            found.append(values)
     return found, left
 
 
-def _behind_output(flow: Flow, output: Step) -> Values:
-    """The values that an attention's output reads, through steps that only move them."""
+def _behind_output(flow: Flow, output: Step) -> Values | str:
+    """The values that an attention's output reads, through steps that only move them; or why they are not known."""
     at = output.reads[0]
-    while at.does in (MOVES, KEEPS) and len(at.reads) == 1:
-        at = _only_reader(at).reads[0]
-    if at.does != MIXES:
-        raise _NoStream(f"{at.name!r} stands between it and its values")
-    at = _only_reader(at).reads[at.values_place]
-    width, rows = at.shape[-1], 0
-    while at.does != MAPS:
-        if len(at.reads) != 1 or not (at.does in (MOVES, KEEPS) or at.name in ("split", "chunk")):
-            raise _NoStream(f"{at.name!r} stands between it and its values")
-        rows = at.shape[-1]
+    while at.does in (MOVES, KEEPS) and len(at.reads) == len(at.readers) == 1:
         at = at.reads[0]
-    layer = at.module
-    assert layer is not None
-    outputs = LinearMap.of(layer).outputs
-    if reason := flow.why_not(layer):
-        raise _NoStream(f"it reads {at.name!r}, and {reason}")
-    part = rows if len(at.readers) > 1 or any(step.name in ("split", "chunk") for step in at.readers) else outputs
-    if part % width or not LinearMap.of(layer).is_matrix:
-        raise _NoStream(f"the values' place in {at.name!r} is not known")
+    if at.does != MIXES or len(at.readers) > 1:
+        return f"{at.name!r} stands between it and its values, or is read by others, too"
+    at = at.reads[at.values_place]
+    width, rows = at.shape[-1], 0
+    while len(at.reads) == 1 and (at.does in (MOVES, KEEPS) or at.name in CUTS):
+        at, rows = at.reads[0], at.shape[-1]
+    if at.does != MAPS or not (values := LinearMap.of(at.module)).is_matrix:
+        return f"{at.name!r} stands between it and its values"
+    if reason := flow.why_not(at.module):
+        return f"it reads {at.name!r}, and {reason}"
+    part = rows if len(at.readers) > 1 or any(step.name in CUTS for step in at.readers) else values.outputs
+    if part % width:
+        return f"the values' place in {at.name!r} is not known"
     return Values(at.name, output.name, part, width)
-
-
-def _only_reader(step: Step) -> Step:
-    """The step itself, if one step only reads it."""
-    if len(step.readers) != 1:
-        raise _NoStream(f"several read {step.name!r}")
-    return step
 
 
 def _behind_attention(step: Step) -> bool:
     """Whether tokens are mixed between a linear map and those in front of it."""
-    steps = dict.fromkeys(step.reads)
-    while steps:
-        at, _ = steps.popitem()
-        if at.does == MIXES:
-            return True
-        if at.does != MAPS:
-            steps.update(dict.fromkeys(at.reads))
-    return False
+    between = walk(step.reads, lambda at: [] if at.does == MAPS else at.reads)
+    return any(at.does == MIXES for at in between)
 
 
 def ends_of_mlps(streams: Iterable[Stream]) -> dict[str, int]:

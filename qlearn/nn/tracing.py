@@ -155,14 +155,11 @@ def _flattens(node: fx.Node) -> bool:
     """flatten(x, 1), x.view(x.size(0), -1), x.reshape(x.shape[0], -1)."""
     name = function_name(node.target)
     if name == "flatten":
-        start, end = (*node.args[1:], *(1, -1)[len(node.args) - 1 :]) if len(node.args) > 1 else (0, -1)
-        return node.kwargs.get("start_dim", start) == 1 and node.kwargs.get("end_dim", end) == -1
+        axes = dict(zip(("input", "start_dim", "end_dim"), node.args, strict=False)) | node.kwargs
+        return (axes.get("start_dim", 0), axes.get("end_dim", -1)) == (1, -1)
     if name not in ("view", "reshape"):
         return False
-    given: list[Any] = [*node.args, *node.kwargs.values()]
-    x, sizes = given[0], given[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-        sizes = list(sizes[0])
+    x, *sizes = tree_leaves((node.args, node.kwargs))
     if len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node):
         return False
     if sizes[0].target is operator.getitem and sizes[0].args[1] == 0 and isinstance(sizes[0].args[0], fx.Node):

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from qlearn.nn.batches import Forward, as_tensor, call, device_of, evaluating, one_tensor
 from qlearn.nn.distributed import TIMEOUT, Part, exchange, telling, workers
-from qlearn.nn.network import check_model
+from qlearn.nn.network import check_counts, check_model, check_places
 from qlearn.nn.threads import one_thread
 
 UNTRAINABLE = (
@@ -72,21 +73,10 @@ def train(
     >>> len(losses), accuracy(model, images, labels)
     (200, 1.0)
     """
-    from tqdm.auto import tqdm
-
-    losses: list[float] = []
     options: Any = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "forward": forward}
     steps = training_steps(model, images, labels, epochs=epochs, **options)
     an_epoch = -(-len(images) // batch_size)
-    bar = tqdm(total=epochs * an_epoch, desc="Training", unit="step", leave=False, disable=not progress)
-    with bar, closing(steps):  # an interrupt in this loop, too, must end the steps: they put the model into eval mode
-        for loss in steps:
-            losses.append(loss)
-            recent = losses[-50:]
-            epoch = (len(losses) - 1) // an_epoch + 1
-            bar.set_postfix_str(f"epoch {epoch} of {epochs}, loss {sum(recent) / len(recent):.3f}", refresh=False)
-            bar.update()
-    return losses
+    return losses_of(steps, epochs * an_epoch, progress, lambda step: f"epoch {step // an_epoch + 1} of {epochs}, ")
 
 
 def training_steps(
@@ -105,20 +95,15 @@ def training_steps(
     Close the generator to stop; the model is then in eval mode.
     """
     images, labels = _paired(images, labels)
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        _check_count(name, value)
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate={learning_rate} must be larger than 0, and finite.")
+    check_counts(epochs=epochs, batch_size=batch_size)
     check_model(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(UNTRAINABLE)
-    device = device_of(model)
     if not isinstance(seed, Integral):
         raise TypeError(f"seed={seed!r} must be a whole number.")
-    order = torch.Generator().manual_seed(int(seed))
+    device, order = device_of(model), torch.Generator().manual_seed(int(seed))
     total = epochs * -(-len(images) // batch_size)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    rate = adam(model, learning_rate, lambda step: 1 - step / total, fused=True)
     orders = (torch.randperm(len(images), generator=order) for _ in range(epochs))
     batches = (batch for places in orders for batch in places.split(batch_size))
 
@@ -135,17 +120,36 @@ def training_steps(
             )
         return loss
 
-    return learn(model, batches, loss_of, optimizer, decay, seed=int(seed))
+    return learn(model, batches, loss_of, rate, seed=int(seed))
+
+
+def adam(
+    model: nn.Module, learning_rate: float, schedule: Callable[[int], float], *, fused: bool = False
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Adam on all that can be trained, and what says how long its steps are: number of a step → part of the rate.
+
+    Raises:
+        ValueError: a rate that is not above 0; nothing to train.
+    """
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate={learning_rate} must be larger than 0, and finite.")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError(
+            "this network has nothing that can be trained: of a converted one, nn.prepare_qat makes a network that "
+            "learns, before nn.convert; nn.add_adapters gives it something beside its codes."
+        )
+    return torch.optim.lr_scheduler.LambdaLR(torch.optim.Adam(trained, lr=learning_rate, fused=fused), schedule)
 
 
 def learn(
-    model: nn.Module, batches: Iterable[Any], loss_of: Callable[[Any], Tensor], optimizer: Any, rate: Any, *, seed: int
+    model: nn.Module, batches: Iterable[Any], loss_of: Callable[[Any], Tensor], rate: Any, *, seed: int
 ) -> Generator[float]:
     """Take one step for each batch, and hand over its loss. The model is in train mode, and at the end in eval mode.
 
     Args:
         loss_of: batch → loss, to be made smaller.
-        optimizer, rate: of torch.optim: what takes the steps, and what says how long they are.
+        rate: from `adam`.
         seed: of dropout.
     """
     chance = torch.Generator().manual_seed(seed)
@@ -155,13 +159,28 @@ def learn(
             # The number of threads changes the sums' last digits, and with them the trained model.
             with one_thread(), own_random(model, chance), gradients(model):
                 loss = loss_of(batch)
-                optimizer.zero_grad()
+                rate.optimizer.zero_grad()
                 loss.backward()
-                optimizer.step()
+                rate.optimizer.step()
                 rate.step()
             yield loss.item()
     finally:
         model.eval()
+
+
+def losses_of(
+    steps: Generator[float], total: int, progress: bool, place: Callable[[int], str] = lambda step: ""
+) -> list[float]:
+    """The losses of all steps, with a bar that shows their recent mean; `place` says where in the data a step is."""
+    losses: list[float] = []
+    bar = tqdm(total=total, desc="Training", unit="step", leave=False, disable=not progress)
+    with bar, closing(steps):  # an interrupt in this loop, too, must end the steps: they put the model into eval mode
+        for step, loss in enumerate(steps):
+            losses.append(loss)
+            recent = losses[-50:]
+            bar.set_postfix_str(f"{place(step)}loss {sum(recent) / len(recent):.3f}", refresh=False)
+            bar.update()
+    return losses
 
 
 @contextmanager
@@ -235,7 +254,7 @@ def accuracy(
     alone = workers()[1] == 1
     with telling("nn.accuracy", timeout):
         images, labels = _paired(images, labels, some=alone)
-        _check_count("batch_size", batch_size)
+        check_counts(batch_size=batch_size)
         check_model(model)
         right = _count_right(model, images, labels, batch_size, forward) if len(images) else 0
     counts = [part.about for part in exchange("nn.accuracy", Part([right, len(images)]), timeout)]
@@ -285,13 +304,6 @@ def _as_taken_by(model: nn.Module, examples: Tensor) -> Tensor:
     return inputs.to(device_of(model), dtype if inputs.is_floating_point() else None)
 
 
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, Integral):
-        raise TypeError(f"{name}={value!r} must be a whole number.")
-    if value < 1:
-        raise ValueError(f"{name}={value} must be 1 or more.")
-
-
 def _paired(images: Any, labels: Any, *, some: bool = True) -> tuple[Tensor, Tensor]:
     images, labels = as_tensor(images, "images"), as_tensor(labels, "labels")
     if images.ndim == 0 or labels.ndim == 0:
@@ -316,11 +328,7 @@ def _logits(output: Any, labels: Tensor) -> Tensor:
         raise ValueError(
             f"for {len(labels)} images the network puts out shape {tuple(logits.shape)}: wanted are logits, (N, C)."
         )
-    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}, and the network knows the classes 0 to "
-            f"{logits.shape[1] - 1}."
-        )
+    check_places("labels", labels, logits.shape[1], ", and the network knows the classes")
     if not torch.is_grad_enabled() and bool(logits.isnan().any()):
         raise ValueError("the network puts out NaN: it has no accuracy.")
     return logits
