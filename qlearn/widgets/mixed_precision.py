@@ -168,9 +168,9 @@ class MixedPrecisionExplorer(LateExplorer):
             return
         self._by_greed.set_data(*_places(self._greedy))
         self._same_bits.set_data(*_places(self._uniform))
-        below: dict[str, Any] = {"xytext": (0, -12), "textcoords": "offset points", "ha": "center", "color": INK}
-        for point in self._uniform:
-            self._axes.annotate(str(point.setting[0]), (point.bytes / 1000, stretched(point.percent)), **below)
+        under: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top", "color": INK}
+        for point in self._uniform:  # 8 points lower, where the ring around the setting of now ends
+            self._axes.annotate(str(point.setting[0]), (point.bytes / 1000, stretched(point.percent)), (0, -8), **under)
 
     def update(self, result: dict[str, Any]) -> None:
         best, greedy = result["best"], result["greedy"]
