@@ -1,10 +1,12 @@
 """How each layer of a network is to be quantized: one configuration for all, others by name, pattern or type.
 
-nn.prepare(model, weights=int8, overrides={
-    nn.Conv1d: None,                               # a type: these layers stay in float
-    "encoder.*": {"weights": int4},                # a pattern counts more
-    "encoder.0.query, head": {"activations": None} # and names count most
-})
+    nn.prepare(model, weights=int8, overrides={
+        nn.Conv1d: None,                                # a type: these layers stay in float
+        "encoder.*": {"weights": int4},                 # a pattern counts more than a type
+        "encoder.0.query, head": {"activations": None}  # and a name more than a pattern
+    })
+
+All keys that mean a layer are merged; what the last of them says counts.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from qlearn.nn.threads import one_thread
 
 UNTRAINABLE = (
     "this network has nothing that can be trained: of a converted one, nn.prepare_qat makes a network that learns, "
-    "before nn.convert."
+    "before nn.convert; nn.add_adapters gives it something beside its codes."
 )
 
 
@@ -97,8 +97,6 @@ def training_steps(
     images, labels = _paired(images, labels)
     check_counts(epochs=epochs, batch_size=batch_size)
     check_model(model)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(UNTRAINABLE)
     if not isinstance(seed, Integral):
         raise TypeError(f"seed={seed!r} must be a whole number.")
     device, order = device_of(model), torch.Generator().manual_seed(int(seed))
@@ -135,10 +133,7 @@ def adam(
         raise ValueError(f"learning_rate={learning_rate} must be larger than 0, and finite.")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
-        raise ValueError(
-            "this network has nothing that can be trained: of a converted one, nn.prepare_qat makes a network that "
-            "learns, before nn.convert; nn.add_adapters gives it something beside its codes."
-        )
+        raise ValueError(UNTRAINABLE)
     return torch.optim.lr_scheduler.LambdaLR(torch.optim.Adam(trained, lr=learning_rate, fused=fused), schedule)
 
 
