@@ -105,8 +105,10 @@ def sum_of_products(
     """
     xp = array_namespace(*codes)
     n = codes[0].shape[axes[0]]
-    step = n if largest < EXACT_IN_FLOAT32 else n * (EXACT_IN_FLOAT32 - 1) // largest
-    dtype = xp.float32 if step else xp.float64  # of codes this wide not even one product of each kind fits into float32
+    # PyTorch may multiply float32 in TF32 or bfloat16, if its user has said so: that is exact for codes of 8 bits.
+    narrow = isinstance(codes[0], np.ndarray) or all(dtype_name(array) in ("int8", "uint8") for array in codes)
+    step = n if largest < EXACT_IN_FLOAT32 or not narrow else n * (EXACT_IN_FLOAT32 - 1) // largest
+    dtype = xp.float32 if step and narrow else xp.float64  # where not even one product of each kind fits into float32
     acc = None
     for start in range(0, n, step or n):
         parts = []

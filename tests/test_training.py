@@ -1,5 +1,6 @@
 """The lessons' networks: what the shipped ones reach, and training that anyone can repeat, stop and trust."""
 
+import copy
 import json
 from functools import partial
 
@@ -81,6 +82,36 @@ def test_training_is_repeatable(few):
     assert losses[0] == losses[1] and equal(models[0], models[1])
     assert losses[0] != losses[2]
     assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers were touched"
+
+
+class DropsInItsCode(nn.Module):
+    """As attention does: its dropout is a function, and no module says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.masks = nn.Linear(784, 10), []
+
+    def forward(self, x):
+        dropped = nn.functional.dropout(torch.ones_like(x), 0.5, self.training)
+        self.masks.append(dropped[0] != 0)
+        return self.inner((x * dropped).flatten(1))
+
+
+def test_what_a_networks_code_draws_is_its_own(few):
+    """Anew at each step, the same again with the same seed; torch's own random numbers go on as if nothing was."""
+    images, labels = (part[:120] for part in few)
+    torch.manual_seed(5)
+    network, before = DropsInItsCode(), torch.get_rng_state()
+    losses = []
+    for seed in (1, 1, 2):
+        twin = copy.deepcopy(network)
+        losses.append(train(twin, images, labels, epochs=1, batch_size=40, seed=seed, progress=False))
+        assert len({tuple(mask.flatten().tolist()) for mask in twin.masks}) == 3
+        torch.rand(3)
+    assert losses[0] == losses[1] != losses[2]
+    torch.set_rng_state(before)
+    train(copy.deepcopy(network), images, labels, epochs=1, batch_size=40, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_number_of_threads_changes_nothing(few):

@@ -225,10 +225,10 @@ class LearnedFakeQuantize(FakeQuantize):
     def __init__(self, config: QuantConfig, start: QParams | None = None) -> None:
         super().__init__(config)
         self.source = "scale learned"
-        shape = () if start is None else torch.as_tensor(start.scale).shape
+        scale = torch.as_tensor(0.0 if start is None else start.scale)
         self.per_example = start is None
-        self.log_scale = nn.Parameter(torch.full(shape, -torch.inf))  # a scale of 0: not started
-        self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32))
+        self.log_scale = nn.Parameter(torch.full_like(scale, -torch.inf, dtype=torch.float32))  # 0: not started
+        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int32))
         if start is not None:
             self.start(start)
 

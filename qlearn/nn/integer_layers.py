@@ -312,7 +312,7 @@ def with_room_for_bias(qparams: QParams, rows: Tensor, bias: Tensor, input_qpara
     A channel whose weights are all zero has no scale of its own (1.0 stands in): it gets the finest one
     that its bias allows.
     """
-    scale = torch.as_tensor(qparams.scale, dtype=torch.float32)
+    scale = torch.as_tensor(qparams.scale, dtype=torch.float32, device=bias.device)
     shape = scale.shape
     finest = saturate(bias.abs().double() / (float(input_qparams.scale) * BIAS_ROOM), scale.dtype)
     silent = (rows.flatten(1) == 0).all(1)

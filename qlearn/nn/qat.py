@@ -53,7 +53,7 @@ class FakeQuantizedLayer(ObservedLayer):
         if learned:
             self.weight_fake_quantize = LearnedFakeQuantize(weights, self.find_weight_qparams())
             if activations is not None and self.observer is not None:
-                self.input_fake_quantize = LearnedFakeQuantize(activations)
+                self.input_fake_quantize = LearnedFakeQuantize(activations).to(layer.weight.device)
 
     @property
     def ready(self) -> bool:

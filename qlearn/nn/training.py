@@ -180,20 +180,22 @@ def losses_of(
 
 @contextmanager
 def own_random(model: nn.Module, chance: torch.Generator) -> Iterator[None]:
-    """What Dropout draws in here comes from `chance` and goes on there; torch's own random state stays as it is.
+    """What is drawn in here, by dropout say, depends on `chance` alone; torch's own random state stays as it is.
 
     >>> with own_random(nn.Dropout(), torch.Generator().manual_seed(0)):
     ...     first = torch.rand(1)
     >>> bool(first == torch.rand(1, generator=torch.Generator().manual_seed(0)))
-    True
+    False
     """
-    if not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
+    device = device_of(model)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        seed = int(torch.randint(2**62, (), generator=chance))
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
-        return
-    with torch.random.fork_rng():
-        torch.set_rng_state(chance.get_state())
-        yield
-        chance.set_state(torch.get_rng_state())
 
 
 @contextmanager
