@@ -423,3 +423,23 @@ def test_a_calibrated_network_is_converted_after_it_was_loaded(tmp_path):
     qlearn.nn.save(qlearn.nn.calibrate(qlearn.nn.prepare(model), x, progress=False), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="layer '0' has a MSEObserver, which needs 'bins': the file is of another"):
         qlearn.nn.load(again, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("weights", [QuantConfig(3, granularity=PerAxis(0)), QuantConfig(3, granularity=PerGroup(2))])
+def test_a_network_that_gptq_has_rounded_keeps_its_codes(weights, tmp_path):
+    """Found in the rounded weights anew, the range of asymmetric codes would be another one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 5)).eval()
+    x = torch.randn(80, 2, 6, 6)
+    rounded = qlearn.nn.gptq(qlearn.nn.prepare(model, weights, None), x, progress=False)
+    wanted = qlearn.nn.convert(rounded)(x)
+    qlearn.nn.save(rounded, tmp_path / "rounded.safetensors")
+    back = qlearn.nn.load(qlearn.nn.prepare(model, weights, None), tmp_path / "rounded.safetensors")
+    assert torch.equal(qlearn.nn.convert(back)(x), wanted)
+    again = qlearn.nn.prepare(model, weights, None)
+    again.load_state_dict(rounded.state_dict())
+    assert torch.equal(qlearn.nn.convert(again)(x), wanted)
+    with torch.no_grad():
+        again[0].layer.weight += 1.0
+    with pytest.raises(ValueError, match="the weights of 0 have changed since nn.gptq rounded them"):
+        qlearn.nn.convert(again)

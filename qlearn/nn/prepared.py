@@ -42,6 +42,7 @@ from qlearn.observers import Observer, make_observer
 LayerMaker: TypeAlias = Callable[[str, Supported, QuantConfig, QuantConfig | None], "ObservedLayer"]
 
 SEEN = "observer."  # begins the names of what an observer has seen, in a layer's state
+ROUNDED = ("weight_codes", "weight_scale", "weight_zero_point")  # of what `nn.gptq` has found, behind it
 MUCH = 0.05  # of the parameters: where more stays in float than this, `prepare` says so
 
 
@@ -135,10 +136,17 @@ class ObservedLayer(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for key, array in {} if self.observer is None else self.observer.state().items():
             destination[f"{prefix}{SEEN}{key}"] = torch.tensor(array)
+        if self.weight_qparams is not None and self.weight_codes is not None:
+            found = (self.weight_codes, self.weight_qparams.scale, self.weight_qparams.zero_point)
+            for key, values in zip(ROUNDED, found, strict=True):
+                destination[f"{prefix}{SEEN}{key}"] = torch.as_tensor(values).detach()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
         own = f"{prefix}{SEEN}"
         found: dict[str, Any] = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(own)}
+        if all(f"{own}{key}" in found for key in ROUNDED):
+            codes, scale, zero_point = (found.pop(f"{own}{key}").to(self.layer.weight.device) for key in ROUNDED)
+            self.weight_codes, self.weight_qparams = codes, QParams(scale, zero_point, *self.weights.limits)
         if found and self.observer is not None:
             ends = {f"{own}lo", f"{own}hi"}  # as tensors: the rest is NumPy's, whatever the network computes with
             state = {
