@@ -480,16 +480,34 @@ def test_fewer_inputs_than_features_are_named():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 2))
     prepared = qlearn.nn.prepare(model, THREE_BITS, None)
-    with pytest.warns(UserWarning, match=r"layer '2': 29 inputs for 30 features: .* Show more data") as warned:
+    with pytest.warns(
+        UserWarning, match=r"layer '2': 29 different inputs for 30 features: .* Show more data"
+    ) as warned:
         qlearn.nn.gptq(prepared, torch.randn(29, 4), progress=False)
     assert len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         qlearn.nn.gptq(prepared, torch.randn(30, 4), progress=False)
+    with pytest.warns(UserWarning, match=r"layer '2': 10 different inputs for 30 features"):
+        qlearn.nn.gptq(prepared, [torch.randn(10, 4)] * 20, progress=False)  # the same again tells nothing new
     many = nn.Sequential(*(nn.Linear(9, 9) for _ in range(6)))
-    with pytest.warns(UserWarning, match=r"'0': 7 inputs for 9 features, .*'3': 7 .* and 2 more: the") as warned:
+    with pytest.warns(
+        UserWarning, match=r"'0': 7 different inputs for 9 features, .*'3': 7 .* and 2 more: the"
+    ) as warned:
         qlearn.nn.gptq(qlearn.nn.prepare(many, THREE_BITS, None), torch.randn(7, 9), progress=False)
     assert len(warned) == 1
+
+
+def test_patches_that_are_alike_count_once():
+    torch.manual_seed(0)
+    prepared = qlearn.nn.prepare(nn.Sequential(nn.Conv2d(2, 4, 3)), THREE_BITS, None)
+    with pytest.warns(UserWarning, match=r"layer '0': 5 different inputs for 18 features"):
+        qlearn.nn.gptq(prepared, torch.rand(5, 2, 1, 1).expand(5, 2, 8, 8), progress=False)
+    binary = torch.tensor([[float(bit) for bit in f"{n:09b}"] for n in range(512)])
+    prepared = qlearn.nn.prepare(nn.Sequential(nn.Linear(9, 4)), THREE_BITS, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        qlearn.nn.gptq(prepared, binary, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def gptq(
     Args:
         model: from `prepare`, calibrated or not. It is not changed.
         batches, forward: as for `calibrate`, and for the same purpose: data that the network was not trained on and
-            will not be tested on. A layer of I inputs needs more than I of them; a warning names those that get less.
+            will not be tested on. A layer of I features needs more than I different inputs; a warning names those
+            that get less.
         damping, act_order: as for `qlearn.gptq.gptq_quantize`.
         progress: show a bar.
 
@@ -92,8 +93,8 @@ def gptq(
         turns = look(rounded, layers, batches, forward=forward, desc="Looking", progress=progress)
         few: list[str] = []
         for name, inputs in in_turn(rounded, layers, turns, batches, SecondMoment, forward=forward):
-            if 0 < inputs.count < (features := inputs.mean.shape[-1]):
-                few.append(f"layer {name!r}: {inputs.count} inputs for {features} features")
+            if inputs.count and (different := len(inputs.hashes)) < (features := inputs.mean.shape[-1]):
+                few.append(f"layer {name!r}: {different} different inputs for {features} features")
             with naming(name):
                 _round(layers[name], inputs.mean, damping=damping, act_order=act_order)
             bar.update()
@@ -140,7 +141,7 @@ def hessians(model: nn.Module, batches: Batches, *, forward: Forward | None = No
 
 
 class SecondMoment:
-    """The mean of x xᵀ over the inputs of a layer: `mean`, and their number: `count`.
+    """The mean of x xᵀ over the inputs of a layer: `mean`, their number: `count`, and `hashes` of different ones.
 
     Products and sums are float64. The patches of a convolution, many times its input, are made for few images at once.
 
@@ -154,6 +155,7 @@ class SecondMoment:
         self.map = LinearMap.of(layer.layer if isinstance(layer, ObservedLayer) else layer)
         self.sum: Tensor | float = 0.0
         self.count = 0
+        self.hashes = set[int]()  # up to as many as there are features
 
     @property
     def mean(self) -> Tensor:
@@ -170,6 +172,8 @@ class SecondMoment:
             columns = self.map.columns(part)
             size = max(1, SLICE // columns[..., 0].numel())
             for some in columns.split(size, -1):
+                if len(self.hashes) < some.shape[-2]:
+                    self.hashes.update(_hashes(some).unique()[: some.shape[-2]].tolist())
                 some = some.double()
                 self.sum = self.sum + some @ some.mT
             self.count += columns.shape[-1]
@@ -180,6 +184,17 @@ class SecondMoment:
             return iter((x,))
         patches = x[0].numel() * math.prod(self.map.shape[2:])
         return iter(x.split(max(1, SLICE // patches)))
+
+
+def _hashes(columns: Tensor) -> Tensor:
+    """A number for each column of (groups, I, n), (n,): the same where two are the same, and hardly ever else.
+
+    >>> _hashes(torch.tensor([[[1.0, 2.0, 1.0]]])).unique().numel()
+    2
+    """
+    bits = columns.float().contiguous().view(torch.int32).flatten(0, 1).long()
+    factors = torch.randint(2**62, (len(bits), 1), generator=torch.Generator().manual_seed(0))
+    return (bits * factors.to(bits.device)).sum(0)  # modulo 2⁶⁴
 
 
 def _refuse_tied(model: nn.Module, layers: Mapping[str, ObservedLayer]) -> None:
