@@ -275,6 +275,19 @@ def block_rows(x: Array, counts: tuple[int, ...]) -> Array:
     return array_namespace(x).permute_dims(view, (*across, *inside)).reshape(math.prod(shape), -1)
 
 
+def in_slabs(operation: Callable[[Array], Array], x: Array, dtype: Any) -> Array:
+    """`operation`, value by value, on pieces of `x` that stay in the cache: an array of x's shape, or a number.
+
+    >>> in_slabs(np.sqrt, np.array([4, 9]), np.float32)
+    array([2., 3.], dtype=float32)
+    """
+    flat = x.reshape(-1)
+    found = array_namespace(x).empty(flat.shape, dtype=dtype, device=device(x))
+    for part in slabs(flat):
+        found[part] = operation(flat[part])
+    return found.reshape(x.shape)[()]
+
+
 def slabs(view: Array) -> Iterator[slice]:
     """Slices along the first axis that cut `view` into pieces of about `SLAB` values.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from qlearn.arrays import Array, as_codes, as_floats, native_namespace, of_blocks, quietly, saturate
+from qlearn.arrays import Array, as_codes, as_floats, in_slabs, native_namespace, of_blocks, quietly, saturate
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,18 @@ def encode(x: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     x = as_floats(x)
     compat, xp = array_namespace(x), native_namespace(x)
     scaled = of_blocks(x, scale, compat.divide)  # may overflow to infinity, which saturates like all that is too large
-    magnitude = xp.clip(compat.astype(xp.abs(scaled), xp.float64), None, format.largest)
-    exponent = xp.frexp(magnitude)[1] - 1  # of a significand in 1 … 2: frexp's is in ½ … 1
-    smallest = xp.full_like(exponent, 1 - format.bias)
-    exponent = xp.where(magnitude > 0, xp.maximum(exponent, smallest), smallest)
-    steps = xp.round(xp.ldexp(magnitude, format.significand_bits - exponent))
-    code = compat.astype(exponent + (format.bias - 1), xp.int64) * 2**format.significand_bits
-    sign = compat.astype(xp.signbit(scaled), xp.int64) * 2 ** (format.bits - 1)  # in int64: 2³¹ is no int32
-    code = code + compat.astype(steps, xp.int64) + sign
-    return compat.astype(code, xp.uint8 if format.bits <= 8 else xp.int32 if format.bits <= 16 else xp.int64)[()]
+
+    def code_of(part: Array) -> Array:
+        magnitude = xp.clip(compat.astype(xp.abs(part), xp.float64), None, format.largest)
+        exponent = xp.frexp(magnitude)[1] - 1  # of a significand in 1 … 2: frexp's is in ½ … 1
+        smallest = xp.full_like(exponent, 1 - format.bias)
+        exponent = xp.where(magnitude > 0, xp.maximum(exponent, smallest), smallest)
+        steps = xp.round(xp.ldexp(magnitude, format.significand_bits - exponent))
+        code = compat.astype(exponent + (format.bias - 1), xp.int64) * 2**format.significand_bits
+        sign = compat.astype(xp.signbit(part), xp.int64) * 2 ** (format.bits - 1)  # in int64: 2³¹ is no int32
+        return code + compat.astype(steps, xp.int64) + sign
+
+    return in_slabs(code_of, scaled, xp.uint8 if format.bits <= 8 else xp.int32 if format.bits <= 16 else xp.int64)
 
 
 @quietly
@@ -164,19 +167,22 @@ def decode(codes: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     check_format(format)
     codes = as_codes(codes, wanted="a code is the bits of a float, read as an integer.")
     compat, xp = array_namespace(codes), native_namespace(codes)
-    codes = compat.astype(codes, xp.int64)
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= 2**format.bits:
         raise ValueError(f"codes run from {low} to {high}: {format} has the codes 0 … {2**format.bits - 1}.")
     m = format.significand_bits
-    sign, exponent, significand = fields(codes, format)
-    normal = exponent > 0
-    steps = compat.astype(significand + normal * 2**m, xp.float64)
-    value = xp.ldexp(steps, xp.clip(exponent, 1, None) - format.bias - m)
-    value = compat.astype(xp.where(sign > 0, -value, value), xp.float32)
-    real = saturate(of_blocks(value, scale, compat.multiply), xp.float32)
-    special = codes % 2 ** (format.bits - 1) > format.largest_code
-    if bool(special.any()):
+
+    def value_of(part: Array) -> Array:
+        sign, exponent, significand = fields(compat.astype(part, xp.int64), format)
+        normal = exponent > 0
+        steps = compat.astype(significand + normal * 2**m, xp.float64)
+        value = xp.ldexp(steps, xp.clip(exponent, 1, None) - format.bias - m)
+        return xp.where(sign > 0, -value, value)
+
+    real = saturate(of_blocks(in_slabs(value_of, codes, xp.float32), scale, compat.multiply), xp.float32)
+    special = (codes & (2 ** (format.bits - 1) - 1)) > format.largest_code
+    if format.reserved and bool(special.any()):
+        sign, _, significand = fields(codes, format)
         infinity = xp.where(sign > 0, xp.full_like(real, float("-inf")), xp.full_like(real, float("inf")))
         real = xp.where(special, xp.where(significand == 0, infinity, xp.full_like(real, float("nan"))), real)
     return real[()]
