@@ -27,7 +27,7 @@ BATCH_SIZE = 256  # into which a tensor of examples is cut
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 Batches: TypeAlias = Iterable[Any] | Tensor
 
-FAILURES = TypeError, AttributeError, IndexError, RuntimeError  # of code that is given what it does not take
+FAILURES = TypeError, AttributeError, IndexError, KeyError, RuntimeError  # of code that is given what it does not take
 
 HOW = "say how the network takes it: forward=lambda model, batch: model(…)"
 
