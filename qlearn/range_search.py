@@ -195,6 +195,7 @@ class Search:
         """
         largest = float(np.finfo(dtype).max)
         with np.errstate(over="ignore"):  # the last tick may lie beyond the largest number: then that is the end
+            scale = np.minimum(scale, np.finfo(np.float64).max)  # 0 steps of infinity would be NaN
             ends = [np.ldexp(scale * (code - zero_point), exponent) for code in self.limits]
         low, high = (np.clip(end, -largest, largest).astype(dtype) + 0 for end in ends)  # no −0.0
         return low, high

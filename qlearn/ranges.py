@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -261,7 +262,7 @@ def entropy_range(
     if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < levels:
         raise ValueError(f"bins={bins!r} must be a whole number of at least {levels}, the number of levels of |x|.")
     largest = max(-lo, hi)
-    edges = np.linspace(0, largest * BESIDE, bins + 1)
+    edges = np.linspace(0, min(largest * BESIDE, sys.float_info.max), bins + 1)
     if (edges[1:] <= edges[:-1]).any():  # zeros, or numbers so small that there are no others between them
         return lo, hi
     counts = count(edges)

@@ -405,8 +405,10 @@ def test_large_values_take_as_long_as_others(monkeypatch):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_logits_of_the_largest_numbers_have_a_range(method, symmetric):
     x = np.random.default_rng(0).uniform(-1, 1, (20, 5)) * 1.7e308
-    for bits in (2, 4, 8):
-        lo, hi = find_range(x, method, bits=bits, symmetric=symmetric)
+    x[0, 0], x[0, 1] = np.finfo(np.float64).max, np.finfo(np.float64).min
+    for bits in (2, 4, 8) if symmetric else (1, 2, 4, 8):
+        with np.errstate(all="raise"):
+            lo, hi = find_range(x, method, bits=bits, symmetric=symmetric)
         assert -np.inf < lo <= 0 <= hi < np.inf and lo < hi
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from networks import copy_is_separate
+from qlearn.nn.equalization import equalize
 from qlearn.nn.language_model import LanguageModel, to_tokens
 from qlearn.nn.recording import record, watched
 from qlearn.nn.tracing import trace
@@ -65,6 +67,22 @@ def test_what_cannot_be_followed_is_closed_and_its_parts_are_followed_by_themsel
     assert readers(flow, "0") == ["1"] and readers(flow, "1") == ["2"]
     assert readers(flow, "1.inner.0") == ["1.inner.1"] and readers(flow, "1.inner.2") == ["the output"]
     assert readers(record(model, torch.ones(1, 4) * 1e9), "1.inner.0") in (["1.inner.1"], [])
+
+
+def test_code_that_is_not_its_type_s_is_not_followed():
+    class Called(nn.Sequential):
+        def __call__(self, x):
+            return self[2](self[0](x)) + self[0](x)
+
+    parts = nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)
+    given = nn.Sequential(*parts)
+    given.forward = lambda x: given[2](given[0](x)) + given[0](x)
+    for model in (given, Called(*parts)):
+        for around in (model, nn.Sequential(nn.Linear(2, 2), model)):
+            flow = trace(around)
+            assert all(flow.why_not(part) == "nobody sees who calls it" for part in parts)
+            with pytest.raises(ValueError, match="nothing to equalize"):
+                equalize(around)
 
 
 def test_steps_that_closed_code_calls_from_outside_belong_to_no_chain():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -101,6 +102,69 @@ def test_a_network_s_parameters_tell_its_device_and_type_and_none_is_trained(cas
     assert (first.device, first.dtype) == (torch.device("cpu"), torch.float32)
     assert not any(parameter.requires_grad for parameter in made.parameters())
     assert made.weight.device == first.device
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        lambda model, x: convert(model, x, "static"),
+        lambda model, x: convert(model, x, None),
+        lambda model, x: qlearn.nn.prepare(model),
+        lambda model, x: qlearn.nn.prepare_qat(model, learned_step_size=True),
+        lambda model, x: qlearn.nn.use_codebook(model, [-1.0, 0.0, 1.0], block=4),
+        lambda model, x: qlearn.nn.add_adapters(model),
+        lambda model, x: qlearn.nn.add_adapters(convert(model, x, None)),
+    ],
+)
+def test_so_are_buffers_parameters_and_modules_that_a_user_has_given_it(stage):
+    layer, x = nn.Linear(12, 6), inputs_like((5, 12))
+    layer._gain, layer.act, layer.offset = 2.0, nn.ReLU(), nn.Parameter(torch.ones(6))
+    layer.register_buffer("mask", torch.zeros(6))
+    layer.register_buffer("seen", torch.zeros(1), persistent=False)
+    made = stage(nn.Sequential(layer), x)
+    for each in (made[0], copy.deepcopy(made)[0]):
+        assert each._gain == 2.0 and type(each.act) is nn.ReLU
+        assert torch.equal(each.offset, layer.offset) and torch.equal(each.mask, layer.mask)
+    names = {name.rpartition(".")[2] for name in made.state_dict()}
+    assert {"mask", "offset"} <= names and "seen" not in names and "seen" in str([*dict(made.named_buffers())])
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("bits", lambda model: qlearn.nn.convert(qlearn.nn.prepare(model, activations=None))),
+        ("observer", qlearn.nn.prepare),
+        ("scale", qlearn.nn.add_adapters),
+        ("levels", lambda model: qlearn.nn.use_codebook(model, [-1.0, 1.0], block=4)),
+    ],
+)
+def test_a_name_that_means_something_else_there_is_refused(name, make):
+    model = nn.Sequential(nn.Linear(12, 6))
+    setattr(model[0], name, 2.0)
+    with pytest.raises(ValueError, match=f"layer '0': its attribute '{name}' has the name of one that a .*Layer has"):
+        make(model)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_bias_that_is_not_finite_is_refused_by_name(kind, mode, value):
+    make, shape = KINDS[kind]
+    model, x = nn.Sequential(nn.Identity(), make()), inputs_like(shape)
+    model[1].bias.data[2] = value
+    with pytest.raises(ValueError, match="layer '1': its bias holds 1 value that is not finite"):
+        convert(model, x, mode)
+
+
+@pytest.mark.parametrize("activations", [QuantConfig(), DYNAMIC])
+def test_no_gradient_is_lost_without_a_word(activations):
+    """A layer in front, left in float, would learn from what goes round the integer one alone."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.rand(9, 4)
+    made = convert(model, x, activations, overrides={"0": None})
+    first = made[0](x)
+    y = first + made[1](first)
+    assert torch.equal(y.detach(), first + made[1](first.detach()))
+    with pytest.raises(ValueError, match="layer '1' rounds its inputs, and no gradient goes through"):
+        y.sum().backward()
+    assert not made[1](x).requires_grad
 
 
 def test_so_are_those_that_a_user_has_given_it(kind, mode):
@@ -300,6 +364,64 @@ def test_a_hook_that_is_removed_from_the_float_layer_stays_on_the_copies(kind):
     assert heard == []
     converted(x)
     assert heard == [1]
+
+
+class Extractor:
+    """Keeps what modules put out, by every kind of function that may be a hook."""
+
+    def __init__(self, model):
+        self.model, self.found, self.names = model, [], []
+        for module in model:
+            module.register_forward_hook(self)
+            module.register_forward_hook(self.keep)
+            module.register_forward_pre_hook(partial(self.named, type(module).__name__))
+
+    def __call__(self, module, args, y):
+        self.found.append(y)
+
+    keep = __call__
+
+    def named(self, name, *_):
+        self.names.append(name)
+
+
+class Counting(nn.Sequential):
+    """Has hooks that are methods of its own, which belong to each copy."""
+
+    def count(self, *_):
+        self.calls = vars(self).get("calls", 0) + 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        qlearn.nn.prepare,
+        qlearn.nn.prepare_qat,
+        qlearn.nn.add_adapters,
+        lambda model: convert(model, torch.rand(9, 4), "static"),
+        lambda model: qlearn.nn.correct_bias(
+            convert(model, torch.rand(9, 4), "static"), model, torch.rand(9, 4), progress=False
+        ),
+        lambda model: qlearn.nn.gptq(qlearn.nn.prepare(model), torch.rand(9, 4), progress=False),
+        lambda model: qlearn.nn.use_codebook(model, [-1.0, 0.0, 1.0], block=1),
+    ],
+)
+def test_what_hooks_fill_is_their_owners(make):
+    model = Counting(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    extractor = Extractor(model)
+    model[0].register_forward_hook(model.count)
+    made = qlearn.nn.calibrate(m, torch.rand(9, 4), progress=False) if has_observers(m := make(model)) else m
+    assert made is not model and made[0]._forward_hooks
+    extractor.found.clear()
+    extractor.names.clear()
+    model.calls = made.calls = 0
+    made(torch.rand(5, 4))
+    assert len(extractor.found) == 6 and extractor.names == ["Linear", "ReLU", "Linear"]
+    assert (model.calls, made.calls) == (0, 1)
+
+
+def has_observers(model):
+    return any(getattr(module, "observer", None) is not None for module in model.modules())
 
 
 def test_backward_hooks_fire_on_fake_quantized_layers():

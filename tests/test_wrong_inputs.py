@@ -168,7 +168,7 @@ AT_ANOTHER_STEP = {
     ),
     "train one with a batch norm before its codes": (
         lambda: qnn.train(nn.Sequential(nn.BatchNorm2d(1), converted()), X, Y, epochs=1, progress=False), ValueError,
-        r"nothing that can be trained: of a converted one, nn\.prepare_qat makes a network that learns",
+        r"layer '3' rounds its inputs, and no gradient goes through that: nn\.prepare_qat makes a network that learns",
     ),
     "use one before its first data": (
         lambda: qnn.prepare_qat(network())(X), RuntimeError, r"layer '1': no data has reached its input: call nn\.calibrate",

@@ -25,13 +25,14 @@ from qlearn.nn.language_model import CONTEXT
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import (
-    carry_attributes,
     check_counts,
     check_model,
     copy_of,
     linear_maps,
     move_hooks,
+    naming,
     refuse_computed_weights,
+    refuse_names,
     replace,
 )
 from qlearn.nn.perplexity import as_tokens, logits_of
@@ -69,8 +70,18 @@ class AdaptedLayer(nn.Module):
         a = torch.randn(rank, self.map.inputs, generator=generator) / math.sqrt(self.map.inputs)
         self.a = nn.Parameter(a.to(layer.weight))
         self.b = nn.Parameter(self.a.new_zeros(self.map.outputs, rank))
-        carry_attributes(layer, self)
+        if is_linear_map(layer):
+            refuse_names(layer, self)
         move_hooks(layer, self)
+
+    def __getattr__(self, name: str) -> Any:
+        """The layer's, of all that this one does not have: `in_features`, and one's own."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
 
     @property
     def weight(self) -> Tensor:
@@ -144,7 +155,11 @@ def add_adapters(
     alpha, generator = float(rank if alpha is None else alpha), torch.Generator().manual_seed(int(seed))
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha} must be above 0, and finite.")
-    return replace(copied, {layer: AdaptedLayer(layer, int(rank), alpha, generator) for layer in found.values()}).eval()
+    made: dict[nn.Module, nn.Module] = {}
+    for name, layer in found.items():
+        with naming(name):
+            made[layer] = AdaptedLayer(layer, int(rank), alpha, generator)
+    return replace(copied, made).eval()
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:

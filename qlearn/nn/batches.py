@@ -27,6 +27,8 @@ BATCH_SIZE = 256  # into which a tensor of examples is cut
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 Batches: TypeAlias = Iterable[Any] | Tensor
 
+FAILURES = TypeError, AttributeError, IndexError, KeyError, RuntimeError  # of code that is given what it does not take
+
 HOW = "say how the network takes it: forward=lambda model, batch: model(…)"
 
 
@@ -188,30 +190,27 @@ def device_of(model: nn.Module) -> torch.device:
 
 def _called(model: nn.Module, *inputs: Any, **named: Any) -> Any:
     """What the model gives. Where it fails, the error says on what."""
-    try:
-        return model(*inputs, **named)
-    except TypeError as error:
-        try:
-            inspect.signature(model.forward).bind(*inputs, **named)
-        except TypeError as why:  # it cannot be called so, whatever the values are
-            raise ValueError(f"a batch does not hold what the network takes ({why}): {HOW}.") from error
-        raise
-    except RuntimeError as error:
-        if type(error) is not RuntimeError:  # no memory is left, say
-            raise
-        tensors = [x for x in (*inputs, *named.values()) if isinstance(x, Tensor)]
-        shown = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in tensors)
-        raise RuntimeError(f"the network fails on a batch of shape {shown}: {error}") from error
-
-
-def _input_of(model: nn.Module, batch: Any) -> Any:
-    """The one thing that a network takes of a batch."""
-    if isinstance(batch, np.ndarray):
+    if any(isinstance(part, np.ndarray) for part in tree_leaves((inputs, named))):
         raise TypeError(
             "batches hold NumPy arrays, but networks take tensors: nn.to_inputs makes them of "
             "images, torch.from_numpy of all else."
         )
-    if isinstance(batch, Tensor):
+    try:
+        return model(*inputs, **named)
+    except FAILURES as error:
+        try:
+            inspect.signature(model.forward).bind(*inputs, **named)
+        except TypeError as why:  # it cannot be called so, whatever the values are
+            raise ValueError(f"a batch does not hold what the network takes ({why}): {HOW}.") from error
+        if type(error) not in FAILURES:  # no memory is left, say
+            raise
+        shown = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in tensors_in((inputs, named)))
+        raise type(error)(f"the network fails on a batch of shape {shown}: {error}") from error
+
+
+def _input_of(model: nn.Module, batch: Any) -> Any:
+    """The one thing that a network takes of a batch."""
+    if isinstance(batch, (Tensor, np.ndarray)):
         return batch
     if not isinstance(batch, (tuple, list)) or not batch:
         raise TypeError(

@@ -6,7 +6,6 @@ negative, as after a ReLU, they do not cancel. What is left of them on average i
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer, fixed, quantized_layers
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
-from qlearn.nn.network import check_model, naming
+from qlearn.nn.network import check_model, copy_of, naming
 
 
 def corrected_bias(bias: Any, float_mean: Any, quantized_mean: Any) -> Any:
@@ -83,7 +82,7 @@ def correct_bias(
     """
     check_model(quantized)
     check_model(model)
-    corrected = copy.deepcopy(quantized).eval()
+    corrected = copy_of(quantized).eval()
     layers = quantized_layers(corrected)
     if not layers:
         raise ValueError("this network has no quantized layers: nn.convert makes them.")

@@ -17,11 +17,13 @@ from qlearn.nn.layers import TILE
 from qlearn.nn.linear_maps import NAMES, LinearMap, is_linear_map, rows_of
 from qlearn.nn.network import (
     carry_attributes,
+    carry_parts,
     check_model,
     exchanged,
     grouped,
     linear_maps,
     refuse_computed_weights,
+    refuse_names,
 )
 from qlearn.packing import pack, packed_size, unpack
 
@@ -63,7 +65,9 @@ class CodebookLayer(nn.Module):
         self.register_buffer("packed", pack(encode(rows.float(), numbers, scale), self.bits))
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         self.register_buffer("_real", rows.new_empty(0), persistent=False)  # knows the type of real numbers here
+        refuse_names(layer, self)
         carry_attributes(layer, self)
+        carry_parts(layer, self)
 
     @property
     def weight(self) -> Tensor:

@@ -7,7 +7,6 @@ and one scale for a whole tensor fits best where they are equal.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 from qlearn.nn.flow import MAPS, leads_on, say_left
 from qlearn.nn.folding import foldable
 from qlearn.nn.linear_maps import is_linear_map
+from qlearn.nn.network import copy_with
 from qlearn.nn.recording import watched
 from qlearn.nn.rescaling import find_sites
 from qlearn.nn.site import Site, in_float64, rescale
@@ -162,5 +162,4 @@ def _pairs(model: nn.Module, verb: str) -> tuple[nn.Module, list[Site]]:
             f"with only ReLU, pooling, Flatten and the like between{f' ({reasons})' if reasons else ''}.{advice}"
         )
     say_left(f"{verb}d {len(pairs)} of {len(pairs) + len(left)} layers", left)
-    copied, pairs = copy.deepcopy((model, pairs))
-    return copied, pairs
+    return copy_with(model, pairs)

@@ -30,7 +30,7 @@ from qlearn.datasets import write_whole
 from qlearn.nn.codebook_layer import CodebookLayer
 from qlearn.nn.integer_layers import DynamicLayer, StaticLayer
 from qlearn.nn.layers import QuantizedLayer, quantized_layers
-from qlearn.nn.network import carry_attributes, check_model, exchanged
+from qlearn.nn.network import carry_attributes, carry_parts, check_model, exchanged
 from qlearn.nn.prepared import ObservedLayer
 from qlearn.nn.storage import writable
 
@@ -224,6 +224,7 @@ class QDQLayer(nn.Module):
         elif layer.bias is not None:
             self._constants(bias_numbers=layer.bias)
         carry_attributes(layer, self)
+        carry_parts(layer, self)
 
     @property
     def weight(self) -> Tensor:
@@ -236,7 +237,7 @@ class QDQLayer(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """As the float layer has it."""
-        if not hasattr(self, "bias_codes"):
+        if getattr(self, "bias_codes", None) is None:
             return getattr(self, "bias_numbers", None)
         return torch.ops.qlearn.dequantize_linear(self.bias_codes, self.bias_scale, self.bias_zero_point, 0, 0)
 

@@ -6,7 +6,6 @@ with its own weights and bias, so that there is one tensor less to quantize, and
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from qlearn.nn.flow import KEEPS, MAPS, Flow, Step, say_left
 from qlearn.nn.linear_maps import LinearMap
-from qlearn.nn.network import replace, set_parameter
+from qlearn.nn.network import carry_attributes, copy_with, replace, set_parameter
 from qlearn.nn.recording import watched
 
 NORM_BEHIND = {
@@ -96,7 +95,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     names = flow.names
     for norm in pairs:
         _refuse_without_statistics(norm, names[norm])
-    twin, twins = copy.deepcopy((model, list(pairs.items())))
+    twin, twins = copy_with(model, list(pairs.items()))
     for (norm, layer), (named, into) in zip(twins, pairs.items(), strict=True):
         try:
             _fold(layer, norm)
@@ -200,6 +199,7 @@ def _refuse_without_statistics(norm: nn.Module, name: str) -> None:
 
 def _in_its_place(norm: nn.Module, layer: nn.Module) -> nn.Module:
     place = nn.Identity() if type(norm) is nn.BatchNorm2d else FoldedNorm(2 if type(layer) is nn.Linear else 3)
+    carry_attributes(norm, place)
     return place.train(norm.training)
 
 

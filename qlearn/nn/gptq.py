@@ -7,7 +7,6 @@ Layer after layer: each one's inputs come through the layers before it as they a
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from qlearn.nn.batches import Batches, Forward, evaluating, listed
 from qlearn.nn.collect import collected
 from qlearn.nn.in_turn import in_turn, look
 from qlearn.nn.linear_maps import NAMES, LinearMap
-from qlearn.nn.network import check_model, linear_maps, naming, set_parameter, sharing, some_of
+from qlearn.nn.network import check_model, copy_of, linear_maps, naming, set_parameter, sharing, some_of
 from qlearn.nn.prepared import ObservedLayer
 
 SLICE = 1 << 22  # numbers of inputs that are multiplied at once: 32 MB
@@ -81,7 +80,7 @@ def gptq(
     tensor([[0., 1.]])
     """
     check_model(model)
-    rounded = copy.deepcopy(model)
+    rounded = copy_of(model)
     layers: Any = {name: module for name, module in rounded.named_modules() if isinstance(module, ObservedLayer)}
     if not layers or any(type(layer) is not ObservedLayer for layer in layers.values()):
         raise ValueError("nn.gptq rounds a network from nn.prepare: call nn.prepare(model, …) first.")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qlearn import integer
 from qlearn.affine import QParams, quantize
-from qlearn.arrays import block_rows, saturate
+from qlearn.arrays import block_rows, check_finite, saturate
 from qlearn.config import QuantConfig
 from qlearn.granularity import Granularity, PerAxis, PerTensor, PerToken
 from qlearn.nn.layers import QuantizedLayer, WeightOnlyLayer, fixed
@@ -40,6 +40,13 @@ class IntegerLayer(QuantizedLayer):
 
     input_limits: tuple[int, int]
     _known_sum: tuple[tuple[int, int] | None, int] = None, 0
+
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
+        """Real input → real output. No gradient goes through, and none is lost without a word: `backward` says so."""
+        output = super().forward(input, output_size)
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and input.requires_grad):
+            return output
+        return _NoGradient.apply(input, output, self.name)
 
     @property
     def largest_sum(self) -> int:
@@ -311,7 +318,11 @@ def with_room_for_bias(qparams: QParams, rows: Tensor, bias: Tensor, input_qpara
     In a channel with very weak weights the bias would not fit into int32: its scale is widened.
     A channel whose weights are all zero has no scale of its own (1.0 stands in): it gets the finest one
     that its bias allows.
+
+    Raises:
+        ValueError: a bias that is not finite.
     """
+    check_finite(bias.detach(), "its bias")
     scale = torch.as_tensor(qparams.scale, dtype=torch.float32, device=bias.device)
     shape = scale.shape
     finest = saturate(bias.abs().double() / (float(input_qparams.scale) * BIAS_ROOM), scale.dtype)
@@ -321,6 +332,22 @@ def with_room_for_bias(qparams: QParams, rows: Tensor, bias: Tensor, input_qpara
     finest, silent = finest.reshape(shape), silent.reshape(shape)
     scale = torch.where(silent & (finest > 0), finest, torch.maximum(scale, finest))
     return QParams(scale, qparams.zero_point, qparams.quant_min, qparams.quant_max)
+
+
+class _NoGradient(torch.autograd.Function):
+    """What comes out of a layer that rounds its input: a gradient that arrives here is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, output: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise ValueError(
+            f"layer {ctx.name!r} rounds its inputs, and no gradient goes through that: nn.prepare_qat makes a network "
+            "that learns with the rounding, before nn.convert, and activations=None leaves the inputs in float."
+        )
 
 
 def _codes_unchecked(x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:

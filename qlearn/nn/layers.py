@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from qlearn.affine import QParams, dequantize, quantize
-from qlearn.arrays import saturate
+from qlearn.arrays import check_finite, saturate
 from qlearn.nn.linear_maps import LinearMap, Supported
-from qlearn.nn.network import carry_attributes
+from qlearn.nn.network import carry_attributes, carry_parts, refuse_names
 from qlearn.packing import pack, unpack
 
 TILE = 1 << 22  # weights that are turned into floats at once: 16 MB
@@ -39,6 +39,9 @@ class QuantizedLayer(nn.Module):
         layer: the float layer that it replaces: Linear, Conv1d, Conv2d or ConvTranspose2d.
         weight_qparams: of the weights, output channels first: scale and zero point as scalars, one for each output
             channel (O, 1, …), or one for each group along the rows of (O, I·kh·kw), shape (O, groups).
+
+    Raises:
+        ValueError: weights or a bias that are not finite; an attribute of one's own that has the name of one of these.
 
     Attributes:
         weight_codes: the codes, one row for each output channel.
@@ -74,7 +77,9 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("weight_zero_point", zero_point.clone().to(rows.device))
         self.register_buffer("weight_codes", quantize(self._in_blocks(rows), self.weight_qparams).view_as(rows))
         self.register_buffer("_real", rows.new_empty(0), persistent=False)  # knows the type of real numbers here
+        refuse_names(layer, self)
         carry_attributes(layer, self)
+        carry_parts(layer, self)
         self.register_state_dict_post_hook(_pack_codes)
         self.register_load_state_dict_pre_hook(_unpack_codes)
 
@@ -263,8 +268,15 @@ def refuse_output_size(name: str, output_size: Any) -> None:
 
 
 def fixed(bias: Tensor | None) -> nn.Parameter | None:
-    """A bias in float32 that is not trained."""
-    return None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
+    """A bias in float32 that is not trained.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    if bias is None:
+        return None
+    check_finite(bias.detach(), "its bias")
+    return nn.Parameter(bias.detach().float().clone(), requires_grad=False)
 
 
 def _pack_codes(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -22,7 +22,7 @@ from qlearn.config import QuantConfig
 from qlearn.nn.batches import Batches, Forward, listed, one_tensor, outputs
 from qlearn.nn.distributed import TIMEOUT, Part, exchange, telling, workers
 from qlearn.nn.integer_layers import quantized
-from qlearn.nn.network import linear_maps
+from qlearn.nn.network import linear_maps, naming
 from qlearn.nn.prepared import ObservedLayer, prepare_layers, prepared_layers
 from qlearn.nn.ptq import ACTIVATIONS, WEIGHTS, convert
 from qlearn.nn.summary import summary
@@ -155,7 +155,8 @@ def layer_bytes(
         for layer in prepared_layers(prepare_layers(model, ObservedLayer, asked, activations, None)):
             static = activations is not None and activations.method != "dynamic"
             inputs = activations.choose_qparams(0.0, 1.0) if activations and static else activations
-            stored = quantized(layer.layer, layer.find_weight_qparams(), inputs)
+            with naming(layer.name):
+                stored = quantized(layer.layer, layer.find_weight_qparams(), inputs)
             table.setdefault(layer.name, {})[b] = summary(stored).bytes
     return table
 

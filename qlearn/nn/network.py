@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from qlearn.nn.linear_maps import KINDS, NAMES, is_linear_map
+
+T = TypeVar("T")
 
 # PyTorch's own quick path through these reads `.weight` of their children and never calls them.
 READ_THEIR_CHILDREN = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -96,6 +99,7 @@ def copy_of(model: nn.Module, instead: Mapping[nn.Module, nn.Module] | None = No
     """A copy of a network, in which `instead` may name modules that stand for others.
 
     Weights are copied when somebody writes to one of the two, not before: for a large network that is half the memory.
+    Hooks that are no methods of its modules are not copied: what they are to fill is their owner's.
 
     >>> model = nn.Linear(2, 2)
     >>> copy = copy_of(model)
@@ -103,8 +107,19 @@ def copy_of(model: nn.Module, instead: Mapping[nn.Module, nn.Module] | None = No
     >>> bool((model.weight != 0).all())
     True
     """
+    return copy_with(model, None, instead)[0]
+
+
+def copy_with(model: nn.Module, others: T, instead: Mapping[nn.Module, nn.Module] | None = None) -> tuple[nn.Module, T]:
+    """`copy_of` a network, and a copy of anything that has modules of it.
+
+    >>> copy, (layer,) = copy_with(model := nn.Sequential(nn.ReLU()), [model[0]])
+    >>> layer is copy[0]
+    True
+    """
     check_model(model, numbers=False)
     memo: dict[int, object] = {id(old): new for old, new in (instead or {}).items()}
+    memo.update(_hooks_of_others(model))
     taken = {part for old in instead or {} for part in old.modules()}
     for module in model.modules():
         if module in taken:
@@ -115,7 +130,7 @@ def copy_of(model: nn.Module, instead: Mapping[nn.Module, nn.Module] | None = No
         for value in vars(module).values():  # computed weights, which Python's copy refuses
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy((model, others), memo)
 
 
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -144,21 +159,21 @@ def exchanged(model: nn.Module, layers: Mapping[str, Any], make: Callable[[str, 
     for name, layer in layers.items():
         with naming(name):
             new[layer] = make(name, layer)
-        carry_hooks(layer, new[layer])
-    return copy_of(model, new)
+    return copy_exchanging(model, new)
 
 
-def carry_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Let the hooks of a module fire on the one that takes its place."""
-    for kind in HOOKS:
-        getattr(new, kind).update(getattr(old, kind))
-    if old._backward_hooks:  # of which kind they are: PyTorch has an older one
-        new._is_full_backward_hook = old._is_full_backward_hook
+def copy_exchanging(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """A copy in which new modules take the places of old ones and have their hooks: methods of the copy, where they
+    are the network's."""
+    copied, hooks = copy_with(model, {layer: _hooks_of(layer) for layer in new}, new)
+    for layer, own in hooks.items():  # the new ones
+        _add_hooks(layer, own)
+    return copied
 
 
 def move_hooks(old: nn.Module, new: nn.Module) -> None:
     """Let the hooks of a module fire on the one that is put around it, and on that alone."""
-    carry_hooks(old, new)
+    _add_hooks(new, _hooks_of(old))
     for kind in HOOKS:
         getattr(old, kind).clear()
 
@@ -172,9 +187,44 @@ def carry_attributes(old: nn.Module, new: nn.Module) -> None:
     >>> new.out_features, new.gain
     (3, 2.0)
     """
+    known = dir(new)
     for name, value in vars(old).items():
-        if not name.startswith("_") and not hasattr(new, name):
+        if name not in known:
             setattr(new, name, value)
+
+
+def carry_parts(old: nn.Module, new: nn.Module) -> None:
+    """Let a module have the buffers, parameters and modules, too, that somebody has given the one in whose place it is.
+
+    >>> old, new = nn.Linear(2, 3), nn.Identity()
+    >>> old.register_buffer("mask", torch.ones(1))
+    >>> carry_parts(old, new)
+    >>> new.mask
+    tensor([1.])
+    """
+    known = {"weight", "bias", *dir(new)}
+    for name, buffer in old._buffers.items():
+        if name not in known:
+            new.register_buffer(name, buffer, persistent=name not in old._non_persistent_buffers_set)
+    for name, part in {**old._parameters, **old._modules}.items():
+        if name not in known:
+            setattr(new, name, part)
+
+
+def refuse_names(layer: nn.Module, new: nn.Module) -> None:
+    """Raise where somebody has given a layer an attribute that means something else in what takes its place.
+
+    >>> layer, new = nn.Linear(2, 3), nn.BatchNorm1d(3)
+    >>> layer.momentum = 0.5
+    >>> refuse_names(layer, new)
+    Traceback (most recent call last):
+    ValueError: its attribute 'momentum' has the name of one that a BatchNorm1d has: call it something else.
+    """
+    given = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias"}
+    if taken := sorted(given.intersection(dir(new)).difference(dir(nn.Module()))):
+        raise ValueError(
+            f"its attribute {taken[0]!r} has the name of one that a {type(new).__name__} has: call it something else."
+        )
 
 
 def with_plain_weights(model: nn.Module) -> nn.Module:
@@ -381,6 +431,30 @@ def plain_lists(model: nn.Module) -> Iterator[tuple[str, int]]:
 def _is_computed(module: nn.Module, which: str) -> bool:
     """Whether a parameter of that name is a plain attribute, which a hook sets."""
     return isinstance(vars(module).get(which), Tensor) and which not in module._parameters
+
+
+def _hooks_of(module: nn.Module) -> dict[str, Any]:
+    """Its hooks, and of which kind those of the backward pass are: PyTorch has an older one."""
+    return {name: getattr(module, name) for name in (*HOOKS, "_is_full_backward_hook")}
+
+
+def _add_hooks(module: nn.Module, hooks: Mapping[str, Any]) -> None:
+    for kind in HOOKS:
+        getattr(module, kind).update(hooks[kind])
+    if hooks["_backward_hooks"]:
+        module._is_full_backward_hook = hooks["_is_full_backward_hook"]
+
+
+def _hooks_of_others(model: nn.Module) -> dict[int, object]:
+    """The hooks in a network that are not methods of its modules, by their place in memory."""
+    inside, found = set(map(id, model.modules())), dict[int, object]()
+    for hook in (hook for module in model.modules() for kind in HOOKS for hook in getattr(module, kind).values()):
+        function = hook
+        while isinstance(function, partial):
+            function = function.func
+        if id(getattr(function, "__self__", None)) not in inside:
+            found[id(hook)] = hook
+    return found
 
 
 def _lazy_clone(tensor: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from qlearn.nn.integer_layers import quantized
 from qlearn.nn.layers import QuantizedLayer, quantized_layers, refuse_output_size
 from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks, rows_of
 from qlearn.nn.network import (
-    carry_attributes,
     check_model,
     copy_of,
     in_float_text,
@@ -34,6 +33,7 @@ from qlearn.nn.network import (
     naming,
     plain_lists,
     refuse_computed_weights,
+    refuse_names,
     replace,
 )
 from qlearn.nn.overrides import Overrides, configs_of
@@ -70,8 +70,17 @@ class ObservedLayer(nn.Module):
         self.weight_qparams: QParams | None = None
         self.weight_codes: Tensor | None = None
         self.calibrating = self.called = False
-        carry_attributes(layer, self)
+        refuse_names(layer, self)
         move_hooks(layer, self)
+
+    def __getattr__(self, name: str) -> Any:
+        """The layer's, of all that this one does not have: `in_features`, and one's own."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
 
     @property
     def weight(self) -> Tensor:

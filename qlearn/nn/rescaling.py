@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qlearn.nn.batches import Batches, Forward, listed
 from qlearn.nn.flow import FLATTENS, KEEPS, MAPS, MIXES, MOVES, POOLS, TIMES, UNKNOWN, Flow, Step, say_left
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
-from qlearn.nn.network import linear_maps, sharing
+from qlearn.nn.network import copy_with, linear_maps, sharing
 from qlearn.nn.recording import refuse_unless_float, watched
 from qlearn.nn.site import Site, rescale
 from qlearn.nn.unchanged import distance, failing, outputs_in_float, wanted_outputs
@@ -120,7 +120,7 @@ def copied(
             say_left(f"{done} the inputs of {count} of {count + len(left)} layers", left)
     else:
         found = _checked(model, given)
-    twin, found = copy.deepcopy((model, found))
+    twin, found = copy_with(model, found)
     return twin, found, chain([first], rest)
 
 

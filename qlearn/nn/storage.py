@@ -28,7 +28,7 @@ from qlearn.nn.folding import BATCH_NORMS
 from qlearn.nn.integer_layers import DYNAMIC, quantized
 from qlearn.nn.layers import quantized_layers
 from qlearn.nn.linear_maps import LinearMap
-from qlearn.nn.network import carry_hooks, check_model, copy_of, linear_maps, some_of
+from qlearn.nn.network import check_model, copy_exchanging, linear_maps, some_of
 from qlearn.nn.prepared import SEEN, ObservedLayer
 
 HEAD = "qlearn"  # under which the configurations stand in the file's head, as JSON; a later format: "qlearn 2", say
@@ -177,8 +177,7 @@ def _with_layers_of_codes(
             new[layers[name]] = _layer_of_codes(layers[name], parts, configuration, name)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not belong to this network: layer {name!r}: {error}") from error
-        carry_hooks(layers[name], new[layers[name]])
-    return copy_of(model, new).eval()
+    return copy_exchanging(model, new).eval()
 
 
 def _layer_of_codes(layer: Any, parts: dict[str, Tensor], configuration: dict[str, Any], name: str) -> torch.nn.Module:

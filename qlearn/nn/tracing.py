@@ -80,7 +80,9 @@ class _Tracer(fx.Tracer):
         self.running: list[nn.Module] = []
 
     def follow(self, unit: nn.Module) -> bool:
-        """Fill `graph`; whether that can be done."""
+        """Fill `graph`; whether that can be done. fx reads a type's code, which is not always what a module runs."""
+        if "forward" in vars(unit) or type(unit).__call__ is not nn.Module.__call__:
+            return False
         self.owners = dict(_owners(unit, unit))
         parameters = inspect.signature(unit.forward).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}

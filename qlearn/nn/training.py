@@ -109,7 +109,7 @@ def training_steps(
         y = labels[batch]
         logits = _logits(call(model, _as_taken_by(model, images[batch]), forward), y)
         loss = nn.functional.cross_entropy(logits, y.to(device))
-        if not loss.requires_grad:  # no gradient goes through codes, whatever is before them
+        if not loss.requires_grad:  # the network or `forward` takes the gradient off
             raise ValueError(UNTRAINABLE)
         if not loss.isfinite():
             raise ValueError(
