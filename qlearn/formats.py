@@ -181,7 +181,7 @@ def decode(codes: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
 
     real = saturate(of_blocks(in_slabs(value_of, codes, xp.float32), scale, compat.multiply), xp.float32)
     special = (codes & (2 ** (format.bits - 1) - 1)) > format.largest_code
-    if format.reserved and bool(special.any()):
+    if bool(special.any()):
         sign, _, significand = fields(codes, format)
         infinity = xp.where(sign > 0, xp.full_like(real, float("-inf")), xp.full_like(real, float("inf")))
         real = xp.where(special, xp.where(significand == 0, infinity, xp.full_like(real, float("nan"))), real)

@@ -284,6 +284,21 @@ def test_quantized_networks(make, mode):
     near(found(x_there), network(x), 0.6)
 
 
+def test_convolutions_whose_channels_lie_last():
+    """There cuDNN has a kernel that transforms, whose sums are no whole numbers: seen on an H100, with TF32 off."""
+    torch.manual_seed(0)
+    layer, x = layers.Conv2d(16, 128, 3, padding=1), torch.randn(64, 16, 28, 28)
+    wanted = converted(layers.Sequential(layer), x, INT8, QuantConfig())[0]
+    codes = wanted.codes_of(x)
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        moved = there(copy.deepcopy(wanted)).to(memory_format=torch.channels_last)
+        same(moved.accumulate(there(codes).to(memory_format=torch.channels_last)), wanted.accumulate(codes))
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 @NETWORKS
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_sums_of_products_are_whole_numbers(make, deterministic):

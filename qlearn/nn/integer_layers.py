@@ -66,8 +66,12 @@ class IntegerLayer(QuantizedLayer):
     def multiply(self, codes: Tensor, zero_point: Tensor) -> Tensor:
         """The products of the input's codes and the weights', summed up in int32."""
         largest = self._largest(zero_point)
-        # NNPACK transforms 3 × 3 convolutions, and autocast uses shorter floats: both would round.
-        with torch.backends.nnpack.flags(enabled=False), torch.autocast(codes.device.type, enabled=False):
+        # NNPACK and cuDNN transform 3 × 3 convolutions, and autocast uses shorter floats: all three would round.
+        with (
+            torch.backends.nnpack.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
+            torch.autocast(codes.device.type, enabled=False),
+        ):
             if not self.map.is_matrix:
                 return self._convolve(codes, zero_point, largest)
             matrix = codes if codes.ndim > 1 else codes[None]
