@@ -80,7 +80,8 @@ class _Tracer(fx.Tracer):
         self.running: list[nn.Module] = []
 
     def follow(self, unit: nn.Module) -> bool:
-        """Fill `graph`; whether that can be done. fx reads the code of a type, which is not always what a module runs."""
+        """Fill `graph`; whether that can be done."""
+        # fx reads the code of a type, which is not always what a module runs.
         if "forward" in vars(unit) or type(unit).__call__ is not nn.Module.__call__:
             return False
         self.owners = dict(_owners(unit, unit))
