@@ -323,6 +323,7 @@ def _dequantize(codes: Array, qparams: QParams, dtype: Any) -> Array:
 
 def working_type(dtype: str, qparams: QParams) -> str:
     """The type to compute in: `dtype`, "float32" or "float64"; float64 if float32 cannot hold scales or codes."""
+    check_qparams(qparams)
     largest_code = max(-qparams.quant_min, qparams.quant_max)
     fits = largest_code <= EXACT_IN_FLOAT32 and can_hold(dtype, as_floats(qparams.scale, "scale"))
     return dtype if fits else "float64"

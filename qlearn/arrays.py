@@ -126,6 +126,26 @@ def all_finite(x: Array) -> bool:
         return float(xp.dot(flat, flat)) < math.inf or float(xp.dot(flat, xp.zeros_like(flat))) == 0
 
 
+def as_shape(shape: Any, name: str = "shape") -> tuple[int, ...]:
+    """The lengths of an array's axes, of whatever says them.
+
+    Raises:
+        TypeError: no whole numbers.  ValueError: one below 0.
+
+    >>> as_shape(3), as_shape([2, np.int64(5)])
+    ((3,), (2, 5))
+    """
+    try:
+        lengths = (shape,) if isinstance(shape, str) else tuple(shape)
+    except TypeError:
+        lengths = (shape,)
+    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in lengths):
+        raise TypeError(f"{name}={shape!r} must be a whole number, or a list or tuple of whole numbers.")
+    if any(n < 0 for n in lengths):
+        raise ValueError(f"{name}={shape!r} has a length below 0: use that of the codes before they were packed.")
+    return tuple(int(n) for n in lengths)
+
+
 def check_finite(x: Array, name: str = "x") -> None:
     """Raise `ValueError` if `x` holds NaN or infinity, with their number and the first one's place."""
     flat = x.reshape(-1)

@@ -122,7 +122,7 @@ def powers_of_two(a: Array, largest: float, significand_bits: int, rule: str) ->
     >>> powers_of_two(np.array([6.0, 6.5, 7.0]), 6.0, 1, "even")
     array([1., 1., 2.])
     """
-    if rule not in RULES:
+    if not isinstance(rule, str) or rule not in RULES:
         raise ValueError(f"rule={rule!r} must be one of {', '.join(map(repr, RULES))}.")
     compat, xp, dtype = array_namespace(a), native_namespace(a), a.dtype
     a = compat.astype(a, xp.float64)

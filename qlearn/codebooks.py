@@ -132,6 +132,8 @@ def kmeans(x: Any, k: int, *, start: Any = None, steps: int = MOST_STEPS) -> Any
     levels = check_levels(start)
     if len(levels) != k:
         raise ValueError(f"start has {len(levels)} levels, k={k}: they must agree.")
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
+        raise ValueError(f"steps={steps!r} must be a whole number, 0 or more.")
     for _ in range(steps):
         middles = (levels[1:] + levels[:-1]) / 2
         ends = view.below(np.nextafter(middles, np.inf))  # a value in the middle belongs to the smaller level

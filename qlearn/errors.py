@@ -13,8 +13,8 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from qlearn.affine import QParams, align, fake_quantize, quantize, working_floats
-from qlearn.arrays import Array, all_finite, as_array, as_floats, check_finite, exponent_of, like, quietly
+from qlearn.affine import QParams, align, check_qparams, fake_quantize, quantize, working_floats
+from qlearn.arrays import Array, all_finite, as_array, as_floats, as_shape, check_finite, exponent_of, like, quietly
 
 SCALE_BITS = 32  # a scale is stored as float32
 
@@ -109,14 +109,21 @@ def bits_per_value(shape: tuple[int, ...], qparams: QParams) -> float:
 
     Signed codes whose zero points are all 0 need none.
 
+    Raises:
+        TypeError: a shape or qparams that are none.  ValueError: a shape without values.
+
     >>> bits_per_value((4, 128), QParams(scale=1.0, zero_point=0, quant_min=-7, quant_max=7))
     4.0625
     """
+    check_qparams(qparams)
+    values = math.prod(as_shape(shape))
+    if not values:
+        raise ValueError(f"shape={shape!r} has no values: wanted is that of an array that holds some.")
     scales = math.prod(as_array(qparams.scale).shape)
     zero_point = as_array(qparams.zero_point)
     symmetric = qparams.quant_min < 0 and not bool((zero_point != 0).any())
     zero_points = 0 if symmetric else math.prod(zero_point.shape)
-    return qparams.bits + (scales * SCALE_BITS + zero_points * qparams.bits) / math.prod(shape)
+    return qparams.bits + (scales * SCALE_BITS + zero_points * qparams.bits) / values
 
 
 @dataclass(frozen=True)

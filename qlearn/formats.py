@@ -206,5 +206,7 @@ def fields(codes: Any, format: FloatFormat) -> tuple[Array, Array, Array]:
     >>> fields(0b1101, E2M1)
     (1, 2, 1)
     """
+    check_format(format)
+    codes = codes if isinstance(codes, int) else as_codes(codes)
     m = format.significand_bits
     return codes >> (format.bits - 1), (codes >> m) & (2**format.exponent_bits - 1), codes & (2**m - 1)

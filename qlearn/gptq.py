@@ -87,6 +87,8 @@ def gptq_quantize(
     weight = as_floats(weight, "weight")
     if weight.ndim < 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: it needs one row for each output, (O, I).")
+    if not isinstance(act_order, bool):
+        raise TypeError(f"act_order={act_order!r} must be True or False.")
     xp, on = array_namespace(weight), device(weight)
     h = _hessian(hessian, weight.reshape(weight.shape[0], -1))
     groups, columns = h.shape[:2]
@@ -208,7 +210,7 @@ def _damped(h: Array, damping: float) -> Array:
         raise ValueError(f"damping={damping!r} must be 0 or more, and finite: it is added to the hessian's diagonal.")
     xp = array_namespace(h)
     diagonal = xp.linalg.diagonal(h)
-    added = damping * xp.mean(diagonal, axis=-1, keepdims=True) + xp.astype(diagonal == 0, xp.float64)
+    added = float(damping) * xp.mean(diagonal, axis=-1, keepdims=True) + xp.astype(diagonal == 0, xp.float64)
     return h + added[..., None] * xp.eye(h.shape[-1], dtype=xp.float64, device=device(h))
 
 

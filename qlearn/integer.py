@@ -73,6 +73,8 @@ def matmul(
         _check_shape(
             "bias", bias, "the last axis of b", tuple(b.shape[-1:]), "(N,)", "Divide it by scale_a · scale_b and round."
         )
+    if not isinstance(largest_sum, (int, np.integer, type(None))):
+        raise TypeError(f"largest_sum={largest_sum!r} must be a whole number, or None.")
     if largest_sum is None:
         largest_sum = _largest_sum(a, a_zero_point, b, b_zero_point, bias)
     b, xp = like(b, a), array_namespace(a)

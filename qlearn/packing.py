@@ -8,13 +8,13 @@ Signed codes are stored in two's complement.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from qlearn.arrays import Array, as_array, dtype_name
+from qlearn.arrays import Array, as_array, as_shape, dtype_name
 
 TOGETHER = 8  # eight codes of b bits fill exactly b bytes
 
@@ -84,7 +84,7 @@ def unpack(packed: Any, bits: int, shape: int | Sequence[int], *, signed: bool =
     packed = as_array(packed, "packed")
     xp = array_namespace(packed)
     _check_bits(bits)
-    shape = _as_shape(shape)
+    shape = as_shape(shape)
     n = math.prod(shape)
     if dtype_name(packed) != "uint8" or tuple(packed.shape) != (packed_size(n, bits),):
         raise ValueError(
@@ -112,17 +112,9 @@ def packed_size(n: int, bits: int) -> int:
     2
     """
     _check_bits(bits)
-    (n,) = _as_shape(n)
-    return -(-n * bits // 8)
-
-
-def _as_shape(shape: Any) -> tuple[int, ...]:
-    lengths = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else (shape,)
-    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in lengths):
-        raise TypeError(f"shape={shape!r} must be a whole number, or a list or tuple of whole numbers.")
-    if any(n < 0 for n in lengths):
-        raise ValueError(f"shape={shape!r} has a length below 0: use that of the codes before they were packed.")
-    return tuple(int(n) for n in lengths)
+    if len(lengths := as_shape(n, "n")) != 1:
+        raise TypeError(f"n={n!r} must be one whole number.")
+    return -(-lengths[0] * bits // 8)
 
 
 def _check_bits(bits: int) -> None:

@@ -342,7 +342,7 @@ def find_range(
     >>> find_range([[1.0, 5.0], [-2.0, 2.0]])
     (np.float64(-2.0), np.float64(5.0))
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method={method!r} is not known; the methods are {', '.join(map(repr, METHODS))}.")
     quant_limits(bits, symmetric=symmetric, narrow_range=narrow_range)
     check_granularity(granularity)

@@ -744,7 +744,34 @@ def test_patches_are_made_a_few_at_a_time(limit, monkeypatch):
     every = columns(LinearMap.of(layer), x).double()
     assert torch.allclose(inputs.mean, (every @ every.mT / (7 * 30))[0], rtol=1e-12)  # float64 sums in another order
     assert inputs.count == 7 * 30
-    assert sum(made) == 7 and max(made) == max(1, min(7, limit // (2 * 30 * 9)))
+    whole = limit >= 2 * 30 * 9  # what the patches of one image take
+    assert sum(made) == (7 if whole else 7 * 6) and max(made) == max(1, min(7, limit // (2 * 30 * 9)))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("limit", [1, 150, 400])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 8, (2, 3), stride=(2, 1), padding=(1, 2), dilation=(2, 1)),
+        nn.Conv2d(4, 8, (4, 2), padding="same", dilation=(1, 3), groups=2),
+        nn.Conv2d(4, 8, 3, padding="valid", stride=3),
+        nn.Conv1d(4, 8, 5, stride=2, padding=3),
+        nn.ConvTranspose2d(4, 8, 3, stride=2),
+    ],
+)
+def test_strips_of_an_image_have_its_patches(layer, limit, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("qlearn.nn.gptq"), "SLICE", limit)
+    torch.manual_seed(0)
+    x = torch.randn((2, 4, 23) if type(layer) is nn.Conv1d else (2, 4, 9, 11), dtype=torch.float64)
+    every = LinearMap.of(layer).columns(x)
+    for batches in ([x], x):  # one that is a batch, and examples without an axis for one
+        inputs = SecondMoment(layer)
+        for batch in batches:
+            inputs.add(batch)
+        mean = every @ every.mT / every.shape[-1]
+        assert inputs.count == every.shape[-1]
+        assert torch.allclose(inputs.mean, mean[0] if len(mean) == 1 else mean, rtol=1e-12, atol=1e-14)
 
 
 def test_groups_at_once_are_groups_one_after_the_other():

@@ -62,7 +62,8 @@ class CodebookLayer(nn.Module):
         scale = torch.where(scale > 0, scale, 1.0)
         self.register_buffer("scale", scale)
         self.register_buffer("levels", torch.tensor(numbers.astype(np.float32)))
-        self.register_buffer("packed", pack(encode(rows.float(), numbers, scale), self.bits))
+        parts = [pack(encode(rows[part].float(), numbers, scale[part]), self.bits) for part in self._places()]
+        self.register_buffer("packed", torch.cat(parts))
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         self.register_buffer("_real", rows.new_empty(0), persistent=False)  # knows the type of real numbers here
         refuse_names(layer, self)
@@ -79,15 +80,19 @@ class CodebookLayer(nn.Module):
         parts = ((place, rows.to(input.dtype)) for place, rows in self._tiles())
         return self.map.in_parts(input, parts, self.bias)
 
-    def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """The rows, in pieces that are turned into floats at once. Of eight rows the codes fill whole bytes."""
+    def _places(self) -> Iterator[slice]:
+        """The rows, in pieces that are packed and unpacked at once. Of eight rows the codes fill whole bytes."""
         outputs, inputs = self.shape
         step = max(8, TILE // 4 // inputs // 8 * 8)  # codes are unpacked as int64, which takes more than their floats
-        for start in range(0, outputs, step):
-            stop = min(start + step, outputs)
-            of_codes = slice(packed_size(start * inputs, self.bits), packed_size(stop * inputs, self.bits))
-            codes = unpack(self.packed[of_codes], self.bits, (stop - start, inputs))
-            yield slice(start, stop), decode(codes, self.levels, self.scale[start:stop]).to(self._real.dtype)
+        return (slice(start, min(start + step, outputs)) for start in range(0, outputs, step))
+
+    def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows after the other, as floats."""
+        inputs = self.shape[1]
+        for part in self._places():
+            of_codes = slice(*(packed_size(row * inputs, self.bits) for row in (part.start, part.stop)))
+            codes = unpack(self.packed[of_codes], self.bits, (part.stop - part.start, inputs))
+            yield part, decode(codes, self.levels, self.scale[part]).to(self._real.dtype)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

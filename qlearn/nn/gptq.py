@@ -142,7 +142,8 @@ def hessians(model: nn.Module, batches: Batches, *, forward: Forward | None = No
 class SecondMoment:
     """The mean of x xᵀ over the inputs of a layer: `mean`, their number: `count`, and `hashes` of different ones.
 
-    Products and sums are float64. The patches of a convolution, many times its input, are made for few images at once.
+    Products and sums are float64. The patches of a convolution, many times its input, are made for few images at once, or
+    for strips of one.
 
     >>> inputs = SecondMoment(nn.Linear(2, 1))
     >>> inputs.add(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
@@ -167,8 +168,8 @@ class SecondMoment:
     def add(self, values: Tensor) -> None:
         """Take in one batch."""
         check_finite(values, "the input")
-        for part in self._parts(values):
-            columns = self.map.columns(part)
+        for made, part in self._parts(values):
+            columns = made.columns(part)
             size = max(1, SLICE // columns[..., 0].numel())
             for some in columns.split(size, -1):
                 if len(self.hashes) < some.shape[-2]:
@@ -177,12 +178,15 @@ class SecondMoment:
                 self.sum = self.sum + some @ some.mT
             self.count += columns.shape[-1]
 
-    def _parts(self, x: Tensor) -> Iterator[Tensor]:
-        """The batch, cut into pieces whose patches are not too many."""
-        if self.map.is_matrix or x.ndim < len(self.map.shape):
-            return iter((x,))
+    def _parts(self, x: Tensor) -> Iterator[tuple[LinearMap, Tensor]]:
+        """The batch, cut into pieces whose patches are not too many: images, or strips of one."""
+        if self.map.is_matrix:
+            yield self.map, x
+            return
+        x = x if x.ndim == len(self.map.shape) else x[None]
         patches = x[0].numel() * math.prod(self.map.shape[2:])
-        return iter(x.split(max(1, SLICE // patches)))
+        for images in x.split(max(1, SLICE // patches)):
+            yield from ((self.map, images),) if patches <= SLICE else self.map.in_strips(images, SLICE)
 
 
 def _hashes(columns: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ the rows are, and how PyTorch multiplies with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -150,6 +150,32 @@ class LinearMap:
         with torch.autocast(x.device.type, enabled=False):
             patches = replace(self, options={**self.options, "groups": self.inputs})(x, taps)
         return patches.flatten(2).unflatten(1, (self.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+
+    def in_strips(self, x: Tensor, most: int) -> Iterator[tuple[LinearMap, Tensor]]:
+        """The input of a convolution, (N, C, …), cut across its first axis of places, and the map of such strips.
+
+        All strips together have the columns of x, each as few as `most` numbers of them allow.
+
+        >>> layer, x = nn.Conv1d(1, 1, 3, padding=1), torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+        >>> [strip.flatten().tolist() for _, strip in LinearMap.of(layer).in_strips(x, 6)]
+        [[0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 0.0]]
+        """
+        if self.transposed:  # its outputs overlap
+            yield self, x
+            return
+        padding, kernel, dilation = self.options["padding"], self.shape[2:], self.options["dilation"]
+        if isinstance(padding, str):
+            around = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+            sides = [(both // 2, both - both // 2) for both in around]
+        else:
+            sides = [(one, one) for one in padding]
+        x = functional.pad(x, [n for side in reversed(sides) for n in side])
+        stride, reach = self.options["stride"][0], dilation[0] * (kernel[0] - 1) + 1
+        count = (x.shape[2] - reach) // stride + 1
+        step = max(1, most // (x[:, :, 0].numel() * math.prod(kernel)))
+        plain = replace(self, options={**self.options, "padding": 0})
+        for start in range(0, count, step):
+            yield plain, x[:, :, start * stride : (min(start + step, count) - 1) * stride + reach]
 
 
 def rows_of(layer: Supported) -> Tensor:

@@ -39,10 +39,13 @@ def make_observer(config: QuantConfig) -> Observer:
     Raises:
         ValueError: a method without anything to remember ("dynamic"), or one that needs all the data at once
             ("cross_entropy"); a granularity that the observer cannot keep.
+        TypeError: no configuration.
 
     >>> make_observer(QuantConfig(method="mse"))
     MSEObserver(nothing seen yet)
     """
+    if not isinstance(config, QuantConfig):
+        raise TypeError(f"config is a {type(config).__name__}: wanted is a QuantConfig, QuantConfig(method='mse').")
     if config.method in KINDS:
         return KINDS[config.method](config)
     reasons = {
