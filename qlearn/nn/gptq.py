@@ -142,8 +142,8 @@ def hessians(model: nn.Module, batches: Batches, *, forward: Forward | None = No
 class SecondMoment:
     """The mean of x xᵀ over the inputs of a layer: `mean`, their number: `count`, and `hashes` of different ones.
 
-    Products and sums are float64. The patches of a convolution, many times its input, are made for few images at once, or
-    for strips of one.
+    Products and sums are float64. The patches of a convolution, many times its input, are made for few images at once,
+    or for strips of one.
 
     >>> inputs = SecondMoment(nn.Linear(2, 1))
     >>> inputs.add(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
@@ -195,9 +195,9 @@ def _hashes(columns: Tensor) -> Tensor:
     >>> _hashes(torch.tensor([[[1.0, 2.0, 1.0]]])).unique().numel()
     2
     """
-    bits = columns.float().contiguous().view(torch.int32).flatten(0, 1).long()
-    factors = torch.randint(2**62, (len(bits), 1), generator=torch.Generator().manual_seed(0))
-    return (bits * factors.to(bits.device)).sum(0)  # modulo 2⁶⁴
+    bits = columns.float().contiguous().view(torch.int32).flatten(0, 1)
+    factors = torch.randint(2**31, (len(bits), 1), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    return (bits * factors.to(bits.device)).sum(0)  # each product modulo 2³²
 
 
 def _refuse_tied(model: nn.Module, layers: Mapping[str, ObservedLayer]) -> None:
