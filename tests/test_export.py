@@ -575,7 +575,7 @@ def test_the_file_says_its_opset_and_runs(opset, tmp_path):
     path = tmp_path / "layer.onnx"
     qlearn.nn.export_onnx(network, path, (8,), opset=opset)
     assert [version.version for version in onnx.load(path).opset_import] == [opset]
-    (given,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": x.numpy()})
+    (given,) = session_of(path).run(None, {"input": x.numpy()})
     assert np.allclose(given, network(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 

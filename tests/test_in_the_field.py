@@ -98,10 +98,10 @@ def test_04_onnx_runtime_rescales_in_float32():
     runtime = pytest.importorskip("onnxruntime")
     from onnx import helper
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # b of 7 bits: x86 processors without VNNI saturate two products in 16 bits
     values = {
         "a": rng.integers(0, 256, (200, 784), dtype=np.uint8), "a_scale": np.float32(0.004), "a_zero": np.uint8(0),
-        "b": rng.integers(-127, 128, (784, 30), dtype=np.int8), "b_scale": np.float32(0.003), "b_zero": np.int8(0),
+        "b": rng.integers(-64, 65, (784, 30), dtype=np.int8), "b_scale": np.float32(0.003), "b_zero": np.int8(0),
         "y_scale": np.float32(0.09), "y_zero": np.uint8(100),
     }  # fmt: skip
     named = {name: np.asarray(value) for name, value in values.items()}

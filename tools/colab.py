@@ -48,7 +48,8 @@ def main() -> int:
         away = home / "away"  # no qlearn/ in here, so that `import qlearn` finds the wheel
         for name in ("tests", "tools", "notebooks"):
             shutil.copytree(ROOT / name, away / name, ignore=shutil.ignore_patterns("__pycache__", "browser"))
-        shutil.copy(ROOT / "pyproject.toml", away)
+        for name in ("README.md", "pyproject.toml"):
+            shutil.copy(ROOT / name, away)
 
         def pytest(title: str, *options: str) -> None:
             heading(title)

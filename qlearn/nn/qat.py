@@ -85,6 +85,7 @@ class FakeQuantizedLayer(ObservedLayer):
             )
         if isinstance(inputs, LearnedFakeQuantize):
             inputs.start(observer.qparams())
+            return inputs.qparams()  # exp(log(scale)), as from now on
         return observer.qparams()
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
