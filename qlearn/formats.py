@@ -8,13 +8,14 @@ Codes are the bits themselves, read as an unsigned integer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from qlearn.arrays import Array, as_codes, as_floats, native_namespace, of_blocks, quietly, saturate
+from qlearn.arrays import Array, as_codes, as_floats, native_namespace, of_blocks, quietly, saturate, slabs
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,21 @@ def encode(x: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     x = as_floats(x)
     compat, xp = array_namespace(x), native_namespace(x)
     scaled = of_blocks(x, scale, compat.divide)  # may overflow to infinity, which saturates like all that is too large
+    dtype = xp.uint8 if format.bits <= 8 else xp.int32 if format.bits <= 16 else xp.int64
+    return _in_slabs(scaled, lambda part: _code_of(part, format), dtype)[()]
+
+
+def _in_slabs(x: Array, function: Callable[[Array], Array], dtype: Any) -> Array:
+    """What a function makes of each value, a piece at a time: what it needs in between is many times its input."""
+    made = array_namespace(x).empty_like(x, dtype=dtype)
+    flat, out = x.reshape(-1), made.reshape(-1)
+    for part in slabs(flat):
+        out[part] = function(flat[part])
+    return made
+
+
+def _code_of(scaled: Array, format: FloatFormat) -> Array:
+    compat, xp = array_namespace(scaled), native_namespace(scaled)
     magnitude = xp.clip(compat.astype(xp.abs(scaled), xp.float64), None, format.largest)
     exponent = xp.frexp(magnitude)[1] - 1  # of a significand in 1 … 2: frexp's is in ½ … 1
     smallest = xp.full_like(exponent, 1 - format.bias)
@@ -138,8 +154,7 @@ def encode(x: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     steps = xp.round(xp.ldexp(magnitude, format.significand_bits - exponent))
     code = compat.astype(exponent + (format.bias - 1), xp.int64) * 2**format.significand_bits
     sign = compat.astype(xp.signbit(scaled), xp.int64) * 2 ** (format.bits - 1)  # in int64: 2³¹ is no int32
-    code = code + compat.astype(steps, xp.int64) + sign
-    return compat.astype(code, xp.uint8 if format.bits <= 8 else xp.int32 if format.bits <= 16 else xp.int64)[()]
+    return code + compat.astype(steps, xp.int64) + sign
 
 
 @quietly
@@ -164,22 +179,28 @@ def decode(codes: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     check_format(format)
     codes = as_codes(codes, wanted="a code is the bits of a float, read as an integer.")
     compat, xp = array_namespace(codes), native_namespace(codes)
-    codes = compat.astype(codes, xp.int64)
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= 2**format.bits:
         raise ValueError(f"codes run from {low} to {high}: {format} has the codes 0 … {2**format.bits - 1}.")
-    m = format.significand_bits
-    sign, exponent, significand = fields(codes, format)
-    normal = exponent > 0
-    steps = compat.astype(significand + normal * 2**m, xp.float64)
-    value = xp.ldexp(steps, xp.clip(exponent, 1, None) - format.bias - m)
-    value = compat.astype(xp.where(sign > 0, -value, value), xp.float32)
+    value = _in_slabs(codes, lambda part: _value_of(part, format), xp.float32)
     real = saturate(of_blocks(value, scale, compat.multiply), xp.float32)
-    special = codes % 2 ** (format.bits - 1) > format.largest_code
+    magnitudes = 2 ** (format.bits - 1)
+    special = _in_slabs(
+        codes, lambda part: compat.astype(part, xp.int64) % magnitudes > format.largest_code, compat.bool
+    )
     if bool(special.any()):
+        sign, _, significand = fields(compat.astype(codes, xp.int64), format)
         infinity = xp.where(sign > 0, xp.full_like(real, float("-inf")), xp.full_like(real, float("inf")))
         real = xp.where(special, xp.where(significand == 0, infinity, xp.full_like(real, float("nan"))), real)
     return real[()]
+
+
+def _value_of(codes: Array, format: FloatFormat) -> Array:
+    compat, xp, m = array_namespace(codes), native_namespace(codes), format.significand_bits
+    sign, exponent, significand = fields(compat.astype(codes, xp.int64), format)
+    steps = compat.astype(significand + (exponent > 0) * 2**m, xp.float64)
+    value = xp.ldexp(steps, xp.clip(exponent, 1, None) - format.bias - m)
+    return xp.where(sign > 0, -value, value)
 
 
 @quietly

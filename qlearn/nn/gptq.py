@@ -141,8 +141,8 @@ def hessians(model: nn.Module, batches: Batches, *, forward: Forward | None = No
 class SecondMoment:
     """The mean of x xᵀ over the inputs of a layer: `mean`, and their number: `count`.
 
-    Products and sums are float64. The patches of a convolution, many times its input, are made for few images at once, or
-    for strips of one.
+    Products and sums are float64. The patches of a convolution, many times its input, are made for few images at once,
+    or for strips of one.
 
     >>> inputs = SecondMoment(nn.Linear(2, 1))
     >>> inputs.add(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
