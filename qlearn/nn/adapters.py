@@ -34,6 +34,7 @@ from qlearn.nn.network import (
     refuse_computed_weights,
     refuse_names,
     replace,
+    say_who_asks,
 )
 from qlearn.nn.perplexity import as_tokens, logits_of
 from qlearn.nn.prepared import prepared_layers
@@ -155,6 +156,7 @@ def add_adapters(
     alpha, generator = float(rank if alpha is None else alpha), torch.Generator().manual_seed(int(seed))
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha} must be above 0, and finite.")
+    say_who_asks(copied, list(found.values()))
     made: dict[nn.Module, nn.Module] = {}
     for name, layer in found.items():
         with naming(name):

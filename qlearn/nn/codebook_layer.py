@@ -24,6 +24,7 @@ from qlearn.nn.network import (
     linear_maps,
     refuse_computed_weights,
     refuse_names,
+    say_who_asks,
 )
 from qlearn.packing import pack, packed_size, unpack
 
@@ -130,6 +131,7 @@ def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: str |
     if not layers:
         raise ValueError(f"{type(model).__name__} has no Linear left to quantize; it knows {NAMES}.")
     refuse_computed_weights(layers)
+    say_who_asks(model, list(layers.values()))
     rows = {name: rows_of(layer).shape[1] for name, layer in layers.items()}
     if len(wrong := {name: n for name, n in rows.items() if isinstance(block, int) and block > 0 and n % block}) > 1:
         (first, row), *others = wrong.items()
