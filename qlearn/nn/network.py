@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
@@ -70,6 +70,24 @@ def check_counts(**counts: Any) -> None:
         whole = isinstance(value, Integral) and not isinstance(value, bool)
         if not whole or value < 1:
             raise (ValueError if whole else TypeError)(f"{name}={value!r} must be a whole number, 1 or more.")
+
+
+def check_numbers(**numbers: Any) -> None:
+    """Raise unless each of these arguments is a real number.
+
+    >>> check_numbers(alpha=0.5, spread="wide")
+    Traceback (most recent call last):
+    TypeError: spread='wide' must be a number.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name}={value!r} must be a number.")
+
+
+def check_seed(seed: object) -> None:
+    """Raise unless it is a whole number."""
+    if not isinstance(seed, Integral):
+        raise TypeError(f"seed={seed!r} must be a whole number.")
 
 
 def check_places(name: str, values: Tensor, count: int, known: str, hint: str = "") -> None:
