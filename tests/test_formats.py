@@ -195,3 +195,21 @@ def test_a_format_does_not_change_and_can_be_a_key():
     assert {E2M1: 1}[FloatFormat("FP4 E2M1", 2, 1, reserved=0)] == 1
     with pytest.raises(AttributeError, match="cannot assign to field"):
         E2M1.reserved = 1
+
+
+@pytest.mark.parametrize("asarray", [np.asarray, torch.tensor])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32])
+def test_codes_of_any_width_are_decoded(asarray, dtype):
+    codes = np.array([0, 1, 15, 100, 127])
+    for format in (E4M3, E5M2, FLOAT16):
+        narrow, wide = (np.asarray(decode(asarray(codes.astype(t)), format)) for t in (dtype, np.int64))
+        assert np.array_equal(narrow, wide, equal_nan=True)
+
+
+def test_pieces_of_a_large_array_are_cast_as_all_of_it(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(30, 7)).astype(np.float32)
+    scale = np.linspace(0.5, 2, 30).reshape(-1, 1)
+    wanted = cast(x, E4M3, scale)
+    monkeypatch.setattr("qlearn.arrays.SLAB", 11)
+    assert np.array_equal(cast(x, E4M3, scale), wanted)
+    assert np.array_equal(cast(torch.tensor(x), E4M3, scale).numpy(), wanted)

@@ -431,3 +431,45 @@ def test_what_is_no_network_is_named(model, error, message):
         check_model(model)
     check_model(nn.ReLU())
     check_model(nn.Linear(2, 2, device="meta"), numbers=False)
+
+
+class Asking(nn.Module):
+    """What is done with a layer's output hangs on its type."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).relu() if isinstance(layer, nn.Linear) else layer(x)
+        return x
+
+
+class AskingByName(Asking):
+    def forward(self, x):
+        return [y := x] + [y := layer(y) for layer in self.layers if layer.__class__.__name__ == "Linear"]
+
+
+class AskingSomethingElse(Asking):
+    def forward(self, x):
+        return self.layers[0](x if isinstance(x, torch.Tensor) else x[0])
+
+
+MAKERS = {
+    "prepare": qlearn.nn.prepare,
+    "prepare_qat": qlearn.nn.prepare_qat,
+    "use_codebook": lambda model: qlearn.nn.use_codebook(model, [-1.0, 0.0, 1.0], block=4),
+    "add_adapters": qlearn.nn.add_adapters,
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_code_that_asks_for_the_type_of_a_layer_is_named(make):
+    for kind in (Asking, AskingByName):
+        with pytest.warns(UserWarning, match=rf"{kind.__name__}\.forward asks whether a layer is a 'Linear'") as caught:
+            make(nn.Sequential(kind(), kind()))
+        assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(AskingSomethingElse())

@@ -653,3 +653,13 @@ def test_a_bias_next_to_a_tie_gets_the_code_that_the_integer_layer_adds():
     assert torch.equal(torch.round(silent.double() / step).int(), codes)
     in_float32 = torch.round(layer.layer.bias.detach() / (inputs.scale * weights.scale)).int()
     assert (in_float32 != codes).any()  # so that the comparison can fail
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 3, 3, padding=1), nn.ConvTranspose2d(2, 3, 3), nn.Conv1d(2, 3, 3)])
+def test_a_few_images_at_a_time_come_out_as_all_at_once(layer, monkeypatch):
+    x = torch.randn((7, 2, 9) if type(layer) is nn.Conv1d else (7, 2, 9, 8))
+    prepared = qlearn.nn.calibrate(qlearn.nn.prepare_qat(layer), x, progress=False)
+    wanted = prepared(x)
+    monkeypatch.setattr("qlearn.nn.qat.TILE", 3 * x[0].numel() * layer.weight[0, 0].numel())
+    assert prepared._at_once(x) == 3 and torch.equal(prepared(x), wanted)
+    assert torch.equal(prepared(x[0]), wanted[0])

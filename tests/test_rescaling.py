@@ -411,7 +411,7 @@ def test_a_silent_channel_does_no_harm():
     assert np.isfinite(s).all() and np.isfinite(error)
     s, error = awq_factors([np.ones((1, 3))], np.zeros((3, 3)), QuantConfig(bits=3, symmetric=True))
     assert s.tolist() == [1, 1, 1] and error == 0
-    with pytest.raises(ValueError, match="grid=0 must be 1 or more"):
+    with pytest.raises(ValueError, match="grid=0 must be a whole number, 1 or more"):
         awq_factors([np.ones((1, 3))], np.eye(3), QuantConfig(), grid=0)
 
 

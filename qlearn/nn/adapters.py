@@ -27,6 +27,8 @@ from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import (
     check_counts,
     check_model,
+    check_numbers,
+    check_seed,
     copy_of,
     linear_maps,
     move_hooks,
@@ -34,6 +36,7 @@ from qlearn.nn.network import (
     refuse_computed_weights,
     refuse_names,
     replace,
+    say_who_asks,
 )
 from qlearn.nn.perplexity import as_tokens, logits_of
 from qlearn.nn.prepared import prepared_layers
@@ -136,6 +139,10 @@ def add_adapters(
         raise ValueError("this model is prepared: nn.convert makes codes of its weights, which adapters go beside.")
     if any(isinstance(module, AdaptedLayer) for module in model.modules()):
         raise ValueError("this model has adapters already.")
+    check_seed(seed)
+    check_numbers(alpha=rank if alpha is None else alpha)
+    if not isinstance(layers, str):
+        raise TypeError(f"layers={layers!r} must be a name or a pattern, '*.attention.*'.")
     copied = copy_of(model).requires_grad_(False)
     kinds = (QuantizedLayer, CodebookLayer)
     maps = linear_maps(copied)
@@ -155,6 +162,7 @@ def add_adapters(
     alpha, generator = float(rank if alpha is None else alpha), torch.Generator().manual_seed(int(seed))
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha} must be above 0, and finite.")
+    say_who_asks(copied, list(found.values()))
     made: dict[nn.Module, nn.Module] = {}
     for name, layer in found.items():
         with naming(name):
@@ -227,6 +235,7 @@ def train_adapters(
     check_model(model)
     check_counts(steps=steps, batch_size=batch_size, context=context)
     rate = adam(model, learning_rate, lambda step: min((step + 1) / WARM_UP, 1 - step / steps))
+    check_seed(seed)
     tokens, device = as_tokens(text), device_of(model)
     if tokens.shape[1] <= context:
         raise ValueError(f"the text has {tokens.shape[1]} tokens: {context + 1} are needed at least.")

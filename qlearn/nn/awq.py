@@ -22,6 +22,7 @@ from qlearn.nn.batches import Batches, Forward, listed
 from qlearn.nn.collect import collected
 from qlearn.nn.gptq import SecondMoment
 from qlearn.nn.linear_maps import LinearMap, rows_of
+from qlearn.nn.network import check_counts
 from qlearn.nn.rescaling import copied
 from qlearn.nn.site import Site, rescale
 
@@ -61,8 +62,7 @@ def awq_factors(
     >>> bool(s[0] > 1 > s[1]), bool(error < awq_factors([w], np.eye(2), QuantConfig(bits=3, symmetric=True))[1] * 100)
     (True, True)
     """
-    if grid < 1:
-        raise ValueError(f"grid={grid} must be 1 or more.")
+    check_counts(grid=grid)
     xp = array_namespace(hessian, *weights)
     squares = xp.linalg.diagonal(hessian)
     if channel_of is not None:
@@ -128,6 +128,9 @@ def awq(
     >>> bool((rescaled(x) - model(x)).abs().max() < 1e-5)
     True
     """
+    check_counts(grid=grid)
+    if not isinstance(weights, QuantConfig):
+        raise TypeError(f"weights must be a QuantConfig, not {weights!r}.")
     rescaled, found, pieces = copied(model, listed(batches), forward, sites, "rescaled")
     # All consumers of a site read the same channels: one of them is looked at.
     first = {site.name: site.consumers[0] for site in found}

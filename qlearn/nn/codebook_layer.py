@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,14 @@ from qlearn.nn.linear_maps import NAMES, LinearMap, is_linear_map, rows_of
 from qlearn.nn.network import (
     carry_attributes,
     carry_parts,
+    check_counts,
     check_model,
     exchanged,
     grouped,
     linear_maps,
     refuse_computed_weights,
     refuse_names,
+    say_who_asks,
 )
 from qlearn.packing import pack, packed_size, unpack
 
@@ -54,7 +56,8 @@ class CodebookLayer(nn.Module):
         if not is_linear_map(layer) or layer.weight.ndim != 2:
             raise ValueError(f"{type(layer).__name__} has no codebook: wanted is a Linear.")
         self.map, rows = LinearMap.of(layer), rows_of(layer).detach()
-        if not 1 <= block <= rows.shape[1] or rows.shape[1] % block:
+        check_counts(block=block)
+        if block > rows.shape[1] or rows.shape[1] % block:
             raise ValueError(f"block={block} does not divide its rows of {rows.shape[1]} weights.")
         self.shape, numbers = tuple(rows.shape), check_levels(levels)
         self.bits = max(1, (len(numbers) - 1).bit_length())
@@ -123,6 +126,8 @@ def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: str |
     """
     check_model(model)
     leave = (leave,) if isinstance(leave, str) else leave
+    if not isinstance(leave, Collection) or not all(isinstance(name, str) for name in leave):
+        raise TypeError(f"leave={leave!r} must be the names of layers.")
     layers = {name: layer for name, layer in linear_maps(model).items() if layer.weight.ndim == 2}
     if unknown := [name for name in leave if name not in layers]:
         raise ValueError(f"leave names {unknown[0]!r}, which is no Linear; those are {', '.join(layers)}.")
@@ -130,6 +135,7 @@ def use_codebook(model: nn.Module, levels: Any, *, block: int = 64, leave: str |
     if not layers:
         raise ValueError(f"{type(model).__name__} has no Linear left to quantize; it knows {NAMES}.")
     refuse_computed_weights(layers)
+    say_who_asks(model, list(layers.values()))
     rows = {name: rows_of(layer).shape[1] for name, layer in layers.items()}
     if len(wrong := {name: n for name, n in rows.items() if isinstance(block, int) and block > 0 and n % block}) > 1:
         (first, row), *others = wrong.items()

@@ -17,7 +17,7 @@ from torch import nn
 from qlearn.nn.flow import MAPS, leads_on, say_left
 from qlearn.nn.folding import foldable
 from qlearn.nn.linear_maps import is_linear_map
-from qlearn.nn.network import copy_with
+from qlearn.nn.network import check_numbers, check_seed, copy_with
 from qlearn.nn.recording import watched
 from qlearn.nn.rescaling import find_sites
 from qlearn.nn.site import Site, in_float64, rescale
@@ -125,6 +125,8 @@ def unequalize(model: nn.Module, *, spread: float = 1.5, seed: int = 0) -> nn.Mo
     >>> torch.equal(unequalize(model)(x), model(x))
     True
     """
+    check_seed(seed)
+    check_numbers(spread=spread)
     if not 0 <= spread < math.inf:
         raise ValueError(f"spread={spread} must be 0 or more: the factors go from 10^−spread to 10^spread.")
     random = torch.Generator().manual_seed(seed)

@@ -112,6 +112,8 @@ def learned_step(
     >>> x.grad.tolist(), scale.grad.item()  # 0.75 is rounded up by 0.25; 9 is clipped to 3 steps
     ([1.0, 0.0], 3.25)
     """
+    if not isinstance(scale, Tensor):
+        raise TypeError(f"scale is a {type(scale).__name__}: it must be a tensor, which can have a gradient.")
     return _LearnedStep.apply(x, scale, QParams(scale.detach(), zero_point, quant_min, quant_max), gradient_scale)
 
 
@@ -138,6 +140,8 @@ class _LearnedStep(torch.autograd.Function):
 
 def _aligned(x: Tensor, qparams: QParams) -> tuple[Tensor, Any, Any]:
     """x, finite and in float32 at least, viewed in blocks, and what broadcasts against it: scale and zero point."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}: it must be a tensor.")
     x = working_floats(x, qparams)
     check_finite(x)
     return align(x, qparams, x.dtype)

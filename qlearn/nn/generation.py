@@ -70,6 +70,8 @@ def generate(
         raise TypeError(
             f"length={length!r}, temperature={temperature!r}, seed={seed!r}, slide={slide!r}: all must be numbers."
         )
+    if each is not None and not callable(each):
+        raise TypeError(f"each is a {type(each).__name__}: wanted is a function of a character, or None.")
     if not prompt or length < 0 or not temperature >= 0:
         raise ValueError(
             f"prompt={prompt!r}, length={length}, temperature={temperature}: none may be empty or negative."

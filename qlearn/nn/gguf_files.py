@@ -62,7 +62,8 @@ def write_gguf(
     ValueError: kind='Q5_K' must be one of 'Q8_0', 'Q4_0', 'Q4_K'.
     """
     for name, value in (("kind", kind), ("otherwise", otherwise)):
-        if value not in TYPES and not (name == "otherwise" and value is None):
+        known = isinstance(value, str) and value in TYPES
+        if not known and not (name == "otherwise" and value is None):
             raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, TYPES))}.")
     layers = weight_only_layers(model, MATRICES)
     rounded = {} if layers else {n: m for n, m in linear_maps(model).items() if LinearMap.of(m).kind in MATRICES}

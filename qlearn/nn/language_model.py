@@ -19,7 +19,7 @@ from qlearn import datasets
 from qlearn.config import QuantConfig
 from qlearn.granularity import PerGroup, PerToken
 from qlearn.nn.fake_quantize import straight_through
-from qlearn.nn.network import check_places
+from qlearn.nn.network import check_numbers, check_places, check_seed
 
 ALPHABET = "\n !\"$&'()*,-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"
 CONTEXT = 128  # characters that the model sees at once
@@ -211,6 +211,8 @@ def language_model(*, seed: int = 0, dropout: float = 0.0) -> LanguageModel:
     >>> language_model()(to_tokens("Call me")).shape
     torch.Size([1, 7, 80])
     """
+    check_seed(seed)
+    check_numbers(dropout=dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LanguageModel(dropout=dropout)

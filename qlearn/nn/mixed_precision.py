@@ -244,6 +244,8 @@ def overrides_for(bits: Mapping[str, int], weights: QuantConfig = WEIGHTS) -> di
     """
     if not isinstance(bits, Mapping):
         raise TypeError(f"bits={bits!r} must be {{layer: bits}}, as allocate_bits gives it.")
+    if not isinstance(weights, QuantConfig):
+        raise TypeError(f"weights must be a QuantConfig, not {weights!r}.")
     return {name: {"weights": replace(weights, bits=b)} for name, b in bits.items()}
 
 

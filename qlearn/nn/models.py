@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qlearn import datasets
+from qlearn.nn.network import check_seed
 
 
 def mlp(*, seed: int = 0) -> nn.Sequential:
@@ -26,6 +27,7 @@ def mlp(*, seed: int = 0) -> nn.Sequential:
     >>> mlp()(torch.zeros(5, 1, 28, 28)).shape
     torch.Size([5, 10])
     """
+    check_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -53,6 +55,7 @@ def cnn(*, seed: int = 0) -> nn.Sequential:
     >>> cnn()(torch.zeros(5, 1, 28, 28)).shape
     torch.Size([5, 10])
     """
+    check_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -81,7 +84,7 @@ def load_trained(name: str) -> nn.Sequential:
     False
     """
     networks = {"mlp": mlp, "cnn": cnn}
-    if name not in networks:
+    if not isinstance(name, str) or name not in networks:
         raise ValueError(
             f"name={name!r}: there are trained weights for 'mlp' and 'cnn'. The language model comes from "
             "nn.load_language_model()."

@@ -9,11 +9,11 @@ import copy
 import textwrap
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
@@ -70,6 +70,24 @@ def check_counts(**counts: Any) -> None:
         whole = isinstance(value, Integral) and not isinstance(value, bool)
         if not whole or value < 1:
             raise (ValueError if whole else TypeError)(f"{name}={value!r} must be a whole number, 1 or more.")
+
+
+def check_numbers(**numbers: Any) -> None:
+    """Raise unless each of these arguments is a real number.
+
+    >>> check_numbers(alpha=0.5, spread="wide")
+    Traceback (most recent call last):
+    TypeError: spread='wide' must be a number.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name}={value!r} must be a number.")
+
+
+def check_seed(seed: object) -> None:
+    """Raise unless it is a whole number."""
+    if not isinstance(seed, Integral):
+        raise TypeError(f"seed={seed!r} must be a whole number.")
 
 
 def check_places(name: str, values: Tensor, count: int, known: str, hint: str = "") -> None:
@@ -289,6 +307,31 @@ def refuse_computed_weights(layers: Mapping[str, nn.Module]) -> None:
         raise ValueError(f"{have} {what} computed before each call: {remedy}.")
 
 
+def say_who_asks(model: nn.Module, layers: Collection[nn.Module], stacklevel: int = 3) -> None:
+    """Warn of code that decides by the type of these layers, in whose place others come.
+
+    >>> class Net(nn.Sequential):
+    ...     def forward(self, x):
+    ...         for part in self:
+    ...             x = part(x).relu() if isinstance(part, nn.Linear) else part(x)
+    ...         return x
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     say_who_asks(model := Net(nn.Linear(2, 2)), [model[0]])
+    >>> str(caught[0].message).partition(":")[0]
+    "Net.forward asks whether a layer is a 'Linear'"
+    """
+    types = {type(layer).__name__ for layer in layers}
+    for kind in dict.fromkeys(type(module) for module in model.modules() if module not in layers):
+        own = not kind.__module__.startswith("torch.nn.")
+        words = set(_words(getattr(kind.forward, "__code__", None))) if own else set()
+        if types & words and words & {"isinstance", "type", "__class__"}:
+            warnings.warn(
+                f"{kind.__name__}.forward asks whether a layer is a {', '.join(map(repr, sorted(types & words)))}: "
+                "others come in their place, and it may compute something else. Decide by the layers' names instead.",
+                stacklevel=stacklevel,
+            )
+
+
 def sharing(model: nn.Module) -> dict[nn.Module, list[str]]:
     """The modules whose own parameters belong to other modules too: module → the others' names.
 
@@ -455,6 +498,15 @@ def _hooks_of_others(model: nn.Module) -> dict[int, object]:
         if id(getattr(function, "__self__", None)) not in inside:
             found[id(hook)] = hook
     return found
+
+
+def _words(code: Any) -> Iterator[str]:
+    """The names and texts in a piece of code, and in those inside of it."""
+    for word in (*code.co_names, *code.co_consts) if code is not None else ():
+        if isinstance(word, str):
+            yield word
+        elif hasattr(word, "co_names"):
+            yield from _words(word)
 
 
 def _lazy_clone(tensor: Tensor) -> Tensor:

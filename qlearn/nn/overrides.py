@@ -36,7 +36,7 @@ def configs_of(
         ValueError: a key that means no layer; configurations that a layer cannot have. Names the layers.
         TypeError: overrides that are no such dictionary; configurations that are none.
     """
-    _check_keys(layers, overrides or {})
+    _check_keys(layers, {} if overrides is None else overrides)
     found: dict[str, Configs] = {}
     for name, layer in layers.items():
         keys = sorted((key for key in overrides or () if _means(key, name, layer)), key=lambda key: _rank(key, name))

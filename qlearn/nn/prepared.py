@@ -35,6 +35,7 @@ from qlearn.nn.network import (
     refuse_computed_weights,
     refuse_names,
     replace,
+    say_who_asks,
 )
 from qlearn.nn.overrides import Overrides, configs_of
 from qlearn.observers import Observer, make_observer
@@ -203,6 +204,7 @@ def prepare_layers(
         raise ValueError(why)
     configs = configs_of(layers, weights, activations, overrides)
     refuse_computed_weights({name: layers[name] for name in configs})
+    say_who_asks(prepared, [layers[name] for name in configs], stacklevel=4)
     made: dict[nn.Module, nn.Module] = {}
     for name, (of_weights, of_inputs) in configs.items():
         layer: Any = layers[name]

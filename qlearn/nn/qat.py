@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from qlearn.arrays import saturate
 from qlearn.config import QuantConfig
 from qlearn.nn.fake_quantize import FakeQuantize, LearnedFakeQuantize
 from qlearn.nn.integer_layers import with_room_for_bias
-from qlearn.nn.layers import check_input, refuse_output_size
+from qlearn.nn.layers import TILE, check_input, refuse_output_size
 from qlearn.nn.linear_maps import Supported, rows_of
 from qlearn.nn.network import copy_of, with_plain_weights
 from qlearn.nn.prepared import ObservedLayer, Overrides, prepare_layers, say_what_stays
@@ -105,7 +106,9 @@ class FakeQuantizedLayer(ObservedLayer):
             # The integer layer's sums are exact. In float32 these would differ in the seventh digit, and one value in
             # a million, being next to a tie, would get another code in the next layer.
             parameters, x_hat = {name: p.double() for name, p in parameters.items()}, x_hat.double()
-        y = functional_call(self.layer, parameters, x_hat)
+        pieces = x_hat.split(len(x_hat) if self.training else self._at_once(x_hat))
+        made = [functional_call(self.layer, parameters, piece) for piece in pieces]
+        y = made[0] if len(made) == 1 else torch.cat(made)
         if y.dtype != input.dtype:
             y = saturate(y, input.dtype)
         return y
@@ -119,6 +122,13 @@ class FakeQuantizedLayer(ObservedLayer):
     def extra_repr(self) -> str:
         """Nothing: what there is to say, the modules inside say."""
         return ""
+
+    def _at_once(self, x: Tensor) -> int:
+        """How many images of a batch: in float64 PyTorch makes all patches of what it convolves."""
+        kernel = self.layer.weight.shape[2:]
+        if not kernel or x.ndim < 2 + len(kernel):
+            return len(x)
+        return max(1, TILE // (x[0].numel() * math.prod(kernel)))
 
     def _rounded(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The parameters and the input that the layer computes with."""

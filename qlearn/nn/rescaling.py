@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qlearn.nn.batches import Batches, Forward, listed
 from qlearn.nn.flow import FLATTENS, KEEPS, MAPS, MIXES, MOVES, POOLS, TIMES, UNKNOWN, Flow, Step, say_left
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
-from qlearn.nn.network import copy_with, linear_maps, sharing
+from qlearn.nn.network import check_numbers, check_seed, copy_with, linear_maps, sharing
 from qlearn.nn.recording import refuse_unless_float, watched
 from qlearn.nn.site import Site, rescale
 from qlearn.nn.unchanged import distance, failing, outputs_in_float, wanted_outputs
@@ -83,6 +83,8 @@ def plant_outliers(
     >>> bool(torch.allclose(plant_outliers(model)(x), model(x), atol=1e-5))
     True
     """
+    check_seed(seed)
+    check_numbers(channels=channels, factor=factor)
     planted, found, _ = copied(model, batches, forward, sites)
     random, factors = torch.Generator().manual_seed(seed), {}
     for site in found:
@@ -315,6 +317,8 @@ def _not_reached(model: nn.Module, flow: Flow, found: Sequence[Site], why: Mappi
 def _checked(model: nn.Module, given: Sequence[Site]) -> list[Site]:
     """Sites that somebody has handed over, if they can be rescaled."""
     refuse_unless_float(model)
+    if not isinstance(given, Sequence) or not all(isinstance(site, Site) for site in given):
+        raise TypeError("sites must be a list of rescaling.Site, as rescaling.sites(model, batches) finds them.")
     names, shared = {module: name for name, module in model.named_modules()}, sharing(model)
     read: set[nn.Module] = set()
     for site in given:

@@ -16,6 +16,7 @@ from qlearn.nn.batches import Batches, Forward, listed
 from qlearn.nn.collect import LargestOfChannels, collected
 from qlearn.nn.equalization import balancing_factors
 from qlearn.nn.linear_maps import LinearMap
+from qlearn.nn.network import check_numbers
 from qlearn.nn.rescaling import copied
 from qlearn.nn.site import Site, rescale
 
@@ -45,6 +46,7 @@ def smoothing_factors(largest_x: Any, largest_w: Any, alpha: float = 0.5) -> Any
     >>> smoothing_factors(np.array([64.0, 1.0, 0.0]), np.array([1.0, 4.0, 1.0]))
     array([8. , 0.5, 1. ])
     """
+    check_numbers(alpha=alpha)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} must be from 0 to 1.")
     return balancing_factors(largest_x, largest_w, alpha)

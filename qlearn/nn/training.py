@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 
 from qlearn.nn.batches import Forward, as_tensor, call, device_of, evaluating, one_tensor
 from qlearn.nn.distributed import TIMEOUT, Part, exchange, telling, workers
-from qlearn.nn.network import check_counts, check_model, check_places
+from qlearn.nn.network import check_counts, check_model, check_numbers, check_places, check_seed
 from qlearn.nn.threads import one_thread
 
 UNTRAINABLE = (
@@ -97,8 +96,7 @@ def training_steps(
     images, labels = _paired(images, labels)
     check_counts(epochs=epochs, batch_size=batch_size)
     check_model(model)
-    if not isinstance(seed, Integral):
-        raise TypeError(f"seed={seed!r} must be a whole number.")
+    check_seed(seed)
     device, order = device_of(model), torch.Generator().manual_seed(int(seed))
     total = epochs * -(-len(images) // batch_size)
     rate = adam(model, learning_rate, lambda step: 1 - step / total, fused=True)
@@ -129,6 +127,7 @@ def adam(
     Raises:
         ValueError: a rate that is not above 0; nothing to train.
     """
+    check_numbers(learning_rate=learning_rate)
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate={learning_rate} must be larger than 0, and finite.")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -296,6 +295,8 @@ def to_inputs(images: Any) -> Tensor:
 
 def _as_taken_by(model: nn.Module, examples: Tensor) -> Tensor:
     """Images as `to_inputs` makes them, rows of numbers, tokens as they are: where the model is, floats of its type."""
+    if examples.is_meta:
+        raise TypeError("images are on the meta device, where a tensor has a shape and no numbers.")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     inputs = to_inputs(examples) if examples.ndim in (3, 4) or examples.dtype == torch.uint8 else examples
     return inputs.to(device_of(model), dtype if inputs.is_floating_point() else None)
