@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 import qlearn
 from qlearn.datasets import mnist_arrays, trained
-from qlearn.integer import matmul, quantize_multiplier, requantize
+from qlearn.integer import matmul, quantize_multiplier, requantize, sum_of_products
 
 multipliers = st.floats(2.0**-30, 1, exclude_max=True)
 accumulators = st.integers(-(2**31), 2**31 - 1)
@@ -449,3 +449,30 @@ def test_a_bound_that_is_known_is_not_looked_for():
     with pytest.raises(ValueError, match="can reach"):
         matmul(a, b)
     assert matmul(a, b, largest_sum=46_000**2).tolist() == [[46_000**2]]
+
+
+@pytest.mark.parametrize(
+    ("types", "depth", "wanted"),
+    [
+        (("uint8", "int8"), 4, ["float32"]),
+        (("uint8", "int8"), 2000, ["float32"] * 4),  # 2000 · 255 · 127 is three times 2²⁴, and more
+        (("int64", "int8"), 4, ["float64"]),
+        (("uint8", "int16"), 4, ["float64"]),
+        (("int32", "int32"), 2000, ["float64"]),
+    ],
+)
+def test_pytorch_multiplies_wide_codes_as_float64(types, depth, wanted):
+    """Its products of float32 may be of TF32 or bfloat16, by `set_float32_matmul_precision`; NumPy's are not."""
+    seen = []
+
+    def multiply(a, b):
+        seen.append(str(a.dtype).removeprefix("torch."))
+        assert a.dtype == b.dtype
+        return a @ b
+
+    a, b = (np.full(size, n, kind) for size, n, kind in zip([(1, depth), (depth, 1)], [255, 127], types, strict=True))
+    for made in ((torch.from_numpy(a), torch.from_numpy(b)), (a, b)):
+        sums = sum_of_products(multiply, made, (0, 0), (-1, -2), depth * 255 * 127)
+        assert int(sums[0, 0]) == depth * 255 * 127
+    pieces = -(-depth * 255 * 127 // (2**24 - 1))
+    assert seen == wanted + ["float32"] * pieces
