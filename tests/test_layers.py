@@ -141,7 +141,7 @@ def test_so_are_buffers_parameters_and_modules_that_a_user_has_given_it(stage):
 def test_a_name_that_means_something_else_there_is_refused(name, make):
     model = nn.Sequential(nn.Linear(12, 6))
     setattr(model[0], name, 2.0)
-    with pytest.raises(ValueError, match=f"layer '0': its attribute '{name}' has the name of one that a .*Layer has"):
+    with pytest.raises(ValueError, match=f"layer '0': its attribute '{name}' has the name of one of .*Layer's own"):
         make(model)
 
 

@@ -236,12 +236,12 @@ def refuse_names(layer: nn.Module, new: nn.Module) -> None:
     >>> layer.momentum = 0.5
     >>> refuse_names(layer, new)
     Traceback (most recent call last):
-    ValueError: its attribute 'momentum' has the name of one that a BatchNorm1d has: call it something else.
+    ValueError: its attribute 'momentum' has the name of one of BatchNorm1d's own: call it something else.
     """
     given = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias"}
     if taken := sorted(given.intersection(dir(new)).difference(dir(nn.Module()))):
         raise ValueError(
-            f"its attribute {taken[0]!r} has the name of one that a {type(new).__name__} has: call it something else."
+            f"its attribute {taken[0]!r} has the name of one of {type(new).__name__}'s own: call it something else."
         )
 
 
