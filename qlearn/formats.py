@@ -173,14 +173,17 @@ def decode(codes: Any, format: FloatFormat, scale: Any = 1.0) -> Array:
     m = format.significand_bits
 
     def value_of(part: Array) -> Array:
-        sign, exponent, significand = fields(compat.astype(part, xp.int64), format)
+        sign, exponent, significand = fields(part, format)
         normal = exponent > 0
         steps = compat.astype(significand + normal * 2**m, xp.float64)
         value = xp.ldexp(steps, xp.clip(exponent, 1, None) - format.bias - m)
         return xp.where(sign > 0, -value, value)
 
+    def is_special(part: Array) -> Array:
+        return compat.astype(part, xp.int64) % 2 ** (format.bits - 1) > format.largest_code
+
     real = saturate(of_blocks(in_slabs(value_of, codes, xp.float32), scale, compat.multiply), xp.float32)
-    special = (codes & (2 ** (format.bits - 1) - 1)) > format.largest_code
+    special = in_slabs(is_special, codes, xp.bool)
     if bool(special.any()):
         sign, _, significand = fields(codes, format)
         infinity = xp.where(sign > 0, xp.full_like(real, float("-inf")), xp.full_like(real, float("inf")))
@@ -207,6 +210,8 @@ def fields(codes: Any, format: FloatFormat) -> tuple[Array, Array, Array]:
     (1, 2, 1)
     """
     check_format(format)
-    codes = codes if isinstance(codes, int) else as_codes(codes)
+    if not isinstance(codes, int):
+        codes = as_codes(codes)
+        codes = array_namespace(codes).astype(codes, array_namespace(codes).int64)  # masks may be wider than the codes
     m = format.significand_bits
     return codes >> (format.bits - 1), (codes >> m) & (2**format.exponent_bits - 1), codes & (2**m - 1)
