@@ -29,7 +29,7 @@ SECOND = exercises.solution_source("01.2") + '\n\nexercises.check("01.2", quanti
 STUB = 'def quantize_symmetric(x, bits):\n    ...\n\nexercises.check("01.2", quantize_symmetric)'
 WRONG = 'def to_uint8(values):\n    return values.astype(np.uint8)\n\nexercises.check("01.1", to_uint8)'
 SLEEP = "import time\nwhile True: time.sleep(0.01)"
-SECONDS = 20  # much more than a notebook needs, on a busy machine too
+SECONDS = 40  # much more than a notebook needs, on a busy machine too
 LIMITS = Limits(seconds=SECONDS, file_mb=8, folder_mb=16, memory_mb=1024, processes=40)
 
 

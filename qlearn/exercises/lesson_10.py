@@ -1043,7 +1043,7 @@ EXERCISES = (QDQ, EVEN, BLOCK, MERGE)
 
 
 SMALL, RIGHT, TIMES, TIMES_WITHOUT = 80_000, 97.5, 2.0, 1.2
-BATCH, ROUNDS, TRIES = 1000, 15, 4
+BATCH, ROUNDS = 1000, 60
 
 
 def ship(model, images):
@@ -1100,9 +1100,12 @@ def _float_file():
 
 
 def _times_as_quick(one, other, images):
-    """How much less time the second takes than the first: the best of several tries of each, in turn."""
+    """How much less time the second takes than the first: the best of many tries of each, in turn.
+
+    Whatever else the machine does makes single ones slow, and neither of the two in particular.
+    """
     best = [np.inf, np.inf]
-    until = time.perf_counter() + 1.0
+    until = time.perf_counter() + 4.0
     for _ in range(ROUNDS):
         for which, run in enumerate((one, other)):
             start = time.perf_counter()
@@ -1143,12 +1146,7 @@ def judge(answer):
     if logits.shape != (DIGITS, 10):
         raise CannotBeJudged(f"for {DIGITS:,} images your network gives {logits.shape}: wanted are 10 logits for each.")
     right = 100 * np.mean(logits.argmax(axis=1) == labels)
-    # Noise of the machine can only make it look slow: the best of a few tries counts.
-    times = 0.0
-    for _ in range(TRIES):
-        times = max(times, _times_as_quick(*runs, digits[:BATCH]))
-        if times >= wanted:
-            break
+    times = _times_as_quick(*runs, digits[:BATCH])
     return Score(
         {"bytes": f"{len(content):,}", "accuracy": f"{right:.1f} %", "times as quick": f"{times:.1f}"},
         len(content) <= SMALL and right >= RIGHT and times >= wanted,
