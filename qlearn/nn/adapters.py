@@ -25,6 +25,7 @@ from qlearn.nn.language_model import CONTEXT
 from qlearn.nn.layers import QuantizedLayer
 from qlearn.nn.linear_maps import LinearMap, is_linear_map
 from qlearn.nn.network import (
+    Around,
     check_counts,
     check_model,
     check_numbers,
@@ -45,7 +46,7 @@ from qlearn.nn.training import adam, learn, losses_of
 WARM_UP = 10  # steps until the learning rate has its full size
 
 
-class AdaptedLayer(nn.Module):
+class AdaptedLayer(Around):
     """A layer that is left as it is, and a product of two thin matrices beside it.
 
         y = layer(x) + (x Aᵀ) Bᵀ · α / r
@@ -76,15 +77,6 @@ class AdaptedLayer(nn.Module):
         if is_linear_map(layer):
             refuse_names(layer, self)
         move_hooks(layer, self)
-
-    def __getattr__(self, name: str) -> Any:
-        """The layer's, of all that this one does not have: `in_features`, and one's own."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "layer":
-                raise
-            return getattr(self.layer, name)
 
     @property
     def weight(self) -> Tensor:

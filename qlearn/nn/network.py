@@ -211,6 +211,25 @@ def carry_attributes(old: nn.Module, new: nn.Module) -> None:
             setattr(new, name, value)
 
 
+class Around(nn.Module):
+    """A module around a `layer`, that has what the layer has wherever it has nothing of its own.
+
+    >>> around = Around()
+    >>> around.layer = nn.Linear(2, 3)
+    >>> around.in_features
+    2
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        """The layer's, of all that this one does not have: `in_features`, and one's own."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
+
+
 def carry_parts(old: nn.Module, new: nn.Module) -> None:
     """Let a module have the buffers, parameters and modules, too, that somebody has given the one in whose place it is.
 

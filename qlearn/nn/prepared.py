@@ -23,6 +23,7 @@ from qlearn.nn.integer_layers import quantized
 from qlearn.nn.layers import QuantizedLayer, quantized_layers, refuse_output_size
 from qlearn.nn.linear_maps import NAMES, LinearMap, Supported, as_blocks, rows_of
 from qlearn.nn.network import (
+    Around,
     check_model,
     copy_of,
     in_float_text,
@@ -47,7 +48,7 @@ ROUNDED = ("weight_codes", "weight_scale", "weight_zero_point")  # of what `nn.g
 MUCH = 0.05  # of the parameters: where more stays in float than this, `prepare` says so
 
 
-class ObservedLayer(nn.Module):
+class ObservedLayer(Around):
     """A float layer with what will be needed to make an integer layer of it.
 
     There is no observer where the input stays in float, or where its range is found for every batch. It looks at the
@@ -73,15 +74,6 @@ class ObservedLayer(nn.Module):
         self.calibrating = self.called = False
         refuse_names(layer, self)
         move_hooks(layer, self)
-
-    def __getattr__(self, name: str) -> Any:
-        """The layer's, of all that this one does not have: `in_features`, and one's own."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "layer":
-                raise
-            return getattr(self.layer, name)
 
     @property
     def weight(self) -> Tensor:
